@@ -1,0 +1,89 @@
+// Python's way into the core: integers that are addresses, sizes, a thread count or a stream handle.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "numerics/counter.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+ggm::CorruptArgs corrupt_args(uintptr_t tokens, int64_t token_bytes, uintptr_t keep_prob, bool keep_per_position,
+                              uintptr_t frozen, uintptr_t sample_ids, uintptr_t noise, uintptr_t noisy,
+                              uintptr_t is_signal, int64_t batch, int64_t length, int64_t vocab_size, uint64_t seed,
+                              int64_t step, uintptr_t step_pointer, uint32_t stream) {
+  return {pointer<const void>(tokens),
+          token_bytes,
+          pointer<const float>(keep_prob),
+          keep_per_position,
+          pointer<const uint8_t>(frozen),
+          pointer<const int64_t>(sample_ids),
+          pointer<const ggm::AliasRow>(noise),
+          pointer<void>(noisy),
+          pointer<uint8_t>(is_signal),
+          batch,
+          length,
+          vocab_size,
+          seed,
+          step,
+          pointer<const int64_t>(step_pointer),
+          stream};
+}
+
+std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id, uint32_t position_block,
+                              uint32_t vocab_block) {
+  return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (int index = 0; index < ggm::cpu::isa_count(); ++index) names.emplace_back(ggm::cpu::isa_name(index));
+  return names;
+}
+
+#if defined(GGM_WITH_CUDA)
+void check_cuda(const char* error) {
+  if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  py::class_<ggm::CorruptArgs>(module, "CorruptArgs").def(py::init(&corrupt_args));
+
+  module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
+  module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
+  module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
+  module.def("counter", &counter, "Philox counter of logical coordinates.");
+
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
+  module.def(
+      "cpu_philox",
+      [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {
+        ggm::cpu::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed});
+      },
+      release);
+
+#if defined(GGM_WITH_CUDA)
+  module.def("cuda_corrupt", [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::corrupt(args, pointer<void>(stream), device));
+  });
+  module.def("cuda_philox", [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream,
+                               int device) {
+    check_cuda(ggm::cuda::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed},
+                                 pointer<void>(stream), device));
+  });
+#endif
+}

@@ -1,0 +1,47 @@
+// What every launch needs: the right device for its duration, a grid that fills it, the error in words.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace ggm::cuda {
+
+constexpr int kThreads = 256;
+
+// Makes `device` current and restores what was: this core's CUDA runtime is its own, the driver's
+// current context is shared with PyTorch.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    error_ = cudaGetDevice(&previous_);
+    if (error_ == cudaSuccess && previous_ != device) {
+      error_ = cudaSetDevice(device);
+      changed_ = error_ == cudaSuccess;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  cudaError_t error() const { return error_; }
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+  cudaError_t error_ = cudaSuccess;
+};
+
+inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+// Blocks for a grid-stride loop over `items`: all of them, or eight full waves of the device.
+inline unsigned grid_for(int64_t items, int device) {
+  int processors = 1;
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  const int64_t wanted = (items + kThreads - 1) / kThreads;
+  return static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, int64_t{processors} * 8 * 8));
+}
+
+}  // namespace ggm::cuda

@@ -1,0 +1,41 @@
+// The decisions of corrupt, from random words.
+#pragma once
+
+#include "numerics/host_device.h"
+#include "numerics/philox.h"
+
+namespace ggm {
+
+// 1 where a word keeps the token, else 0: word < floor(keep_prob * 2^32). Every probability is met to 2^-32.
+// Split at 1/2 (the difference is exact) because vector units convert floats to signed integers only.
+// A probability outside [0, 1] counts as the nearer end, NaN as 0: nothing here may trap on a GPU.
+GGM_HD uint32_t keeps(uint32_t word, float keep_prob) {
+  const float p = keep_prob > 0.0f ? keep_prob : 0.0f;
+  const float below_one = p < 0x1.fffffep-1f ? p : 0x1.fffffep-1f;
+  const float half = below_one >= 0.5f ? 0.5f : 0.0f;
+  const uint32_t base = below_one >= 0.5f ? 0x80000000u : 0u;
+  const uint32_t threshold = base + static_cast<uint32_t>(static_cast<int32_t>((below_one - half) * 0x1p32f));
+  const uint32_t by_word = word < threshold ? 1u : 0u;
+  const uint32_t always = keep_prob >= 1.0f ? 1u : 0u;
+  return by_word | always;
+}
+
+// Uniform token, or column of an alias table: floor(word / 2^32 * vocab_size).
+template <class Word>
+GGM_HD Word uniform_token(Word word, uint32_t vocab_size) {
+  Word high, low;
+  WideProduct<Word>::of(vocab_size, word, high, low);
+  return high;
+}
+
+// One row of the alias table: a column keeps its own token below the threshold, else gives its alias.
+struct AliasRow {
+  uint32_t threshold;
+  uint32_t alias;
+};
+
+GGM_HD uint32_t alias_token(uint32_t column, uint32_t accept_word, AliasRow row) {
+  return accept_word < row.threshold ? column : row.alias;
+}
+
+}  // namespace ggm

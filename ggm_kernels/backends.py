@@ -1,0 +1,152 @@
+"""Which backends are here, why the others are not, and which of them serves a call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import torch
+
+AUTO = "auto"
+_MODULES = {
+    "reference": "ggm_kernels.reference",
+    "cpu": "ggm_kernels.native",
+    "cuda": "ggm_kernels.native",
+    "triton": "ggm_kernels.triton",
+}
+# Order of preference on each device type; any other device is served by the reference.
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """State of one backend; truthy where it can serve calls.
+
+    Attributes
+    ----------
+    available : bool
+        Whether calls can be served here and now.
+    reason : str
+        What makes it available, or why it is not and how to get it.
+    ops : frozenset of str
+        The ops that it implements.
+    """
+
+    available: bool
+    reason: str
+    ops: frozenset[str]
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+def backends() -> dict[str, Backend]:
+    """State of every backend: ``reference``, ``cpu``, ``cuda`` and ``triton``.
+
+    Returns
+    -------
+    dict of str to Backend
+        ``.available``, ``.reason`` (why not, and how to get it) and ``.ops`` of each.
+    """
+    return {name: _state(name) for name in _MODULES}
+
+
+def checks_values(device: torch.device) -> bool:
+    """Whether ids and ranges held in tensors are checked: always on CPU, on GPU if GGM_KERNELS_CHECK=1."""
+    return device.type == "cpu" or checks_rows()
+
+
+def checks_rows() -> bool:
+    """Whether rows of logits without a law (NaN, all -inf) raise: where GGM_KERNELS_CHECK=1, on any device."""
+    return os.environ.get("GGM_KERNELS_CHECK") == "1"
+
+
+def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
+    """Name and function of the backend that serves `op` on `device`.
+
+    Parameters
+    ----------
+    op : str
+        Name of the op.
+    backend : str
+        A backend, or "auto": the environment variable GGM_KERNELS_BACKEND if set, else the best there is.
+    device : torch.device
+        Device of the tensors.
+
+    Raises
+    ------
+    ValueError
+        If no backend has that name, or the one named cannot work on that device.
+    RuntimeError
+        If the backend named is not available, or does not implement `op`.
+    """
+    if backend == AUTO:
+        backend = os.environ.get("GGM_KERNELS_BACKEND", AUTO)
+    if backend == AUTO:
+        return _best(op, device.type)
+    return _named(op, backend, device.type)
+
+
+@cache
+def _best(op: str, device_type: str) -> tuple[str, Callable]:
+    for name in _PREFERENCE.get(device_type, ("reference",)):
+        state = _state(name)
+        if state and op in state.ops:
+            return name, getattr(_module(name), op)
+    raise AssertionError("the reference implements every op")
+
+
+@cache
+def _named(op: str, name: str, device_type: str) -> tuple[str, Callable]:
+    if name not in _MODULES:
+        raise ValueError(f"backend: got {name!r}; allowed: {', '.join(map(repr, _MODULES))} or None (the best)")
+    state = _state(name)
+    if not state:
+        raise RuntimeError(f"backend {name!r} is not available: {state.reason}")
+    if op not in state.ops:
+        raise RuntimeError(f"backend {name!r} does not implement {op} in this version")
+    if name in ("cpu", "cuda") and name != device_type:
+        raise ValueError(f"backend: got {name!r} for {device_type} tensors; allowed: tensors on {name}")
+    if name == "triton" and device_type != "cuda" and not _triton_interprets():
+        raise ValueError(
+            f"backend: got 'triton' for {device_type} tensors; allowed: cuda tensors, or any with "
+            "TRITON_INTERPRET=1 in the environment before Triton is imported"
+        )
+    return name, getattr(_module(name), op)
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(_MODULES[name])
+
+
+@cache
+def _state(name: str) -> Backend:
+    if name == "reference":
+        return Backend(True, "plain PyTorch, on every device", frozenset(_module(name).__all__))
+    if name == "triton":
+        reason = _why_no_triton()
+        ops = frozenset(_module(name).__all__) if reason is None else frozenset()
+        how = "interpreted on the CPU (TRITON_INTERPRET=1)" if _triton_interprets() else "compiled for the GPU"
+        return Backend(reason is None, reason or how, ops)
+    native = _module(name)
+    reason = native.why_not(name)
+    return Backend(reason is None, reason or native.describe(name), native.ops(name))
+
+
+def _triton_interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _why_no_triton() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return "Triton is not installed: pip install triton"
+    if not torch.cuda.is_available() and not _triton_interprets():
+        return "no CUDA device; to run it interpreted on the CPU set TRITON_INTERPRET=1 before the first import"
+    return None

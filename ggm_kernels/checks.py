@@ -1,0 +1,99 @@
+"""Argument checks shared by the ops: each names the argument, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+
+INTEGERS = (torch.int32, torch.int64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def integer(name: str, value: int, *, low: int, high: int) -> int:
+    """Check low <= value < high for an integer argument."""
+    if isinstance(value, bool) or isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed: an int")
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed: an int") from None
+    if value < low or value >= high:
+        raise ValueError(f"{name}: got {value}; allowed: {low} <= {name} < {high}")
+    return value
+
+
+def number(name: str, value: float, *, low: float, high: float, open_low: bool = False) -> float:
+    """Check low <= value <= high (low < value with `open_low`) for a finite real argument."""
+    if isinstance(value, (bool, torch.Tensor)):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float")
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float") from None
+    if math.isnan(value) or math.isinf(value) or value > high or value < low or (open_low and value == low):
+        left = "<" if open_low else "<="
+        upper = "" if math.isinf(high) else f" <= {high:g}"
+        raise ValueError(f"{name}: got {value}; allowed: finite and {low:g} {left} {name}{upper}")
+    return value
+
+
+def tensor(
+    name: str,
+    value: torch.Tensor,
+    *,
+    dtypes: Sequence[torch.dtype],
+    shapes: Sequence[tuple[int, ...]] | None = None,
+    dims: Sequence[int] | None = None,
+) -> None:
+    """Check that `value` is a strided tensor of one of `dtypes` and of one of `shapes` or `dims`."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}; allowed: a torch.Tensor")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name}: got dtype {value.dtype}; allowed: {allowed}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}; allowed: torch.strided")
+    if dims is not None and value.dim() not in dims:
+        allowed = " or ".join(f"{dim}-d" for dim in dims)
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: a {allowed} tensor")
+    if shapes is not None and value.shape not in shapes:
+        allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {allowed}")
+
+
+def same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Check that two tensors live on one device."""
+    if value.device != other.device:
+        raise ValueError(
+            f"{name}: got device {value.device}; allowed: {other.device}, the device of {other_name}"
+        )
+
+
+def boolean_mask(name: str, mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
+    """Check an optional bool mask shaped like `tokens`; return it contiguous."""
+    if mask is None:
+        return None
+    tensor(name, mask, dtypes=(torch.bool,), shapes=[tokens.shape])
+    same_device(name, mask, "tokens", tokens)
+    return mask.contiguous()
+
+
+def values_in_range(
+    name: str, value: torch.Tensor, low: float, high: float, error: type[Exception], closed: bool = False
+) -> None:
+    """Raise `error` naming the first element outside [low, high), or [low, high] if `closed` (synchronises).
+
+    NaN is outside every range.
+    """
+    inside = (value >= low) & ((value <= high) if closed else (value < high))
+    if bool(inside.all()):
+        return
+    flat = int((~inside).flatten().to(torch.uint8).argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+    end = "]" if closed else ")"
+    where = f"{name}[{', '.join(map(str, index))}]" if index else name
+    raise error(f"{where}: got {value[index].item()}; allowed: [{low}, {high}{end}")

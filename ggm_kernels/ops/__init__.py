@@ -1,0 +1,1 @@
+"""Per op: schema, argument checks, fake, autograd, and the choice of a backend."""

@@ -1,0 +1,280 @@
+"""`glauber_step` and `linear_glauber_step`: schema, checks, fake, """
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ggm_kernels import checks, randomness
+from ggm_kernels.backends import AUTO, checks_rows, checks_values, kernel
+from ggm_kernels.noise import NoiseLaw, check_noise
+from ggm_kernels.ops.library import register
+
+_SHARED_SCHEMA = (
+    "SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, float? top_p, "
+    "float? min_p, Tensor? noise_rate, Tensor? noise_log_probs, bool normalize, Tensor? sample_ids, "
+    "Tensor? frozen, str backend) -> ()"
+)
+
+
+def glauber_step(
+    tokens: torch.Tensor,
+    logits: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    seed: int,
+    step: int | torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    noise_rate: torch.Tensor | None = None,
+    noise: NoiseLaw | None = None,
+    normalize: bool = False,
+    sample_ids: torch.Tensor | None = None,
+    frozen: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Resample tokens at given positions from their logits, in place: one reverse step of Glauber dynamics.
+
+    Heat bath (no `noise_rate`) equals, in law,
+    ``tokens[b, positions[b, k]] = torch.multinomial(logits[b, k].softmax(-1), 1)``. With `noise_rate` eps a
+    token is first kept with probability ``sigmoid(g + log((1 - eps) / eps) - log pi(token))``, g its logit.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        Token ids in [0, V), int32 or int64, shape [B, L]; written in place.
+    logits : torch.Tensor
+        float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
+        but -inf, leaves its token as it was (raises under GGM_KERNELS_CHECK=1).
+    positions : torch.Tensor
+        Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
+    seed : int
+        Key of the noise, 0 to 2**64 - 1.
+    step : int or torch.Tensor
+        Coordinate of the noise, 0 to 2**32 - 1: give every step another one. A 0-d int64 tensor may change
+        under a CUDA graph.
+    temperature : float
+        Logits are divided by it; 0 takes the largest logit (the first of equals).
+    top_k, top_p, min_p : optional
+        Applied in this order after the temperature, each to what the ones before left, as Hugging Face's
+        logits processors do. Equal logits share one fate: all stay or all go.
+    noise_rate : torch.Tensor, optional
+        eps in [0, 1], float [B] or [B, K]: keep-or-replace instead of heat bath.
+    noise : NoiseLaw, optional
+        Law pi of the noise in the keep decision; None is uniform.
+    normalize : bool
+        Whether the keep decision subtracts the row's log-sum-exp from the logit, for logits that are not
+        log-probabilities.
+    sample_ids : torch.Tensor, optional
+        Coordinate of each sequence, integer [B], values in [0, 2**40). Default 0, 1, .., B - 1.
+    frozen : torch.Tensor, optional
+        bool [B, L]: positions that never change.
+    backend : str, optional
+        "reference", "cpu", "cuda" or "triton"; None is the best that is there.
+
+    Returns
+    -------
+    torch.Tensor
+        `tokens` itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of wrong type, shape, device or range; nothing is written.
+    IndexError
+        For a token outside [0, V), a position outside [0, L) or twice in one sequence; nothing is written.
+        On CPU, and on GPU if GGM_KERNELS_CHECK=1.
+
+    Notes
+    -----
+    The draw is an exponential race on float32 scores: argmax of logit / temperature - log E, where
+    E = -log1p(-u) and u is one of 2**32 uniforms keyed by (seed, step, sample id, position, token). Events
+    down to probability 2**-33 occur at their rate. Source: reverse process of arXiv 2405.17035;
+    keep-or-replace is our derivation (docs/mathematics.md).
+    """
+    checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
+    shared = _check_shared(
+        tokens, positions, logits, "logits", logits.shape[2], seed, step, temperature, top_k, top_p, min_p,
+        noise_rate, noise, normalize, sample_ids, frozen, backend,
+    )  # fmt: skip
+    _op(tokens, logits.detach(), positions, *shared)
+    return tokens
+
+
+def linear_glauber_step(
+    tokens: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    seed: int,
+    step: int | torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    noise_rate: torch.Tensor | None = None,
+    noise: NoiseLaw | None = None,
+    normalize: bool = False,
+    sample_ids: torch.Tensor | None = None,
+    frozen: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """`glauber_step` on the logits ``hidden @ weight.T + bias``, which never exist as a whole.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        Token ids in [0, V), int32 or int64, shape [B, L]; written in place.
+    hidden : torch.Tensor
+        float32, bfloat16 or float16, shape [B, K, d].
+    weight : torch.Tensor
+        Output embedding, dtype of `hidden`, shape [V, d].
+    positions : torch.Tensor
+        Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
+    bias : torch.Tensor, optional
+        dtype of `hidden`, shape [V].
+    seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen, backend
+        As in `glauber_step`.
+
+    Returns
+    -------
+    torch.Tensor
+        `tokens` itself.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `glauber_step`.
+    """
+    checks.tensor("hidden", hidden, dtypes=checks.FLOATS, dims=(3,))
+    checks.tensor("weight", weight, dtypes=(hidden.dtype,), dims=(2,))
+    if weight.shape[1] != hidden.shape[2]:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[2]})")
+    checks.same_device("weight", weight, "hidden", hidden)
+    if bias is not None:
+        checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
+        checks.same_device("bias", bias, "hidden", hidden)
+        bias = bias.detach()
+    shared = _check_shared(
+        tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
+        noise_rate, noise, normalize, sample_ids, frozen, backend,
+    )  # fmt: skip
+    _linear_op(tokens, hidden.detach(), weight.detach(), positions, bias, *shared)
+    return tokens
+
+
+def _check_shared(
+    tokens, positions, rows, rows_name, vocab_size, seed, step, temperature, top_k, top_p, min_p,
+    noise_rate, noise, normalize, sample_ids, frozen, backend,
+) -> tuple:  # fmt: skip
+    """Check what both ops share; return the arguments of the schema from `seed` on."""
+    checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
+    batch = tokens.shape[0]
+    if rows.shape[0] != batch:
+        raise ValueError(f"{rows_name}: got shape {tuple(rows.shape)}; allowed: ({batch}, K, ..), as tokens")
+    checks.same_device(rows_name, rows, "tokens", tokens)
+    if not 1 <= vocab_size <= randomness.MAX_RACE_VOCAB:
+        raise ValueError(f"{rows_name}: got V = {vocab_size}; allowed: 1 to {randomness.MAX_RACE_VOCAB}")
+    count = rows.shape[1]
+    checks.tensor("positions", positions, dtypes=checks.INTEGERS, shapes=[(batch, count), (count,)])
+    checks.same_device("positions", positions, "tokens", tokens)
+    seed = randomness.check_seed(seed)
+    step, step_tensor = randomness.check_step(step)
+    temperature = checks.number("temperature", temperature, low=0.0, high=math.inf)
+    if top_k is not None:
+        top_k = checks.integer("top_k", top_k, low=1, high=2**63)
+    if top_p is not None:
+        top_p = checks.number("top_p", top_p, low=0.0, high=1.0, open_low=True)
+    if min_p is not None:
+        min_p = checks.number("min_p", min_p, low=0.0, high=1.0)
+    if noise_rate is not None:
+        checks.tensor("noise_rate", noise_rate, dtypes=checks.FLOATS, shapes=[(batch,), (batch, count)])
+        checks.same_device("noise_rate", noise_rate, "tokens", tokens)
+        noise_rate = noise_rate.detach()
+    check_noise(noise, vocab_size)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize: got {type(normalize).__name__}; allowed: a bool")
+    sample_ids = randomness.check_sample_ids(sample_ids, tokens)
+    frozen = checks.boolean_mask("frozen", frozen, tokens)
+    noise_log_probs = None if noise is None else noise.log_probs(tokens.device)
+    return (
+        seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs, normalize,
+        sample_ids, frozen, backend or AUTO,
+    )  # fmt: skip
+
+
+def _check_values(tokens, positions, vocab_size, step, noise_rate, sample_ids) -> None:
+    if not checks_values(tokens.device):
+        return
+    randomness.check_coordinate_values(step, sample_ids)
+    checks.values_in_range("tokens", tokens, 0, vocab_size, IndexError)
+    checks.values_in_range("positions", positions, 0, tokens.shape[1], IndexError)
+    _check_distinct(positions)
+    if noise_rate is not None:
+        checks.values_in_range("noise_rate", noise_rate, 0.0, 1.0, ValueError, closed=True)
+
+
+def _check_distinct(positions: torch.Tensor) -> None:
+    ordered = positions.sort(dim=-1).values
+    twice = ordered[..., 1:] == ordered[..., :-1]
+    if bool(twice.any()):
+        *row, index = twice.nonzero()[0].tolist()
+        where = f"positions[{row[0]}]" if row else "positions"
+        raise IndexError(f"{where}: got position {int(ordered[(*row, index)])} twice; allowed: each once")
+
+
+def _check_rows(logits: torch.Tensor) -> None:
+    """Raise ValueError for a row without a law: under GGM_KERNELS_CHECK=1 only."""
+    if not checks_rows() or logits.numel() == 0:
+        return
+    lawless = logits.isnan().any(-1) | (logits == -math.inf).all(-1)
+    if bool(lawless.any()):
+        row = tuple(lawless.nonzero()[0].tolist())
+        raise ValueError(f"logits[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
+
+
+def _run(
+    tokens, logits, positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate,
+    noise_log_probs, normalize, sample_ids, frozen, backend,
+):  # fmt: skip
+    _, run = kernel("glauber_step", backend, tokens.device)
+    _check_values(tokens, positions, logits.shape[2], step_tensor, noise_rate, sample_ids)
+    _check_rows(logits)
+    step = step if step_tensor is None else step_tensor
+    run(
+        tokens, logits, positions, seed, step, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
+        normalize, sample_ids, frozen,
+    )  # fmt: skip
+
+
+def _linear_run(
+    tokens, hidden, weight, positions, bias, seed, step, step_tensor, temperature, top_k, top_p, min_p,
+    noise_rate, noise_log_probs, normalize, sample_ids, frozen, backend,
+):  # fmt: skip
+    _, run = kernel("linear_glauber_step", backend, tokens.device)
+    _check_values(tokens, positions, weight.shape[0], step_tensor, noise_rate, sample_ids)
+    step = step if step_tensor is None else step_tensor
+    run(
+        tokens, hidden, weight, positions, bias, seed, step, temperature, top_k, top_p, min_p, noise_rate,
+        noise_log_probs, normalize, sample_ids, frozen,
+    )  # fmt: skip
+
+
+def _fake(*args):
+    return None
+
+
+_op = register(
+    f"glauber_step(Tensor(a!) tokens, Tensor logits, Tensor positions, {_SHARED_SCHEMA}", _run, _fake
+)
+_linear_op = register(
+    "linear_glauber_step(Tensor(a!) tokens, Tensor hidden, Tensor weight, Tensor positions, Tensor? bias, "
+    + _SHARED_SCHEMA,
+    _linear_run,
+    _fake,
+)

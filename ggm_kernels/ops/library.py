@@ -1,0 +1,28 @@
+"""The `torch.library` namespace `ggm_kernels` and how an op enters it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_LIBRARY = torch.library.Library("ggm_kernels", "DEF")
+
+
+def register(schema: str, run: Callable, fake: Callable) -> Callable:
+    """Define an op by schema, its implementation for all devices and its fake; return the callable op.
+
+    `Library.define` and `impl` rather than `torch.library.custom_op`: a quarter of the cost per call.
+    """
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.partition("(")[0]
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ggm_kernels::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.ggm_kernels, name).default
+
+
+def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Register the backward formula of the op `name`."""
+    torch.library.register_autograd(
+        f"ggm_kernels::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+    )

@@ -1,0 +1,20 @@
+"""The oracle: every op in plain PyTorch, readable as its formula, on any device."""
+
+from ggm_kernels.reference.corrupt import corrupt
+from ggm_kernels.reference.glauber_step import glauber_step, linear_glauber_step
+from ggm_kernels.reference.sigmoid_bce import (
+    linear_sigmoid_bce,
+    linear_sigmoid_bce_backward,
+    sigmoid_bce,
+    sigmoid_bce_backward,
+)
+
+__all__ = [
+    "corrupt",
+    "glauber_step",
+    "linear_glauber_step",
+    "linear_sigmoid_bce",
+    "linear_sigmoid_bce_backward",
+    "sigmoid_bce",
+    "sigmoid_bce_backward",
+]

@@ -1,0 +1,21 @@
+"""Backends and devices to test on."""
+
+import pytest
+import torch
+
+import ggm_kernels
+
+
+def served_on(op: str, device: str) -> list[str]:
+    """Names of the available backends that implement `op` for tensors on `device`."""
+    served = {"cpu": ("reference", "cpu", "triton"), "cuda": ("reference", "cuda", "triton")}[device]
+    if torch.cuda.is_available() and device == "cpu":
+        served = ("reference", "cpu")  # Triton is compiled there, not interpreted
+    states = ggm_kernels.backends()
+    return [name for name in served if states[name] and op in states[name].ops]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `backend` over all that serve the op named by the module's OP, on CPU."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", served_on(metafunc.module.OP, "cpu"))

@@ -1,0 +1,58 @@
+"""NoiseLaw: the alias table carries the law."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ggm_kernels import NoiseLaw
+
+
+def law_of_table(noise: NoiseLaw) -> torch.Tensor:
+    """The law that a uniform column and a uniform acceptance word give, in float64."""
+    size = noise.vocab_size
+    threshold, alias = noise.table(torch.device("cpu")).long().unbind(-1)
+    accepted = (threshold & 0xFFFFFFFF).double() / 2**32
+    return (accepted / size).index_add(0, alias, (1 - accepted) / size)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=300).filter(lambda row: sum(row) > 1e-3))
+def test_the_table_is_the_law(weights):
+    probs = torch.tensor(weights, dtype=torch.float64)
+    noise = NoiseLaw(probs / probs.sum())
+    assert (law_of_table(noise) - noise.probs).abs().max() < 2**-31
+    assert noise.probs.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_a_token_of_probability_zero_has_no_mass_at_all():
+    probs = torch.rand(1000, generator=torch.Generator().manual_seed(0)).double()
+    probs[::3] = 0
+    law = law_of_table(NoiseLaw(probs / probs.sum()))
+    assert (law[::3] == 0).all()
+    assert (law[1::3] > 0).all()
+
+
+def test_log_probs():
+    noise = NoiseLaw(torch.tensor([0.25, 0.75, 0.0]))
+    expected = torch.tensor([0.25, 0.75, 0.0]).log()
+    torch.testing.assert_close(noise.log_probs(torch.device("cpu")), expected)
+    assert noise.vocab_size == 3
+    assert repr(noise) == "NoiseLaw(V=3)"
+
+
+@pytest.mark.parametrize(
+    ("probs", "error", "message"),
+    [
+        ([0.5, 0.5], TypeError, "probs: got list"),
+        (torch.tensor([1, 0]), TypeError, "probs: got dtype torch.int64"),
+        (torch.full((2, 2), 0.25), ValueError, r"probs: got shape \(2, 2\); allowed: a 1-d tensor"),
+        (torch.empty(0), ValueError, "probs: got 0 entries"),
+        (torch.tensor([1.5, -0.5]), ValueError, r"probs\[0\]: got 1.5; allowed: \[0.0, 1.0\]"),
+        (torch.tensor([0.5, float("nan")]), ValueError, r"probs\[1\]: got nan"),
+        (torch.tensor([0.5, 0.4]), ValueError, "probs: got a sum of 0.9"),
+    ],
+)
+def test_bad_laws(probs, error, message):
+    with pytest.raises(error, match=message):
+        NoiseLaw(probs)

@@ -1,0 +1,200 @@
+"""`sigmoid_bce` and `linear_sigmoid_bce`: the formula, its gradients, errors before work."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import linear, logsigmoid
+
+from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
+
+OP = "sigmoid_bce"
+CANDIDATES = torch.tensor([[0, 3], [3, 3], [6, 1], [2, 5]])
+
+
+def expected_loss(logits, candidates, signal, noise, offset=None):
+    """By PyTorch's own log-sigmoid and autograd."""
+    f = logits.gather(1, candidates.long())
+    if offset is not None:
+        f = f + offset[:, None]
+    return -(signal * logsigmoid(f) + noise * logsigmoid(-f)).sum(1)
+
+
+def problem(rows=4, vocab_size=7, hidden_size=5, dtype=torch.float32, candidates=CANDIDATES):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return {
+        "hidden": draw(rows, hidden_size).requires_grad_(),
+        "weight": draw(vocab_size, hidden_size).requires_grad_(),
+        "bias": draw(vocab_size).requires_grad_(),
+        "offset": draw(rows),
+        "candidates": candidates,
+        "signal_weight": torch.rand(candidates.shape, generator=generator, dtype=torch.float64),
+        "noise_weight": torch.rand(candidates.shape, generator=generator, dtype=torch.float64),
+    }
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(0, 9), count=st.integers(0, 5), vocab_size=st.integers(1, 40), hidden_size=st.integers(0, 17)
+)
+def test_loss_and_gradients_are_those_of_the_formula(backend, rows, count, vocab_size, hidden_size):
+    candidates = torch.randint(vocab_size, (rows, count), generator=torch.Generator().manual_seed(1))
+    inputs = problem(rows, vocab_size, hidden_size, candidates=candidates)
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    signal, noise = inputs["signal_weight"].float(), inputs["noise_weight"].float()
+    loss = linear_sigmoid_bce(**inputs, backend=backend)
+    assert loss.dtype == torch.float32 and loss.shape == (rows,)
+    logits = linear(*leaves)
+    by_hand = expected_loss(logits, candidates, signal, noise, inputs["offset"])
+    torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-5)
+    full = sigmoid_bce(logits, candidates, signal, noise, inputs["offset"], backend=backend)
+    torch.testing.assert_close(full, by_hand, rtol=1e-5, atol=1e-5)
+    if rows and count:
+        row_weights = torch.linspace(-1, 2, rows)
+        ours = torch.autograd.grad(loss @ row_weights, leaves)
+        through_logits = torch.autograd.grad(full @ row_weights, leaves, retain_graph=True)
+        theirs = torch.autograd.grad(by_hand @ row_weights, leaves)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(through_logits, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck_in_float64():
+    inputs = problem(dtype=torch.float64)
+    names = ("hidden", "weight", "bias")
+
+    def loss(*leaves):
+        return linear_sigmoid_bce(**{**inputs, **dict(zip(names, leaves, strict=True))}, backend="reference")
+
+    assert torch.autograd.gradcheck(loss, [inputs[name] for name in names])
+    logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: sigmoid_bce(x, CANDIDATES, 0.3, 0.9, backend="reference"), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_float32_as_torch_is(backend, dtype):
+    inputs = problem(64, 7, 200, dtype, candidates=torch.randint(7, (64, 3)))
+    exact = {k: v.detach().double() if v.is_floating_point() else v for k, v in inputs.items()}
+    signal, noise = exact["signal_weight"], exact["noise_weight"]
+    logits = linear(exact["hidden"], exact["weight"], exact["bias"])
+    truth = expected_loss(logits, inputs["candidates"], signal, noise, exact["offset"])
+    in_torch = expected_loss(
+        linear(inputs["hidden"], inputs["weight"], inputs["bias"]),
+        inputs["candidates"], signal.to(dtype), noise.to(dtype), inputs["offset"],
+    )  # fmt: skip
+    ours = linear_sigmoid_bce(**inputs, backend=backend)
+    assert ours.dtype == torch.float32
+    assert (ours - truth).abs().max() <= (in_torch.double() - truth).abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
+def test_softplus_is_exact_far_out(backend, f):
+    logits = torch.tensor([[f], [-f]])
+    one = torch.zeros(2, dtype=torch.int64)
+    loss = sigmoid_bce(logits, one, 1.0, 0.0, backend=backend)
+    assert loss.tolist() == pytest.approx([torch.log1p(torch.exp(torch.tensor(-f))).item(), f or 0.6931472])
+
+
+def test_a_weight_of_zero_switches_its_term_off(backend):
+    logits = torch.tensor([[float("inf")], [-float("inf")]], requires_grad=True)
+    one = torch.zeros(2, dtype=torch.int64)
+    loss = sigmoid_bce(logits, one, torch.tensor([1.0, 0.0]), backend=backend)
+    assert loss.tolist() == [0.0, 0.0]
+    loss.sum().backward()
+    assert logits.grad.flatten().tolist() == [0.0, 0.0]
+
+
+def test_forms_of_the_weights_agree(backend):
+    logits = problem()["weight"].detach()[:4] @ torch.randn(5, 7)
+    expected = sigmoid_bce(logits, CANDIDATES, torch.full((4, 2), 0.25), torch.full((4, 2), 0.75), backend=backend)
+    for signal in (0.25, torch.tensor(0.25), torch.full((4, 1), 0.25), torch.full((1, 2), 0.25)):
+        assert torch.equal(sigmoid_bce(logits, CANDIDATES, signal, backend=backend), expected)
+    label = torch.tensor([True, False, True, True])
+    one = CANDIDATES[:, 0].int()
+    by_label = sigmoid_bce(logits, one, label, backend=backend)
+    assert torch.equal(by_label, sigmoid_bce(logits, one[:, None], label.float()[:, None], backend=backend))
+
+
+def test_twice_backward_through_one_graph_gives_twice_the_gradient(backend):
+    inputs = problem()
+    saved = {name: value.detach().clone() for name, value in inputs.items()}
+    loss = linear_sigmoid_bce(**inputs, backend=backend).sum()
+    loss.backward(retain_graph=True)
+    once = {name: inputs[name].grad.clone() for name in ("hidden", "weight", "bias")}
+    loss.backward()
+    for name, gradient in once.items():
+        torch.testing.assert_close(inputs[name].grad, 2 * gradient)
+    for name, value in saved.items():
+        assert torch.equal(inputs[name].detach(), value)
+
+
+@pytest.mark.parametrize("needed", ["hidden", "weight", "bias"])
+def test_frozen_inputs_get_no_gradient(backend, needed):
+    inputs = problem()
+    everything = linear_sigmoid_bce(**inputs, backend=backend).sum()
+    expected = torch.autograd.grad(everything, inputs[needed])[0]
+    for name in {"hidden", "weight", "bias"} - {needed}:
+        inputs[name].requires_grad_(False)
+    linear_sigmoid_bce(**inputs, backend=backend).sum().backward()
+    torch.testing.assert_close(inputs[needed].grad, expected)
+    assert all(inputs[name].grad is None for name in {"hidden", "weight", "bias"} - {needed})
+
+
+def test_opcheck(backend):
+    inputs = problem()
+    signal, noise = inputs["signal_weight"].float(), inputs["noise_weight"].float()
+    leaves = (inputs["hidden"], inputs["weight"])
+    op = torch.ops.ggm_kernels.linear_sigmoid_bce.default
+    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, inputs["bias"], inputs["offset"], backend))
+    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, None, None, backend))
+    logits = torch.randn(4, 7, requires_grad=True)
+    op = torch.ops.ggm_kernels.sigmoid_bce.default
+    torch.library.opcheck(op, (logits, CANDIDATES, signal, noise, inputs["offset"], backend))
+
+
+def test_compiles_as_one_graph_with_gradients(backend):
+    torch._dynamo.reset()
+    inputs = problem()
+
+    def loss():
+        return linear_sigmoid_bce(**inputs, backend=backend).sum()
+
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    expected = torch.autograd.grad(loss(), leaves)
+    given_gradients = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(), leaves)
+    torch.testing.assert_close(given_gradients, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"hidden": torch.zeros(4, 5, dtype=torch.int64)}, TypeError, "hidden: got dtype torch.int64"),
+        ({"hidden": torch.zeros(4)}, ValueError, r"hidden: got shape \(4,\); allowed: a 2-d tensor"),
+        ({"weight": torch.zeros(7, 5).half()}, TypeError, "weight: got dtype torch.float16; allowed: torch.float32"),
+        ({"weight": torch.zeros(7, 6)}, ValueError, r"weight: got shape \(7, 6\); allowed: \(V, 5\)"),
+        ({"bias": torch.zeros(6)}, ValueError, r"bias: got shape \(6,\); allowed: \(7,\)"),
+        ({"candidates": CANDIDATES.float()}, TypeError, "candidates: got dtype torch.float32"),
+        ({"candidates": CANDIDATES[:3]}, ValueError, r"candidates: got shape \(3, 2\); allowed: \(4,\) or \(4, C\)"),
+        ({"candidates": CANDIDATES + 1}, IndexError, r"candidates\[2, 0\]: got 7; allowed: \[0, 7\)"),
+        ({"candidates": CANDIDATES - 1}, IndexError, r"candidates\[0, 0\]: got -1"),
+        ({"signal_weight": torch.zeros(4)}, ValueError, r"signal_weight: got shape \(4,\); allowed: \(4, 2\)"),
+        ({"signal_weight": torch.zeros(4, 2).long()}, TypeError, "signal_weight: got dtype torch.int64"),
+        ({"noise_weight": torch.zeros(4, 3)}, ValueError, r"noise_weight: got shape \(4, 3\)"),
+        ({"noise_weight": torch.zeros(4, 2, requires_grad=True)}, ValueError, "noise_weight: got a tensor that requires"),
+        ({"offset": torch.zeros(3)}, ValueError, r"offset: got shape \(3,\); allowed: \(4,\)"),
+        ({"offset": torch.zeros(4, requires_grad=True)}, ValueError, "offset: got a tensor that requires a gradient"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(backend, change, error, message):
+    with pytest.raises(error, match=message):
+        linear_sigmoid_bce(**{**problem(), **change}, backend=backend)
+
+
+def test_float64_is_the_references_alone():
+    inputs = problem(dtype=torch.float64)
+    assert linear_sigmoid_bce(**inputs).dtype == torch.float64
+    with pytest.raises(TypeError, match="backend: got 'cpu' for float64; allowed: 'reference'"):
+        linear_sigmoid_bce(**inputs, backend="cpu")
