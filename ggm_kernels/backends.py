@@ -61,7 +61,7 @@ def checks_values(device: torch.device) -> bool:
 
 
 def checks_rows() -> bool:
-    """Whether rows of logits without a law (NaN, all -inf) raise: where GGM_KERNELS_CHECK=1, on any device."""
+    """Whether rows of logits without a law (NaN, all -inf) raise: if GGM_KERNELS_CHECK=1, on any device."""
     return os.environ.get("GGM_KERNELS_CHECK") == "1"
 
 
@@ -103,7 +103,9 @@ def _best(op: str, device_type: str) -> tuple[str, Callable]:
 @cache
 def _named(op: str, name: str, device_type: str) -> tuple[str, Callable]:
     if name not in _MODULES:
-        raise ValueError(f"backend: got {name!r}; allowed: {', '.join(map(repr, _MODULES))} or None (the best)")
+        raise ValueError(
+            f"backend: got {name!r}; allowed: {', '.join(map(repr, _MODULES))} or None (the best)"
+        )
     state = _state(name)
     if not state:
         raise RuntimeError(f"backend {name!r} is not available: {state.reason}")
@@ -131,7 +133,9 @@ def _state(name: str) -> Backend:
     if name == "triton":
         reason = _why_no_triton()
         ops = frozenset(_module(name).__all__) if reason is None else frozenset()
-        how = "interpreted on the CPU (TRITON_INTERPRET=1)" if _triton_interprets() else "compiled for the GPU"
+        how = (
+            "interpreted on the CPU (TRITON_INTERPRET=1)" if _triton_interprets() else "compiled for the GPU"
+        )
         return Backend(reason is None, reason or how, ops)
     native = _module(name)
     reason = native.why_not(name)
@@ -148,5 +152,7 @@ def _why_no_triton() -> str | None:
     except ImportError:
         return "Triton is not installed: pip install triton"
     if not torch.cuda.is_available() and not _triton_interprets():
-        return "no CUDA device; to run it interpreted on the CPU set TRITON_INTERPRET=1 before the first import"
+        return (
+            "no CUDA device; to run it interpreted on the CPU set TRITON_INTERPRET=1 before the first import"
+        )
     return None

@@ -14,7 +14,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def integer(name: str, value: int, *, low: int, high: int) -> int:
     """Check low <= value < high for an integer argument."""
-    if isinstance(value, bool) or isinstance(value, torch.Tensor):
+    if isinstance(value, (bool, torch.Tensor)):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed: an int")
     if not isinstance(value, (int, torch.SymInt)):
         try:
@@ -83,7 +83,12 @@ def boolean_mask(name: str, mask: torch.Tensor | None, tokens: torch.Tensor) -> 
 
 
 def values_in_range(
-    name: str, value: torch.Tensor, low: float, high: float, error: type[Exception], closed: bool = False
+    name: str,
+    value: torch.Tensor,
+    low: float,
+    high: float,
+    error: type[Exception],
+    closed: bool = False,
 ) -> None:
     """Raise `error` naming the first element outside [low, high), or [low, high] if `closed` (synchronises).
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
+from typing import Any
 
 import torch  # before the core, so that both share one OpenMP runtime
-
 
 _OPS = ("corrupt",)
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
+def _load() -> tuple[Any, str | None]:
     """The compiled core, or why there is none."""
     try:
-        from ggm_kernels import _native
+        from ggm_kernels import _native  # type: ignore[attr-defined]
     except ImportError as error:
         return None, str(error)
     if _native.isa() is None:

@@ -71,7 +71,9 @@ def check_noise(noise: NoiseLaw | None, vocab_size: int) -> None:
     if not isinstance(noise, NoiseLaw):
         raise TypeError(f"noise: got {type(noise).__name__}; allowed: None (uniform) or a NoiseLaw")
     if noise.vocab_size != vocab_size:
-        raise ValueError(f"noise: got a law over {noise.vocab_size} tokens; allowed: vocab_size = {vocab_size}")
+        raise ValueError(
+            f"noise: got a law over {noise.vocab_size} tokens; allowed: vocab_size = {vocab_size}"
+        )
 
 
 def _on_device(copies: dict[torch.device, torch.Tensor], device: torch.device) -> torch.Tensor:

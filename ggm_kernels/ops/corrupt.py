@@ -1,4 +1,4 @@
-"""`corrupt` and `random_tokens`: schema, checks, fake, """
+"""The public `corrupt` and `random_tokens`: schema, checks, fake, backends."""
 
 from __future__ import annotations
 
@@ -79,7 +79,16 @@ def corrupt(
     (our derivation, docs/mathematics.md).
     """
     return _call(
-        tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, Stream.CORRUPT, backend
+        tokens,
+        keep_prob,
+        vocab_size,
+        seed,
+        step,
+        sample_ids,
+        frozen,
+        noise,
+        Stream.CORRUPT,
+        backend,
     )
 
 
@@ -163,7 +172,17 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
 
 
 def _run(
-    tokens, keep_prob, vocab_size, seed, step, step_tensor, sample_ids, frozen, noise_table, stream, backend
+    tokens,
+    keep_prob,
+    vocab_size,
+    seed,
+    step,
+    step_tensor,
+    sample_ids,
+    frozen,
+    noise_table,
+    stream,
+    backend,
 ):
     name, run = kernel("corrupt", backend, tokens.device)
     step = step if step_tensor is None else step_tensor
@@ -183,7 +202,17 @@ def _check_values(tokens, keep_prob, vocab_size, step, sample_ids) -> None:
 
 
 def _fake(
-    tokens, keep_prob, vocab_size, seed, step, step_tensor, sample_ids, frozen, noise_table, stream, backend
+    tokens,
+    keep_prob,
+    vocab_size,
+    seed,
+    step,
+    step_tensor,
+    sample_ids,
+    frozen,
+    noise_table,
+    stream,
+    backend,
 ):
     return torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.bool)
 

@@ -1,8 +1,9 @@
-"""`glauber_step` and `linear_glauber_step`: schema, checks, fake, """
+"""`glauber_step` and `linear_glauber_step`: schema, checks, fake, backends."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -11,11 +12,33 @@ from ggm_kernels.backends import AUTO, checks_rows, checks_values, kernel
 from ggm_kernels.noise import NoiseLaw, check_noise
 from ggm_kernels.ops.library import register
 
-_SHARED_SCHEMA = (
-    "SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, float? top_p, "
-    "float? min_p, Tensor? noise_rate, Tensor? noise_log_probs, bool normalize, Tensor? sample_ids, "
-    "Tensor? frozen, str backend) -> ()"
+_UPDATE_SCHEMA = (
+    "Tensor positions, SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, "
+    "float? top_p, float? min_p, Tensor? noise_rate, Tensor? noise_log_probs, bool normalize, "
+    "Tensor? sample_ids, Tensor? frozen, str backend) -> ()"
 )
+
+
+@dataclass(frozen=True)
+class Update:
+    """Which rows a step updates and how: checked arguments, as backends get them.
+
+    `step` is an int or a 0-d int64 tensor, `noise_log_probs` the law of the noise [V] or None (uniform);
+    the rest as in `glauber_step`.
+    """
+
+    positions: torch.Tensor
+    seed: int
+    step: int | torch.Tensor
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    noise_rate: torch.Tensor | None
+    noise_log_probs: torch.Tensor | None
+    normalize: bool
+    sample_ids: torch.Tensor | None
+    frozen: torch.Tensor | None
 
 
 def glauber_step(
@@ -96,11 +119,11 @@ def glauber_step(
     keep-or-replace is our derivation (docs/mathematics.md).
     """
     checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
-    shared = _check_shared(
+    update = _check_update(
         tokens, positions, logits, "logits", logits.shape[2], seed, step, temperature, top_k, top_p, min_p,
         noise_rate, noise, normalize, sample_ids, frozen, backend,
     )  # fmt: skip
-    _op(tokens, logits.detach(), positions, *shared)
+    _op(tokens, logits.detach(), *update)
     return tokens
 
 
@@ -160,19 +183,19 @@ def linear_glauber_step(
         checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
         checks.same_device("bias", bias, "hidden", hidden)
         bias = bias.detach()
-    shared = _check_shared(
+    update = _check_update(
         tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
         noise_rate, noise, normalize, sample_ids, frozen, backend,
     )  # fmt: skip
-    _linear_op(tokens, hidden.detach(), weight.detach(), positions, bias, *shared)
+    _linear_op(tokens, hidden.detach(), weight.detach(), bias, *update)
     return tokens
 
 
-def _check_shared(
+def _check_update(
     tokens, positions, rows, rows_name, vocab_size, seed, step, temperature, top_k, top_p, min_p,
     noise_rate, noise, normalize, sample_ids, frozen, backend,
 ) -> tuple:  # fmt: skip
-    """Check what both ops share; return the arguments of the schema from `seed` on."""
+    """Check what both ops share; return the arguments of `_UPDATE_SCHEMA`."""
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
     batch = tokens.shape[0]
     if rows.shape[0] != batch:
@@ -203,20 +226,21 @@ def _check_shared(
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     noise_log_probs = None if noise is None else noise.log_probs(tokens.device)
     return (
-        seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs, normalize,
-        sample_ids, frozen, backend or AUTO,
+        positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
+        normalize, sample_ids, frozen, backend or AUTO,
     )  # fmt: skip
 
 
-def _check_values(tokens, positions, vocab_size, step, noise_rate, sample_ids) -> None:
+def _check_values(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:
     if not checks_values(tokens.device):
         return
-    randomness.check_coordinate_values(step, sample_ids)
+    step = update.step if isinstance(update.step, torch.Tensor) else None
+    randomness.check_coordinate_values(step, update.sample_ids)
     checks.values_in_range("tokens", tokens, 0, vocab_size, IndexError)
-    checks.values_in_range("positions", positions, 0, tokens.shape[1], IndexError)
-    _check_distinct(positions)
-    if noise_rate is not None:
-        checks.values_in_range("noise_rate", noise_rate, 0.0, 1.0, ValueError, closed=True)
+    checks.values_in_range("positions", update.positions, 0, tokens.shape[1], IndexError)
+    _check_distinct(update.positions)
+    if update.noise_rate is not None:
+        checks.values_in_range("noise_rate", update.noise_rate, 0.0, 1.0, ValueError, closed=True)
 
 
 def _check_distinct(positions: torch.Tensor) -> None:
@@ -225,7 +249,8 @@ def _check_distinct(positions: torch.Tensor) -> None:
     if bool(twice.any()):
         *row, index = twice.nonzero()[0].tolist()
         where = f"positions[{row[0]}]" if row else "positions"
-        raise IndexError(f"{where}: got position {int(ordered[(*row, index)])} twice; allowed: each once")
+        position = int(ordered[(*row, index)])
+        raise IndexError(f"{where}: got position {position} twice; allowed: each once")
 
 
 def _check_rows(logits: torch.Tensor) -> None:
@@ -238,43 +263,41 @@ def _check_rows(logits: torch.Tensor) -> None:
         raise ValueError(f"logits[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
 
 
-def _run(
-    tokens, logits, positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate,
-    noise_log_probs, normalize, sample_ids, frozen, backend,
-):  # fmt: skip
+def _update(
+    positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
+    normalize, sample_ids, frozen,
+) -> Update:  # fmt: skip
+    """`Update` of the arguments of `_UPDATE_SCHEMA`, but for the backend."""
+    return Update(
+        positions, seed, step if step_tensor is None else step_tensor, temperature, top_k, top_p, min_p,
+        noise_rate, noise_log_probs, normalize, sample_ids, frozen,
+    )  # fmt: skip
+
+
+def _run(tokens, logits, *arguments_and_backend):
+    *arguments, backend = arguments_and_backend
     _, run = kernel("glauber_step", backend, tokens.device)
-    _check_values(tokens, positions, logits.shape[2], step_tensor, noise_rate, sample_ids)
+    update = _update(*arguments)
+    _check_values(tokens, logits.shape[2], update)
     _check_rows(logits)
-    step = step if step_tensor is None else step_tensor
-    run(
-        tokens, logits, positions, seed, step, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
-        normalize, sample_ids, frozen,
-    )  # fmt: skip
+    run(tokens, logits, update)
 
 
-def _linear_run(
-    tokens, hidden, weight, positions, bias, seed, step, step_tensor, temperature, top_k, top_p, min_p,
-    noise_rate, noise_log_probs, normalize, sample_ids, frozen, backend,
-):  # fmt: skip
+def _linear_run(tokens, hidden, weight, bias, *arguments_and_backend):
+    *arguments, backend = arguments_and_backend
     _, run = kernel("linear_glauber_step", backend, tokens.device)
-    _check_values(tokens, positions, weight.shape[0], step_tensor, noise_rate, sample_ids)
-    step = step if step_tensor is None else step_tensor
-    run(
-        tokens, hidden, weight, positions, bias, seed, step, temperature, top_k, top_p, min_p, noise_rate,
-        noise_log_probs, normalize, sample_ids, frozen,
-    )  # fmt: skip
+    update = _update(*arguments)
+    _check_values(tokens, weight.shape[0], update)
+    run(tokens, hidden, weight, bias, update)
 
 
-def _fake(*args):
+def _fake(*arguments):
     return None
 
 
-_op = register(
-    f"glauber_step(Tensor(a!) tokens, Tensor logits, Tensor positions, {_SHARED_SCHEMA}", _run, _fake
-)
+_op = register(f"glauber_step(Tensor(a!) tokens, Tensor logits, {_UPDATE_SCHEMA}", _run, _fake)
 _linear_op = register(
-    "linear_glauber_step(Tensor(a!) tokens, Tensor hidden, Tensor weight, Tensor positions, Tensor? bias, "
-    + _SHARED_SCHEMA,
+    f"linear_glauber_step(Tensor(a!) tokens, Tensor hidden, Tensor weight, Tensor? bias, {_UPDATE_SCHEMA}",
     _linear_run,
     _fake,
 )

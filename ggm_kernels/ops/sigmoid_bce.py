@@ -1,4 +1,4 @@
-"""`sigmoid_bce` and `linear_sigmoid_bce`: schema, checks, fake, autograd, """
+"""The public `sigmoid_bce` and `linear_sigmoid_bce`: schema, checks, fake, autograd, backends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sigmoid_bce(
     candidates : torch.Tensor
         Token ids in [0, V), int32 or int64, shape [N] or [N, C]; repetitions count each time.
     signal_weight : torch.Tensor or float
-        Weight of "signal" per candidate: the shape of `candidates`, [N, 1], [1, C], or a number. bool is 0, 1.
+        Weight of "signal" per candidate: shape of `candidates`, [N, 1], [1, C], or a number. bool is 0, 1.
     noise_weight : torch.Tensor or float, optional
         Weight of "noise", likewise. Default 1 - signal_weight.
     offset : torch.Tensor, optional
@@ -160,9 +160,7 @@ def _spread(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dty
     return value.expand(rows, count)
 
 
-def _check_constant(
-    name: str, value: torch.Tensor | None, candidates: torch.Tensor
-) -> torch.Tensor | None:
+def _check_constant(name: str, value: torch.Tensor | None, candidates: torch.Tensor) -> torch.Tensor | None:
     if value is None:
         return None
     checks.tensor(name, value, dtypes=_FLOATS, shapes=[candidates.shape[:1]])
@@ -249,9 +247,7 @@ def _linear_run_backward(
     grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, needs, backend
 ):
     _, run = kernel("linear_sigmoid_bce_backward", backend, hidden.device)
-    gradients = run(
-        grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, tuple(needs)
-    )
+    gradients = run(grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, tuple(needs))
     # A schema has no optional outputs: what is not needed is an empty tensor.
     return tuple(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients)
 

@@ -47,7 +47,7 @@ def words_at(
     position_block: torch.Tensor,
     vocab_block: int | torch.Tensor = 0,
 ) -> Words:
-    """Random words at logical coordinates (layout: `ggm_kernels.randomness`), int64 tensors that broadcast."""
+    """Random words at logical coordinates (layout: `ggm_kernels.randomness`) that broadcast, int64."""
     if not isinstance(step, torch.Tensor):
         step = torch.tensor(step, device=sample_ids.device)
     c0 = (sample_ids >> 32 << 24) | (int(stream) << 20) | vocab_block
@@ -62,7 +62,7 @@ def uniform(words: torch.Tensor) -> torch.Tensor:
 def token_words(
     stream: int, seed: int, step: int | torch.Tensor, sample_ids: torch.Tensor, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Words that decide (keep or noise, which token) at positions 0..length - 1: two int64 tensors [B, length]."""
+    """Words that decide (keep or noise; which token) at positions 0..length - 1: int64 [B, length] each."""
     blocks = torch.arange((length + 1) // 2, device=sample_ids.device)
     w0, w1, w2, w3 = words_at(stream, seed, step, sample_ids[:, None], blocks)
     decide = torch.stack([w0, w2], dim=-1).flatten(1)[:, :length]
@@ -80,7 +80,11 @@ def acceptance_words(
 
 
 def race_words(
-    seed: int, step: int | torch.Tensor, sample_ids: torch.Tensor, positions: torch.Tensor, vocab_size: int
+    seed: int,
+    step: int | torch.Tensor,
+    sample_ids: torch.Tensor,
+    positions: torch.Tensor,
+    vocab_size: int,
 ) -> torch.Tensor:
     """Words of every token at rows with coordinates sample_ids [R], positions [R]: int64 [R, vocab_size]."""
     blocks = torch.arange((vocab_size + 3) // 4, device=sample_ids.device)

@@ -86,7 +86,7 @@ def linear_sigmoid_bce_backward(
     return (
         grad_hidden,
         None if grad_weight is None else grad_weight.to(weight.dtype),
-        None if grad_bias is None else grad_bias.to(bias.dtype),
+        None if grad_bias is None else grad_bias.to(weight.dtype),
     )
 
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from laws import check_independence, check_law, check_rate
 
 from ggm_kernels import NoiseLaw, Stream, backends, corrupt, native, random_tokens
 from ggm_kernels.reference import philox
 
 OP = "corrupt"
-FALSE_ALARM = 1e-6  # of each statistical check; seeds are fixed, so a pass stays a pass
 VOCABS = [1, 2, 17, 50257, 2**31 - 1]
 LENGTHS = [1, 2, 3, 15, 16, 17, 255, 256, 257, 1025]
 
@@ -44,7 +43,10 @@ def test_backends_agree_to_the_bit(backend, vocab_size, dtype):
     for batch, length in [(1, 1), (3, 257), (2, 1025), (5, 16), (0, 4), (4, 0)]:
         tokens, keep_prob = batch_of(batch, length, vocab_size, dtype)
         expected = corrupt(tokens, keep_prob, vocab_size, seed=2**64 - 1, step=5, backend="reference")
-        assert_same(corrupt(tokens, keep_prob, vocab_size, seed=2**64 - 1, step=5, backend=backend), expected)
+        assert_same(
+            corrupt(tokens, keep_prob, vocab_size, seed=2**64 - 1, step=5, backend=backend),
+            expected,
+        )
 
 
 @pytest.mark.slow
@@ -63,7 +65,9 @@ def test_backends_agree_to_the_bit_on_every_size(backend, vocab_size, dtype):
 def test_backends_agree_on_every_argument(backend, data):
     batch, length = data.draw(st.integers(1, 4)), data.draw(st.sampled_from(LENGTHS))
     vocab_size = data.draw(st.sampled_from([1, 2, 17, 1000]))
-    tokens, keep_prob = batch_of(batch, length, vocab_size, data.draw(st.sampled_from([torch.int32, torch.int64])))
+    tokens, keep_prob = batch_of(
+        batch, length, vocab_size, data.draw(st.sampled_from([torch.int32, torch.int64]))
+    )
     if data.draw(st.booleans()):
         keep_prob = torch.rand(batch, length, generator=torch.Generator().manual_seed(1))
         keep_prob = keep_prob.pow(data.draw(st.sampled_from([0.0, 1.0, 30.0])))  # 1, uniform, mostly tiny
@@ -101,7 +105,9 @@ def test_splitting_the_batch_changes_nothing(backend):
     ids = torch.tensor([5, 2**40 - 1, 0, 7, 2**33, 2**32])
     whole = corrupt(tokens, keep_prob, 17, seed=9, step=1, sample_ids=ids, backend=backend)
     for rows in ([0, 1, 2], [3], [5, 4]):
-        part = corrupt(tokens[rows], keep_prob[rows], 17, seed=9, step=1, sample_ids=ids[rows], backend=backend)
+        part = corrupt(
+            tokens[rows], keep_prob[rows], 17, seed=9, step=1, sample_ids=ids[rows], backend=backend
+        )
         assert_same(part, (whole[0][rows], whole[1][rows]))
 
 
@@ -131,7 +137,9 @@ def test_strided_inputs(backend):
         tokens[::2, 1::3].contiguous(), keep_prob[::2].contiguous(), 17, seed=1,
         frozen=frozen[::2, 1::3].contiguous(), backend=backend,
     )  # fmt: skip
-    strided = corrupt(tokens[::2, 1::3], keep_prob[::2], 17, seed=1, frozen=frozen[::2, 1::3], backend=backend)
+    strided = corrupt(
+        tokens[::2, 1::3], keep_prob[::2], 17, seed=1, frozen=frozen[::2, 1::3], backend=backend
+    )
     assert_same(strided, expected)
 
 
@@ -176,24 +184,6 @@ def test_frozen_positions_are_signal_and_the_others_unmoved(backend):
 # The law. Each check takes noisy tokens, and must refuse those of a broken sampler.
 
 
-def check_keep_rate(is_signal, keep_prob):
-    count, kept = is_signal.numel(), int(is_signal.sum())
-    assert stats.binomtest(kept, count, keep_prob).pvalue > FALSE_ALARM
-
-
-def check_token_law(noise_tokens, probs):
-    seen = torch.bincount(noise_tokens.flatten(), minlength=len(probs))
-    assert int(seen[probs == 0].sum()) == 0
-    possible = probs > 0
-    expected = probs[possible] / probs[possible].sum() * int(seen.sum())
-    assert stats.chisquare(seen[possible].numpy(), expected.numpy()).pvalue > FALSE_ALARM
-
-
-def check_independence(a, b, vocab_size):
-    table = torch.bincount((a * vocab_size + b).flatten(), minlength=vocab_size**2)
-    assert stats.chi2_contingency(table.view(vocab_size, vocab_size).numpy()).pvalue > FALSE_ALARM
-
-
 def noise_of(backend, vocab_size=5, batch=16, length=2000, keep=0.0, **arguments):
     tokens = torch.zeros(batch, length, dtype=torch.int64)
     return corrupt(tokens, torch.full((batch,), keep), vocab_size, backend=backend, **arguments)
@@ -201,13 +191,13 @@ def noise_of(backend, vocab_size=5, batch=16, length=2000, keep=0.0, **arguments
 
 @pytest.mark.parametrize("keep", [0.001, 0.25, 0.5, 0.999])
 def test_keep_rate(backend, keep):
-    check_keep_rate(noise_of(backend, seed=11, keep=keep)[1], keep)
+    check_rate(noise_of(backend, seed=11, keep=keep)[1], keep)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 5, 1000])
 def test_uniform_noise(backend, vocab_size):
     noisy, _ = noise_of(backend, vocab_size, seed=12)
-    check_token_law(noisy, torch.full((vocab_size,), 1 / vocab_size, dtype=torch.float64))
+    check_law(noisy, torch.full((vocab_size,), 1 / vocab_size, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("vocab_size", [3, 5, 300])
@@ -217,7 +207,7 @@ def test_noise_follows_its_law(backend, vocab_size):
     probs[vocab_size // 2] = 0
     noise = NoiseLaw(probs / probs.sum())
     noisy, _ = noise_of(backend, vocab_size, seed=13, noise=noise)
-    check_token_law(noisy, noise.probs)
+    check_law(noisy, noise.probs)
 
 
 def test_noise_is_independent_across_every_coordinate(backend):
@@ -244,13 +234,13 @@ def test_the_checks_refuse_broken_samplers():
     drawn, _ = noise_of("reference", seed=1)
     uniform = torch.full((5,), 0.2, dtype=torch.float64)
     with pytest.raises(AssertionError):  # flipped label
-        check_keep_rate(~is_signal, 0.25)
+        check_rate(~is_signal, 0.25)
     with pytest.raises(AssertionError):  # kept zeros counted as noise
-        check_token_law(noisy, uniform)
+        check_law(noisy, uniform)
     with pytest.raises(AssertionError):  # modulo of too few bits
-        check_token_law(drawn % 4, uniform)
+        check_law(drawn % 4, uniform)
     with pytest.raises(AssertionError):  # a forbidden token
-        check_token_law(drawn, torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]).double())
+        check_law(drawn, torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]).double())
     tiled = drawn[:, :64].repeat(1, 20)
     with pytest.raises(AssertionError):  # noise keyed by a tile of 64 positions
         check_independence(tiled[:, :-64], tiled[:, 64:], 5)
@@ -272,8 +262,10 @@ def test_random_tokens_have_streams_of_their_own(backend):
     draws = [random_tokens(ids, 2000, 5, stream=s, seed=1, backend=backend) for s in streams]
     for a, b in itertools.combinations([*draws, noise_of(backend, seed=1)[0]], 2):
         check_independence(a, b, 5)
-    check_token_law(draws[0], torch.full((5,), 0.2, dtype=torch.float64))
-    assert torch.equal(draws[0], random_tokens(ids, 2000, 5, stream=Stream.INITIAL, seed=1, backend="reference"))
+    check_law(draws[0], torch.full((5,), 0.2, dtype=torch.float64))
+    assert torch.equal(
+        draws[0], random_tokens(ids, 2000, 5, stream=Stream.INITIAL, seed=1, backend="reference")
+    )
 
 
 @pytest.mark.parametrize("stream", [Stream.CORRUPT, Stream.RACE, Stream.KEEP])
@@ -291,7 +283,9 @@ def test_opcheck(backend):
     table = some_noise(17).table(torch.device("cpu"))
     for noise_table, ids in [(None, None), (table, torch.arange(3))]:
         torch.library.opcheck(op, (tokens, keep_prob, 17, 1, 2, None, ids, None, noise_table, 0, backend))
-    torch.library.opcheck(op, (tokens, keep_prob, 17, 1, 0, torch.tensor(4), None, tokens > 3, None, 0, backend))
+    torch.library.opcheck(
+        op, (tokens, keep_prob, 17, 1, 0, torch.tensor(4), None, tokens > 3, None, 0, backend)
+    )
 
 
 def test_compiles_as_one_graph_and_seeds_do_not_recompile(backend):
@@ -352,7 +346,13 @@ TOKENS, KEEP = batch_of(2, 3, 7)
     ],
 )  # fmt: skip
 def test_bad_arguments(backend, change, error, message):
-    arguments = {"tokens": TOKENS, "keep_prob": KEEP, "vocab_size": 7, "seed": 1, "backend": backend}
+    arguments = {
+        "tokens": TOKENS,
+        "keep_prob": KEEP,
+        "vocab_size": 7,
+        "seed": 1,
+        "backend": backend,
+    }
     with pytest.raises(error, match=message):
         corrupt(**{**arguments, **change})
 

@@ -110,7 +110,12 @@ def test_core_and_reference_share_one_counter_layout(stream, step, sample_id, po
 @needs_core
 def test_no_two_coordinates_share_a_counter():
     # Every coordinate at 0, at 1 and at its largest value: all combinations, all counters distinct.
-    largest = {"stream": 15, "step": MAX_STEP - 1, "sample": MAX_SAMPLE_ID - 1, "position": 2**32 - 1}
+    largest = {
+        "stream": 15,
+        "step": MAX_STEP - 1,
+        "sample": MAX_SAMPLE_ID - 1,
+        "position": 2**32 - 1,
+    }
     values = [(0, 1, top) for top in (*largest.values(), MAX_RACE_VOCAB // 4 - 1)]
     grid = torch.cartesian_prod(*map(torch.tensor, values)).tolist()
     counters = {tuple(native.core.counter(*map(int, row))) for row in grid}

@@ -39,7 +39,10 @@ def problem(rows=4, vocab_size=7, hidden_size=5, dtype=torch.float32, candidates
 
 @settings(deadline=None, max_examples=30)
 @given(
-    rows=st.integers(0, 9), count=st.integers(0, 5), vocab_size=st.integers(1, 40), hidden_size=st.integers(0, 17)
+    rows=st.integers(0, 9),
+    count=st.integers(0, 5),
+    vocab_size=st.integers(1, 40),
+    hidden_size=st.integers(0, 17),
 )
 def test_loss_and_gradients_are_those_of_the_formula(backend, rows, count, vocab_size, hidden_size):
     candidates = torch.randint(vocab_size, (rows, count), generator=torch.Generator().manual_seed(1))
@@ -71,7 +74,9 @@ def test_gradcheck_in_float64():
 
     assert torch.autograd.gradcheck(loss, [inputs[name] for name in names])
     logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: sigmoid_bce(x, CANDIDATES, 0.3, 0.9, backend="reference"), logits)
+    assert torch.autograd.gradcheck(
+        lambda x: sigmoid_bce(x, CANDIDATES, 0.3, 0.9, backend="reference"), logits
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -109,7 +114,9 @@ def test_a_weight_of_zero_switches_its_term_off(backend):
 
 def test_forms_of_the_weights_agree(backend):
     logits = problem()["weight"].detach()[:4] @ torch.randn(5, 7)
-    expected = sigmoid_bce(logits, CANDIDATES, torch.full((4, 2), 0.25), torch.full((4, 2), 0.75), backend=backend)
+    expected = sigmoid_bce(
+        logits, CANDIDATES, torch.full((4, 2), 0.25), torch.full((4, 2), 0.75), backend=backend
+    )
     for signal in (0.25, torch.tensor(0.25), torch.full((4, 1), 0.25), torch.full((1, 2), 0.25)):
         assert torch.equal(sigmoid_bce(logits, CANDIDATES, signal, backend=backend), expected)
     label = torch.tensor([True, False, True, True])

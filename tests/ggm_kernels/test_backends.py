@@ -1,0 +1,111 @@
+"""Choosing a backend, and saying why one is not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ggm_kernels
+from ggm_kernels import backends, corrupt, native
+from ggm_kernels.backends import kernel
+
+TOKENS, KEEP = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1)
+
+
+def run_python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(Path(ggm_kernels.__file__).parents[1]),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_every_backend_is_reported():
+    states = backends()
+    assert list(states) == ["reference", "cpu", "cuda", "triton"]
+    assert states["reference"]
+    for state in states.values():
+        assert state.reason
+        assert bool(state) == state.available == bool(state.ops)
+
+
+def test_the_best_backend_serves():
+    name, _ = kernel("corrupt", "auto", torch.device("cpu"))
+    assert name == ("cpu" if backends()["cpu"] else "reference")
+    assert kernel("corrupt", "auto", torch.device("mps"))[0] == "reference"
+
+
+def test_the_environment_chooses_unless_the_call_does(monkeypatch):
+    monkeypatch.setenv("GGM_KERNELS_BACKEND", "reference")
+    assert kernel("corrupt", "auto", torch.device("cpu"))[0] == "reference"
+    monkeypatch.setenv("GGM_KERNELS_BACKEND", "nonsense")
+    assert kernel("corrupt", "reference", torch.device("cpu"))[0] == "reference"
+    with pytest.raises(
+        ValueError, match="backend: got 'nonsense'; allowed: 'reference', 'cpu', 'cuda', 'triton'"
+    ):
+        corrupt(TOKENS, KEEP, 3, seed=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_named_backend_that_is_not_there_raises():
+    with pytest.raises(
+        RuntimeError,
+        match="backend 'cuda' is not available: .*(nvcc|no CUDA device|C\\+\\+ compiler)",
+    ):
+        corrupt(TOKENS, KEEP, 3, seed=1, backend="cuda")
+
+
+def test_triton_says_how_to_run_without_a_gpu():
+    code = """
+import ggm_kernels, torch
+state = ggm_kernels.backends()["triton"]
+assert torch.cuda.is_available() or not state
+print(state.reason)
+"""
+    assert "TRITON_INTERPRET=1" in run_python(code) or torch.cuda.is_available()
+
+
+def test_import_needs_neither_triton_nor_the_core():
+    code = """
+import sys
+sys.modules["triton"] = None
+sys.modules["ggm_kernels._native"] = None
+import torch, ggm_kernels
+states = ggm_kernels.backends()
+print([name for name, state in states.items() if state])
+print(states["cpu"].reason)
+print(states["triton"].reason)
+ggm_kernels.corrupt(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1), 3, seed=1)
+"""
+    available, cpu, triton = run_python(code).splitlines()
+    assert available == "['reference']"
+    assert "install a C++ compiler" in cpu
+    assert "pip install triton" in triton
+
+
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+def test_one_openmp_runtime_is_shared_with_torch():
+    code = """
+import re, torch, ggm_kernels
+ggm_kernels.corrupt(torch.zeros(64, 1024, dtype=torch.int64), torch.zeros(64), 3, seed=1, backend="cpu")
+torch.rand(1000, 1000).sum()
+print(len(set(re.findall(r"\\S*lib(?:g|i)?omp\\S*", open("/proc/self/maps").read()))))
+"""
+    assert int(run_python(code)) <= 1
+
+
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+def test_the_instruction_set_can_be_chosen_from_outside():
+    worst = native.core.isas()[-1]
+    code = "from ggm_kernels import native; print(native.core.isa())"
+    assert run_python(code, GGM_KERNELS_ISA=worst) == worst

@@ -1,0 +1,341 @@
+"""`glauber_step` and `linear_glauber_step`: the law of a draw, keep-or-replace, filters, errors before work."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import check_independence, check_law, check_rate
+from torch.nn.functional import linear
+
+from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
+
+OP = "glauber_step"
+
+
+def drawn(logits, rows, backend="reference", **arguments):
+    """Tokens drawn `rows` times from one row of logits [V], starting from token 0."""
+    tokens = torch.zeros(1, rows, dtype=torch.int64)
+    repeated = logits.expand(1, rows, -1)
+    arguments = {"seed": 1, "step": 0, **arguments}
+    return glauber_step(tokens, repeated, torch.arange(rows), backend=backend, **arguments)[0]
+
+
+def logits_of(vocab_size, seed=0):
+    # All negative, as log-probabilities are: a sampler that starts its maximum at 0 would never move.
+    return -5 - torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)).abs() * 1.5
+
+
+# The law of a draw
+
+
+@pytest.mark.parametrize("vocab_size", [2, 5, 50])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_draws_follow_the_softmax(backend, vocab_size, temperature):
+    logits = logits_of(vocab_size)
+    tokens = drawn(logits, 20000, backend, temperature=temperature)
+    check_law(tokens, (logits / temperature).softmax(0))
+
+
+def test_the_check_refuses_a_wrong_temperature_and_shared_noise():
+    logits = logits_of(5)
+    with pytest.raises(AssertionError):
+        check_law(drawn(logits, 20000, temperature=1.3), logits.softmax(0))
+    with pytest.raises(AssertionError):
+        check_law(drawn(logits, 1).expand(20000), logits.softmax(0))
+
+
+def test_rows_steps_samples_and_seeds_draw_independently(backend):
+    logits = torch.zeros(4)
+    base = drawn(logits, 20000, backend)
+    others = [
+        base.roll(1),
+        drawn(logits, 20000, backend, step=1),
+        drawn(logits, 20000, backend, seed=2),
+        drawn(logits, 20000, backend, sample_ids=torch.tensor([1])),
+        drawn(logits, 20000, backend, seed=0, sample_ids=torch.tensor([1])),
+    ]
+    for other in others:
+        check_independence(base, other, 4)
+
+
+def test_temperature_zero_takes_the_first_largest(backend):
+    assert drawn(torch.tensor([0.0, 3.0, 1.0, 3.0]), 50, backend, temperature=0.0).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-3])
+def test_tiny_temperatures_do_not_overflow(backend, temperature):
+    assert drawn(
+        torch.tensor([50.0, 60.0, 59.0]), 50, backend, temperature=temperature
+    ).unique().tolist() == [1]
+
+
+def test_infinite_logits(backend):
+    inf = math.inf
+    assert drawn(torch.tensor([0.0, -inf, inf]), 50, backend).unique().tolist() == [2]
+    check_law(drawn(torch.tensor([0.0, -inf, 1.0]), 20000, backend), torch.tensor([1.0, 0.0, math.e]))
+
+
+@pytest.mark.parametrize("bad", [[float("nan"), 0.0, 1.0], [-math.inf] * 3])
+def test_rows_without_a_law_leave_their_token(backend, bad, monkeypatch):
+    tokens = torch.tensor([[2, 2]])
+    logits = torch.tensor([[bad, [0.0, 50.0, 0.0]]])
+    glauber_step(tokens, logits, torch.arange(2), seed=1, step=0, backend=backend)
+    assert tokens.tolist() == [[2, 1]]
+    monkeypatch.setenv("GGM_KERNELS_CHECK", "1")
+    with pytest.raises(ValueError, match=r"logits\[0, 0\]: got a row with a NaN or nothing but -inf"):
+        glauber_step(tokens, logits, torch.arange(2), seed=1, step=0, backend=backend)
+
+
+# Filters
+
+
+def test_top_k_keeps_ties(backend):
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
+    check_law(drawn(logits, 20000, backend, top_k=2), torch.tensor([0.0, math.e, 1.0, 1.0, 0.0]))
+    check_law(drawn(logits, 20000, backend, top_k=99), logits.softmax(0))
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p(backend):
+    probs = torch.tensor([0.1, 0.5, 0.25, 0.15])
+    for top_p, kept in [(0.3, [1]), (0.5001, [1, 2]), (0.76, [1, 2, 3]), (1.0, [0, 1, 2, 3])]:
+        mask = torch.zeros(4).index_fill(0, torch.tensor(kept), 1.0)
+        check_law(drawn(probs.log(), 20000, backend, top_p=top_p), probs * mask)
+
+
+def test_min_p_is_relative_to_the_largest(backend):
+    probs = torch.tensor([0.1, 0.5, 0.25, 0.15])
+    check_law(drawn(probs.log(), 20000, backend, min_p=0.4), torch.tensor([0.0, 0.5, 0.25, 0.0]))
+
+
+def test_filters_apply_in_their_order(backend):
+    # Of [.4, .3, .2, .1] top-k leaves three, renormalised to [.44, .33, .22]; then p = .75 leaves two.
+    # On the probabilities before top-k it would leave three.
+    probs = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    check_law(drawn(probs.log(), 20000, backend, top_k=3, top_p=0.75), torch.tensor([4.0, 3.0, 0.0, 0.0]))
+    check_law(
+        drawn(probs.log(), 20000, backend, top_k=3, top_p=0.9, min_p=0.6),
+        torch.tensor([4.0, 3.0, 0.0, 0.0]),
+    )
+    # Temperature comes first: at 1/2 the squares count.
+    squares = probs**2 * torch.tensor([1.0, 1.0, 0.0, 0.0])
+    check_law(drawn(probs.log(), 20000, backend, temperature=0.5, top_p=0.8), squares)
+
+
+# Keep-or-replace
+
+
+def kept(backend, g, eps, start=0, **arguments):
+    """Which rows keep token `start` where every draw would give another token: bool [20000]."""
+    rows = 20000
+    tokens = torch.full((1, rows), start, dtype=torch.int64)
+    # temperature 0 makes the draw certain, away from `start`; the verdict reads the raw logit all the same
+    glauber_step(
+        tokens, g.expand(1, rows, -1), torch.arange(rows), seed=1, step=0, temperature=0.0,
+        noise_rate=torch.tensor([eps]), backend=backend, **arguments,
+    )  # fmt: skip
+    return (tokens == start)[0]
+
+
+@pytest.mark.parametrize("eps", [0.001, 0.3, 0.9])
+def test_keep_probability_is_the_sigmoid_of_the_verdict(backend, eps):
+    g = torch.tensor([-3.0, 0.5, -1.0])
+    f = -3.0 + math.log((1 - eps) / eps) + math.log(3)
+    check_rate(kept(backend, g, eps), 1 / (1 + math.exp(-f)))
+    normalised = f - float(g.logsumexp(0))
+    check_rate(kept(backend, g, eps, normalize=True), 1 / (1 + math.exp(-normalised)))
+    noise = NoiseLaw(torch.tensor([0.7, 0.2, 0.1]))
+    with_law = -3.0 + math.log((1 - eps) / eps) - math.log(0.7)
+    check_rate(kept(backend, g, eps, noise=noise), 1 / (1 + math.exp(-with_law)))
+
+
+def test_noise_rates_zero_and_one_are_certain(backend):
+    g = torch.tensor([-3.0, 0.5, -1.0])
+    assert kept(backend, g, 0.0).all()
+    assert not kept(backend, g, 1.0).any()
+
+
+def test_noise_rate_per_position(backend):
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    logits = torch.tensor([0.0, 50.0]).expand(2, 2, 2)
+    rate = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    glauber_step(tokens, logits, torch.tensor([0, 2]), seed=1, step=0, noise_rate=rate, backend=backend)
+    assert tokens.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+# Rows, positions, samples
+
+
+def test_writes_in_place_and_only_where_asked(backend):
+    tokens = torch.zeros(2, 6, dtype=torch.int32)
+    logits = torch.full((2, 2, 4), -50.0).index_fill(2, torch.tensor(3), 0.0)
+    frozen = torch.zeros(2, 6, dtype=torch.bool)
+    frozen[0, 4] = True
+    positions = torch.tensor([[1, 4], [5, 0]])
+    out = glauber_step(tokens, logits, positions, seed=1, step=0, frozen=frozen, backend=backend)
+    assert out is tokens
+    assert tokens.tolist() == [[0, 3, 0, 0, 0, 0], [3, 0, 0, 0, 0, 3]]
+
+
+def test_splitting_batch_or_positions_changes_nothing(backend):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 11, generator=generator)
+    start = torch.randint(11, (4, 7), generator=generator)
+    positions, ids = torch.tensor([5, 0, 3]), torch.tensor([9, 2**40 - 1, 0, 2**32])
+    rate = torch.full((4,), 0.9)
+    whole = glauber_step(
+        start.clone(),
+        logits,
+        positions,
+        seed=5,
+        step=8,
+        sample_ids=ids,
+        noise_rate=rate,
+        backend=backend,
+    )
+    parts = start.clone()
+    for row in range(4):
+        for k in range(3):
+            glauber_step(
+                parts[row : row + 1], logits[row : row + 1, k : k + 1], positions[k : k + 1], seed=5,
+                step=torch.tensor(8), sample_ids=ids[row : row + 1], noise_rate=rate[row : row + 1], backend=backend,
+            )  # fmt: skip
+    assert torch.equal(parts, whole)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    batch=st.integers(0, 3),
+    count=st.integers(0, 4),
+    vocab_size=st.integers(1, 30),
+    hidden_size=st.integers(0, 9),
+)
+def test_linear_is_the_step_on_the_product(backend, batch, count, vocab_size, hidden_size):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(batch, count, hidden_size, generator=generator)
+    weight = torch.randn(vocab_size, hidden_size, generator=generator)
+    bias = torch.randn(vocab_size, generator=generator)
+    start = torch.randint(vocab_size, (batch, 4), generator=generator)
+    arguments = {
+        "seed": 3,
+        "step": 1,
+        "top_p": 0.9,
+        "noise_rate": torch.full((batch,), 0.5),
+        "backend": backend,
+    }
+    positions = torch.arange(count)
+    fused = linear_glauber_step(start.clone(), hidden, weight, positions, bias=bias, **arguments)
+    expected = glauber_step(start.clone(), linear(hidden, weight, bias), positions, **arguments)
+    assert torch.equal(fused, expected)
+
+
+# The operator
+
+
+def test_opcheck(backend):
+    op = torch.ops.ggm_kernels.glauber_step.default
+    tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 2, 5)
+    rate = torch.tensor([0.5, 0.1])
+    torch.library.opcheck(
+        op,
+        (
+            tokens,
+            logits,
+            torch.tensor([0, 2]),
+            1,
+            2,
+            None,
+            1.0,
+            3,
+            0.9,
+            0.1,
+            rate,
+            None,
+            True,
+            None,
+            None,
+            backend,
+        ),
+    )
+    op = torch.ops.ggm_kernels.linear_glauber_step.default
+    hidden, weight = torch.randn(2, 2, 4), torch.randn(5, 4)
+    rest = (
+        1,
+        0,
+        torch.tensor(2),
+        1.0,
+        None,
+        None,
+        None,
+        None,
+        None,
+        False,
+        torch.arange(2),
+        tokens > 0,
+        backend,
+    )
+    torch.library.opcheck(op, (tokens, hidden, weight, torch.randn(5), torch.tensor([[0, 2], [1, 0]]), *rest))
+
+
+def test_compiles_as_one_graph(backend):
+    torch._dynamo.reset()
+    logits = torch.randn(2, 2, 5)
+
+    def run(tokens, step):
+        return (
+            glauber_step(tokens, logits, torch.tensor([0, 2]), seed=1, step=step, top_k=3, backend=backend)
+            + 1
+        )
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for step in range(4):
+        ours, theirs = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
+        assert torch.equal(compiled(ours, step), run(theirs, step))
+        assert torch.equal(ours, theirs)
+
+
+# Errors before work
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tokens": torch.zeros(2, 4)}, TypeError, "tokens: got dtype torch.float32"),
+        ({"tokens": torch.full((2, 4), 5)}, IndexError, r"tokens\[0, 0\]: got 5; allowed: \[0, 5\)"),
+        ({"logits": torch.zeros(2, 2, 5).double()}, TypeError, "logits: got dtype torch.float64"),
+        ({"logits": torch.zeros(2, 5)}, ValueError, r"logits: got shape \(2, 5\); allowed: a 3-d tensor"),
+        ({"logits": torch.zeros(3, 2, 5)}, ValueError, r"logits: got shape \(3, 2, 5\); allowed: \(2, K, ..\)"),
+        ({"logits": torch.zeros(2, 2, 0)}, ValueError, "logits: got V = 0"),
+        ({"positions": torch.tensor([0, 4])}, IndexError, r"positions\[1\]: got 4; allowed: \[0, 4\)"),
+        ({"positions": torch.tensor([[0, 1], [-1, 2]])}, IndexError, r"positions\[1, 0\]: got -1"),
+        ({"positions": torch.tensor([3, 3])}, IndexError, "positions: got position 3 twice"),
+        ({"positions": torch.tensor([[0, 1], [2, 2]])}, IndexError, r"positions\[1\]: got position 2 twice"),
+        ({"positions": torch.tensor([0])}, ValueError, r"positions: got shape \(1,\); allowed: \(2, 2\) or \(2,\)"),
+        ({"seed": 2**64}, ValueError, "seed: got"),
+        ({"step": -1}, ValueError, "step: got -1"),
+        ({"temperature": float("nan")}, ValueError, "temperature: got nan; allowed: finite and 0 <= temperature"),
+        ({"temperature": -1.0}, ValueError, "temperature: got -1.0"),
+        ({"temperature": math.inf}, ValueError, "temperature: got inf"),
+        ({"temperature": "hot"}, TypeError, "temperature: got str; allowed: a float"),
+        ({"top_k": 0}, ValueError, "top_k: got 0; allowed: 1 <= top_k"),
+        ({"top_p": 0.0}, ValueError, "top_p: got 0.0; allowed: finite and 0 < top_p <= 1"),
+        ({"top_p": 1.1}, ValueError, "top_p: got 1.1"),
+        ({"min_p": -0.1}, ValueError, "min_p: got -0.1; allowed: finite and 0 <= min_p <= 1"),
+        ({"noise_rate": torch.tensor([0.5, 1.5])}, ValueError, r"noise_rate\[1\]: got 1.5; allowed: \[0.0, 1.0\]"),
+        ({"noise_rate": torch.tensor([0.5])}, ValueError, r"noise_rate: got shape \(1,\); allowed: \(2,\) or \(2, 2\)"),
+        ({"noise": NoiseLaw(torch.ones(4) / 4)}, ValueError, "noise: got a law over 4 tokens"),
+        ({"normalize": 1}, TypeError, "normalize: got int; allowed: a bool"),
+        ({"sample_ids": torch.tensor([0, -1])}, ValueError, r"sample_ids\[1\]: got -1"),
+        ({"frozen": torch.zeros(2, 3, dtype=torch.bool)}, ValueError, r"frozen: got shape \(2, 3\); allowed: \(2, 4\)"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_write_nothing(backend, change, error, message):
+    arguments = {
+        "tokens": torch.zeros(2, 4, dtype=torch.int64), "logits": torch.zeros(2, 2, 5),
+        "positions": torch.tensor([0, 1]), "seed": 1, "step": 0, "backend": backend, **change,
+    }  # fmt: skip
+    before = arguments["tokens"].clone()
+    with pytest.raises(error, match=message):
+        glauber_step(**arguments)
+    assert torch.equal(arguments["tokens"], before)
