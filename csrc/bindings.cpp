@@ -40,6 +40,40 @@ ggm::CorruptArgs corrupt_args(uintptr_t tokens, int64_t token_bytes, uintptr_t k
           stream};
 }
 
+ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight,
+                                     int64_t weight_stride, uintptr_t bias, uintptr_t offset, uintptr_t candidates,
+                                     int64_t candidate_bytes, uintptr_t signal_weight, int64_t signal_row_stride,
+                                     int64_t signal_stride, uintptr_t noise_weight, int64_t noise_row_stride,
+                                     int64_t noise_stride, int64_t rows, int64_t count, int64_t vocab_size,
+                                     int64_t hidden_size) {
+  return {static_cast<ggm::Float>(dtype),
+          linear,
+          pointer<const void>(hidden),
+          hidden_stride,
+          pointer<const void>(weight),
+          weight_stride,
+          pointer<const void>(bias),
+          pointer<const float>(offset),
+          pointer<const void>(candidates),
+          candidate_bytes,
+          pointer<const float>(signal_weight),
+          signal_row_stride,
+          signal_stride,
+          pointer<const float>(noise_weight),
+          noise_row_stride,
+          noise_stride,
+          rows,
+          count,
+          vocab_size,
+          hidden_size};
+}
+
+ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
+                                               uintptr_t weight, uintptr_t bias, uintptr_t logits) {
+  return {pointer<const float>(loss), pointer<const float>(candidate_logits), pointer<void>(hidden),
+          pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
+}
+
 std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id, uint32_t position_block,
                               uint32_t vocab_block) {
   return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
@@ -61,6 +95,8 @@ void check_cuda(const char* error) {
 
 PYBIND11_MODULE(_native, module) {
   py::class_<ggm::CorruptArgs>(module, "CorruptArgs").def(py::init(&corrupt_args));
+  py::class_<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs").def(py::init(&sigmoid_bce_args));
+  py::class_<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients").def(py::init(&sigmoid_bce_gradients));
 
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
@@ -69,6 +105,13 @@ PYBIND11_MODULE(_native, module) {
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
+  module.def(
+      "cpu_sigmoid_bce",
+      [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits, int threads) {
+        return ggm::cpu::sigmoid_bce(args, pointer<float>(loss), pointer<float>(candidate_logits), threads);
+      },
+      release);
+  module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
   module.def(
       "cpu_philox",
       [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {

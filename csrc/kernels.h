@@ -27,6 +27,39 @@ struct CorruptArgs {
   uint32_t stream;
 };
 
+enum class Float : int { float32, bfloat16, float16 };
+
+// sigmoid_bce: logits [rows, vocab_size], of which row n's candidates are read.
+// linear_sigmoid_bce: hidden [rows, hidden_size] times weight [vocab_size, hidden_size], likewise.
+// Rows of hidden and weight are contiguous and their strides count elements. Weights of candidates may be
+// expanded: a stride may be 0.
+struct SigmoidBceArgs {
+  Float dtype;             // of hidden, weight, bias, logits and their gradients
+  bool linear;             // linear_sigmoid_bce, else sigmoid_bce
+  const void* hidden;      // logits for sigmoid_bce
+  int64_t hidden_stride;
+  const void* weight;      // linear only
+  int64_t weight_stride;
+  const void* bias;        // [vocab_size] or null
+  const float* offset;     // [rows] or null
+  const void* candidates;  // [rows, count] contiguous, int32 or int64, by candidate_bytes
+  int64_t candidate_bytes;
+  const float* signal_weight;
+  int64_t signal_row_stride, signal_stride;
+  const float* noise_weight;
+  int64_t noise_row_stride, noise_stride;
+  int64_t rows, count, vocab_size, hidden_size;
+};
+
+struct SigmoidBceGradients {
+  const float* loss;        // gradient of the loss, [rows]
+  const float* candidate_logits;  // as the forward left them, [rows, count]
+  void* hidden;             // [rows, hidden_size] contiguous, or null: not needed
+  void* weight;             // [vocab_size, hidden_size] contiguous and zero, or null
+  void* bias;               // [vocab_size] zero, or null
+  void* logits;             // sigmoid_bce: [rows, vocab_size] contiguous and zero
+};
+
 // philox: n counters [n, 4] to n blocks of words [n, 4], for known-answer tests.
 struct PhiloxArgs {
   const uint32_t* counters;
@@ -40,6 +73,11 @@ namespace cpu {
 // False, with the outputs unspecified, where a token, keep probability, sample id or step is out of range.
 bool corrupt(const CorruptArgs& args, int threads);
 void philox(const PhiloxArgs& args);
+
+// Loss [rows] and candidate logits [rows, count]; false where a candidate is out of range.
+bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);
+// Bit-identical for any number of threads: every row of the weight's gradient is summed in order by one thread.
+void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

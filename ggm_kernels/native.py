@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
+import numpy as np
 import torch  # before the core, so that both share one OpenMP runtime
 
-_OPS = ("corrupt",)
+# What each op is called in the compiled core.
+_OPS = {
+    "corrupt": "corrupt",
+    "sigmoid_bce": "sigmoid_bce",
+    "sigmoid_bce_backward": "sigmoid_bce_backward",
+    "linear_sigmoid_bce": "sigmoid_bce",
+    "linear_sigmoid_bce_backward": "sigmoid_bce_backward",
+}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Float in csrc/kernels.h
 
 
 def _load() -> tuple[Any, str | None]:
@@ -49,7 +59,7 @@ def describe(backend: str) -> str:
 
 def ops(backend: str) -> frozenset[str]:
     """The ops that the backend implements."""
-    return frozenset(op for op in _OPS if hasattr(core, f"{backend}_{op}"))
+    return frozenset(op for op, name in _OPS.items() if hasattr(core, f"{backend}_{name}"))
 
 
 def corrupt(
@@ -90,6 +100,105 @@ def corrupt(
     elif not core.cpu_corrupt(args, torch.get_num_threads()):
         return None
     return noisy, is_signal
+
+
+def sigmoid_bce(logits, candidates, signal_weight, noise_weight, offset):
+    """`sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
+    return _loss(logits, None, candidates, signal_weight, noise_weight, None, offset, logits.shape[1])
+
+
+def linear_sigmoid_bce(hidden, weight, candidates, signal_weight, noise_weight, bias, offset):
+    """`linear_sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
+    return _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, weight.shape[0])
+
+
+def sigmoid_bce_backward(
+    grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
+) -> torch.Tensor:
+    """Gradient of the logits [N, vocab_size]."""
+    grad_logits = _lazy_zeros((grad.shape[0], vocab_size), dtype)
+    grad, candidates = grad.contiguous(), candidates.contiguous()
+    args = _sigmoid_bce_args(grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size)
+    gradients = core.SigmoidBceGradients(
+        grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
+    )
+    core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    return grad_logits
+
+
+def linear_sigmoid_bce_backward(
+    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden, weight and bias, each None where `needs` says so."""
+    grad, candidates = grad.contiguous(), candidates.contiguous()
+    hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
+    grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
+    grad_weight = _lazy_zeros(weight.shape, weight.dtype) if needs[1] else None
+    grad_bias = _lazy_zeros(weight.shape[:1], weight.dtype) if needs[2] else None
+    args = _sigmoid_bce_args(
+        hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
+    )
+    gradients = core.SigmoidBceGradients(
+        grad.data_ptr(),
+        candidate_logits.data_ptr(),
+        _address(grad_hidden),
+        _address(grad_weight),
+        _address(grad_bias),
+        0,
+    )
+    core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
+    hidden, candidates = _rows_contiguous(hidden), candidates.contiguous()
+    weight = None if weight is None else _rows_contiguous(weight)
+    bias = None if bias is None else bias.contiguous()
+    offset = None if offset is None else offset.to(torch.float32).contiguous()
+    loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    candidate_logits = hidden.new_empty(candidates.shape, dtype=torch.float32)
+    args = _sigmoid_bce_args(
+        hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
+    )
+    threads = torch.get_num_threads()
+    if not core.cpu_sigmoid_bce(args, loss.data_ptr(), candidate_logits.data_ptr(), threads):
+        return None
+    return loss, candidate_logits
+
+
+def _sigmoid_bce_args(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
+    return core.SigmoidBceArgs(
+        _DTYPES[hidden.dtype],
+        weight is not None,
+        hidden.data_ptr(),
+        hidden.stride(0),
+        _address(weight),
+        0 if weight is None else weight.stride(0),
+        _address(bias),
+        _address(offset),
+        candidates.data_ptr(),
+        candidates.element_size(),
+        signal_weight.data_ptr(),
+        *signal_weight.stride(),
+        noise_weight.data_ptr(),
+        *noise_weight.stride(),
+        *candidates.shape,
+        vocab_size,
+        hidden.shape[1],
+    )
+
+
+def _rows_contiguous(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
+
+
+def _lazy_zeros(shape, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose pages the system makes when they are first written: a sparse gradient costs its rows.
+
+    numpy's zeros come from calloc; torch.zeros writes every page.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 def _address(tensor: torch.Tensor | None) -> int:

@@ -11,7 +11,12 @@ struct Isa {
   bool (*supported)();
   bool (*corrupt)(const CorruptArgs&, int);
   void (*philox)(const PhiloxArgs&);
+  bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
+  void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
 };
+
+#define GGM_ISA_ENTRY(name, supported) \
+  {#name, supported, name::corrupt, name::philox, name::sigmoid_bce, name::sigmoid_bce_backward}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -28,16 +33,16 @@ bool has_v2() { return __builtin_cpu_supports("sse4.2") && __builtin_cpu_support
 
 const Isa kBuilt[] = {
 #if defined(GGM_HAVE_ISA_v4)
-    {"v4", has_v4, v4::corrupt, v4::philox},
+    GGM_ISA_ENTRY(v4, has_v4),
 #endif
 #if defined(GGM_HAVE_ISA_v3)
-    {"v3", has_v3, v3::corrupt, v3::philox},
+    GGM_ISA_ENTRY(v3, has_v3),
 #endif
 #if defined(GGM_HAVE_ISA_v2)
-    {"v2", has_v2, v2::corrupt, v2::philox},
+    GGM_ISA_ENTRY(v2, has_v2),
 #endif
 #if defined(GGM_HAVE_ISA_plain)
-    {"plain", [] { return true; }, plain::corrupt, plain::philox},
+    GGM_ISA_ENTRY(plain, [] { return true; }),
 #endif
 };
 
@@ -55,6 +60,12 @@ const Isa* in_use = nth_supported(0);
 
 bool corrupt(const CorruptArgs& args, int threads) { return in_use->corrupt(args, threads); }
 void philox(const PhiloxArgs& args) { in_use->philox(args); }
+bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
+  return in_use->sigmoid_bce(args, loss, candidate_logits, threads);
+}
+void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+  in_use->sigmoid_bce_backward(args, gradients, threads);
+}
 
 int isa_count() {
   int count = 0;

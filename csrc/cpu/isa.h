@@ -7,6 +7,8 @@
   namespace ggm::cpu::name {                             \
   bool corrupt(const CorruptArgs& args, int threads);    \
   void philox(const PhiloxArgs& args);                   \
+  bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);               \
+  void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);      \
   }
 
 GGM_DECLARE_ISA(v4)

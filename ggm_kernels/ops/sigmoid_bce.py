@@ -63,7 +63,8 @@ def sigmoid_bce(
     candidates = _check_candidates(candidates, "logits", logits)
     signal, noise = _check_weights(signal_weight, noise_weight, candidates, logits.dtype)
     offset = _check_constant("offset", offset, candidates)
-    return _op(logits, candidates, signal, noise, offset, _choose(backend, logits))
+    loss, _ = _op(logits, candidates, signal, noise, offset, _choose(backend, logits))
+    return loss
 
 
 def linear_sigmoid_bce(
@@ -113,7 +114,8 @@ def linear_sigmoid_bce(
         checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
         checks.same_device("bias", bias, "hidden", hidden)
     offset = _check_constant("offset", offset, candidates)
-    return _linear_op(hidden, weight, candidates, signal, noise, bias, offset, _choose(backend, hidden))
+    loss, _ = _linear_op(hidden, weight, candidates, signal, noise, bias, offset, _choose(backend, hidden))
+    return loss
 
 
 def _choose(backend: str | None, values: torch.Tensor) -> str:
@@ -139,25 +141,21 @@ def _check_weights(
     signal: Weight, noise: Weight | None, candidates: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    signal = _spread("signal_weight", signal, candidates, accumulate)
-    if noise is None:
-        return signal, 1.0 - signal
-    return signal, _spread("noise_weight", noise, candidates, accumulate)
+    signal = _check_weight("signal_weight", signal, candidates, accumulate)
+    noise = 1.0 - signal if noise is None else _check_weight("noise_weight", noise, candidates, accumulate)
+    return signal.expand(candidates.shape), noise.expand(candidates.shape)
 
 
-def _spread(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rows, count = candidates.shape
     if not isinstance(value, torch.Tensor):
-        value = torch.tensor(float(value), dtype=dtype, device=candidates.device)
-        return value.expand(rows, count)
-    shapes = [(rows, count), (rows, 1), (1, count), ()]
-    if count == 1:
-        shapes.append((rows,))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name}: got {type(value).__name__}; allowed: a tensor or a number")
+        return torch.tensor(float(value), dtype=dtype, device=candidates.device)
+    shapes = [(rows, count), (rows, 1), (1, count), (), *([(rows,)] if count == 1 else [])]
     checks.tensor(name, value, dtypes=_WEIGHT_DTYPES, shapes=shapes)
     value = _check_constant_tensor(name, value, candidates).to(dtype)
-    if value.dim() == 1:
-        value = value[:, None]
-    return value.expand(rows, count)
+    return value[:, None] if value.dim() == 1 else value
 
 
 def _check_constant(name: str, value: torch.Tensor | None, candidates: torch.Tensor) -> torch.Tensor | None:
@@ -179,51 +177,69 @@ def _check_values(candidates: torch.Tensor, vocab_size: int) -> None:
         checks.values_in_range("candidates", candidates, 0, vocab_size, IndexError)
 
 
-def _loss_like(rows: torch.Tensor) -> torch.Tensor:
+def _forward_like(rows: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    return rows.new_empty(rows.shape[0], dtype=dtype)
+    return rows.new_empty(rows.shape[0], dtype=dtype), rows.new_empty(candidates.shape, dtype=dtype)
+
+
+def _forward(op: str, backend: str, candidates: torch.Tensor, vocab_size: int, *inputs):
+    """Loss and candidate logits by the backend that serves `op`; the latter are kept for the backward."""
+    name, run = kernel(op, backend, candidates.device)
+    if name != "cpu":
+        _check_values(candidates, vocab_size)
+    result = run(*inputs)
+    if result is None:  # the cpu kernel met a bad candidate: name it
+        _check_values(candidates, vocab_size)
+        raise AssertionError("the cpu kernel refused candidates that the checks accept")
+    return result
 
 
 # sigmoid_bce
 
 
 def _run(logits, candidates, signal_weight, noise_weight, offset, backend):
-    _, run = kernel("sigmoid_bce", backend, logits.device)
-    _check_values(candidates, logits.shape[1])
-    return run(logits, candidates, signal_weight, noise_weight, offset)
+    inputs = (logits, candidates, signal_weight, noise_weight, offset)
+    return _forward("sigmoid_bce", backend, candidates, logits.shape[1], *inputs)
 
 
 def _fake(logits, candidates, signal_weight, noise_weight, offset, backend):
-    return _loss_like(logits)
+    return _forward_like(logits, candidates)
 
 
-def _run_backward(grad, logits, candidates, signal_weight, noise_weight, offset, backend):
-    _, run = kernel("sigmoid_bce_backward", backend, logits.device)
-    return run(grad, logits, candidates, signal_weight, noise_weight, offset)
+def _run_backward(
+    grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype, backend
+):
+    _, run = kernel("sigmoid_bce_backward", backend, grad.device)
+    return run(grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype)
 
 
-def _fake_backward(grad, logits, candidates, signal_weight, noise_weight, offset, backend):
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+def _fake_backward(
+    grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype, backend
+):
+    return grad.new_empty(candidates.shape[0], vocab_size, dtype=dtype)
 
 
 def _setup(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    logits, candidates, signal_weight, noise_weight, _, ctx.backend = inputs
+    ctx.vocab_size, ctx.dtype = logits.shape[1], logits.dtype  # the logits themselves are not kept
+    ctx.save_for_backward(output[1], candidates, signal_weight, noise_weight)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad):
-    return _backward_op(grad, *ctx.saved_tensors, ctx.backend), *[None] * 5
+def _backward(ctx, grad, _):
+    gradient = _backward_op(grad, *ctx.saved_tensors, ctx.vocab_size, ctx.dtype, ctx.backend)
+    return gradient, None, None, None, None, None
 
 
 _op = register(
     "sigmoid_bce(Tensor logits, Tensor candidates, Tensor signal_weight, Tensor noise_weight, "
-    "Tensor? offset, str backend) -> Tensor",
+    "Tensor? offset, str backend) -> (Tensor, Tensor)",
     _run,
     _fake,
 )
 _backward_op = register(
-    "sigmoid_bce_backward(Tensor grad, Tensor logits, Tensor candidates, Tensor signal_weight, "
-    "Tensor noise_weight, Tensor? offset, str backend) -> Tensor",
+    "sigmoid_bce_backward(Tensor grad, Tensor candidate_logits, Tensor candidates, Tensor signal_weight, "
+    "Tensor noise_weight, SymInt vocab_size, ScalarType dtype, str backend) -> Tensor",
     _run_backward,
     _fake_backward,
 )
@@ -234,39 +250,41 @@ differentiate("sigmoid_bce", _backward, _setup)
 
 
 def _linear_run(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, backend):
-    _, run = kernel("linear_sigmoid_bce", backend, hidden.device)
-    _check_values(candidates, weight.shape[0])
-    return run(hidden, weight, candidates, signal_weight, noise_weight, bias, offset)
+    inputs = (hidden, weight, candidates, signal_weight, noise_weight, bias, offset)
+    return _forward("linear_sigmoid_bce", backend, candidates, weight.shape[0], *inputs)
 
 
 def _linear_fake(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, backend):
-    return _loss_like(hidden)
+    return _forward_like(hidden, candidates)
 
 
 def _linear_run_backward(
-    grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, needs, backend
+    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs, backend
 ):
     _, run = kernel("linear_sigmoid_bce_backward", backend, hidden.device)
-    gradients = run(grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, tuple(needs))
+    gradients = run(
+        grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, tuple(needs)
+    )
     # A schema has no optional outputs: what is not needed is an empty tensor.
     return tuple(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 def _linear_fake_backward(
-    grad, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, needs, backend
+    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs, backend
 ):
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
     return tuple(
-        torch.empty_like(source, memory_format=torch.contiguous_format) if needed else hidden.new_empty(0)
-        for source, needed in zip((hidden, weight, bias), needs, strict=True)
+        hidden.new_empty(shape if needed else 0) for shape, needed in zip(shapes, needs, strict=True)
     )
 
 
 def _linear_setup(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    hidden, weight, candidates, signal_weight, noise_weight, _, _, ctx.backend = inputs
+    ctx.save_for_backward(output[1], hidden, weight, candidates, signal_weight, noise_weight)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _linear_backward(ctx, grad):
+def _linear_backward(ctx, grad, _):
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
     gradients = _linear_backward_op(grad, *ctx.saved_tensors, needs, ctx.backend)
     hidden, weight, bias = (
@@ -277,13 +295,13 @@ def _linear_backward(ctx, grad):
 
 _linear_op = register(
     "linear_sigmoid_bce(Tensor hidden, Tensor weight, Tensor candidates, Tensor signal_weight, "
-    "Tensor noise_weight, Tensor? bias, Tensor? offset, str backend) -> Tensor",
+    "Tensor noise_weight, Tensor? bias, Tensor? offset, str backend) -> (Tensor, Tensor)",
     _linear_run,
     _linear_fake,
 )
 _linear_backward_op = register(
-    "linear_sigmoid_bce_backward(Tensor grad, Tensor hidden, Tensor weight, Tensor candidates, "
-    "Tensor signal_weight, Tensor noise_weight, Tensor? bias, Tensor? offset, bool[] needs, str backend) "
+    "linear_sigmoid_bce_backward(Tensor grad, Tensor candidate_logits, Tensor hidden, Tensor weight, "
+    "Tensor candidates, Tensor signal_weight, Tensor noise_weight, bool[] needs, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _linear_run_backward,
     _linear_fake_backward,

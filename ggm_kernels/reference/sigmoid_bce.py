@@ -19,24 +19,27 @@ def sigmoid_bce(
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
     offset: torch.Tensor | None,
-) -> torch.Tensor:
-    """Loss [N] from logits [N, V] and candidates [N, C]."""
-    return _loss(_candidate_logits(logits, candidates, offset), signal_weight, noise_weight)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss [N] and candidate logits [N, C] from logits [N, V] and candidates [N, C]."""
+    f = logits.gather(1, candidates.long()).to(_accumulate(logits.dtype))
+    if offset is not None:
+        f = f + offset.to(f.dtype)[:, None]
+    return _loss(f, signal_weight, noise_weight), f
 
 
 def sigmoid_bce_backward(
     grad: torch.Tensor,
-    logits: torch.Tensor,
+    candidate_logits: torch.Tensor,
     candidates: torch.Tensor,
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
-    offset: torch.Tensor | None,
+    vocab_size: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Gradient of `logits` [N, V]; repeated candidates add up."""
-    f = _candidate_logits(logits, candidates, offset)
-    grad_f = _loss_gradient(grad, f, signal_weight, noise_weight)
-    grad_logits = torch.zeros(logits.shape, dtype=f.dtype, device=f.device)
-    return grad_logits.scatter_add_(1, candidates.long(), grad_f).to(logits.dtype)
+    """Gradient of the logits [N, V]; repeated candidates add up."""
+    grad_f = _loss_gradient(grad, candidate_logits, signal_weight, noise_weight)
+    grad_logits = grad_f.new_zeros(grad_f.shape[0], vocab_size)
+    return grad_logits.scatter_add_(1, candidates.long(), grad_f).to(dtype)
 
 
 def linear_sigmoid_bce(
@@ -47,42 +50,46 @@ def linear_sigmoid_bce(
     noise_weight: torch.Tensor,
     bias: torch.Tensor | None,
     offset: torch.Tensor | None,
-) -> torch.Tensor:
-    """Loss [N] from hidden [N, d], weight [V, d] and candidates [N, C]."""
-    loss = torch.empty(hidden.shape[0], dtype=_accumulate(hidden.dtype), device=hidden.device)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss [N] and candidate logits [N, C] from hidden [N, d], weight [V, d] and candidates [N, C]."""
+    dtype = _accumulate(hidden.dtype)
+    f = torch.empty(candidates.shape, dtype=dtype, device=hidden.device)
     for rows in _chunks(hidden, candidates):
-        f = _dot(hidden[rows], weight, candidates[rows], bias, offset if offset is None else offset[rows])
-        loss[rows] = _loss(f, signal_weight[rows], noise_weight[rows])
-    return loss
+        chosen = weight[candidates[rows].long()]
+        f[rows] = torch.einsum("nd,ncd->nc", hidden[rows].to(dtype), chosen.to(dtype))
+    if bias is not None:
+        f += bias[candidates.long()].to(dtype)
+    if offset is not None:
+        f += offset.to(dtype)[:, None]
+    return _loss(f, signal_weight, noise_weight), f
 
 
 def linear_sigmoid_bce_backward(
     grad: torch.Tensor,
+    candidate_logits: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     candidates: torch.Tensor,
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    offset: torch.Tensor | None,
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias, each None where `needs` says so."""
-    dtype = _accumulate(hidden.dtype)
+    grad_f = _loss_gradient(grad, candidate_logits, signal_weight, noise_weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
-    grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs[1] else None
-    grad_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device) if needs[2] else None
+    grad_weight = grad_f.new_zeros(weight.shape) if needs[1] else None
+    grad_bias = grad_f.new_zeros(weight.shape[0]) if needs[2] else None
     for rows in _chunks(hidden, candidates):
         chosen = candidates[rows].long()
-        f = _dot(hidden[rows], weight, chosen, bias, offset if offset is None else offset[rows])
-        grad_f = _loss_gradient(grad[rows], f, signal_weight[rows], noise_weight[rows])
         if grad_hidden is not None:
-            grad_hidden[rows] = torch.einsum("nc,ncd->nd", grad_f, weight[chosen].to(dtype)).to(hidden.dtype)
+            grad_hidden[rows] = torch.einsum(
+                "nc,ncd->nd", grad_f[rows], weight[chosen].to(grad_f.dtype)
+            ).to(hidden.dtype)
         if grad_weight is not None:
-            outer = grad_f[:, :, None] * hidden[rows].to(dtype)[:, None, :]
+            outer = grad_f[rows][:, :, None] * hidden[rows].to(grad_f.dtype)[:, None, :]
             grad_weight.index_add_(0, chosen.flatten(), outer.flatten(0, 1))
-        if grad_bias is not None:
-            grad_bias.index_add_(0, chosen.flatten(), grad_f.flatten())
+    if grad_bias is not None:
+        grad_bias.index_add_(0, candidates.long().flatten(), grad_f.flatten())
     return (
         grad_hidden,
         None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -92,28 +99,6 @@ def linear_sigmoid_bce_backward(
 
 def _accumulate(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _candidate_logits(
-    logits: torch.Tensor, candidates: torch.Tensor, offset: torch.Tensor | None
-) -> torch.Tensor:
-    f = logits.gather(1, candidates.long()).to(_accumulate(logits.dtype))
-    return f if offset is None else f + offset.to(f.dtype)[:, None]
-
-
-def _dot(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    candidates: torch.Tensor,
-    bias: torch.Tensor | None,
-    offset: torch.Tensor | None,
-) -> torch.Tensor:
-    dtype = _accumulate(hidden.dtype)
-    chosen = candidates.long()
-    f = torch.einsum("nd,ncd->nc", hidden.to(dtype), weight[chosen].to(dtype))
-    if bias is not None:
-        f = f + bias[chosen].to(dtype)
-    return f if offset is None else f + offset.to(dtype)[:, None]
 
 
 def _loss(f: torch.Tensor, signal_weight: torch.Tensor, noise_weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,213 @@
+#include "numerics/sigmoid_bce.h"
+
+#include <cstdlib>
+
+#include "cpu/isa.h"
+#include "cpu/simd_float.h"
+
+namespace ggm::cpu::GGM_ISA {
+namespace {
+
+constexpr int64_t kParallelFrom = 1 << 16;  // multiply-adds below which a second thread is not worth waking
+
+template <class T>
+GGM_HD const T* row_of(const void* base, int64_t row, int64_t stride) {
+  return static_cast<const T*>(base) + row * stride;
+}
+
+GGM_HD int64_t candidate_at(const SigmoidBceArgs& args, int64_t index) {
+  return args.candidate_bytes == 8 ? static_cast<const int64_t*>(args.candidates)[index]
+                                   : static_cast<const int32_t*>(args.candidates)[index];
+}
+
+GGM_HD float signal_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
+  return args.signal_weight[row * args.signal_row_stride + column * args.signal_stride];
+}
+
+GGM_HD float noise_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
+  return args.noise_weight[row * args.noise_row_stride + column * args.noise_stride];
+}
+
+GGM_HD bool worth_threads(const SigmoidBceArgs& args) {
+  return args.rows * args.count * (args.hidden_size + 16) >= kParallelFrom;
+}
+
+template <class T>
+GGM_HD float candidate_logit(const SigmoidBceArgs& args, int64_t row, int64_t token) {
+  const T* hidden = row_of<T>(args.hidden, row, args.hidden_stride);
+  float f = args.linear ? dot(hidden, row_of<T>(args.weight, token, args.weight_stride), args.hidden_size)
+                        : to_float(hidden[token]);
+  if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
+  return args.offset == nullptr ? f : f + args.offset[row];
+}
+
+template <class T>
+bool forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
+  bool valid = true;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : valid) if (worth_threads(args))
+  for (int64_t row = 0; row < args.rows; ++row) {
+    float total = 0.0f;
+    for (int64_t column = 0; column < args.count; ++column) {
+      const int64_t index = row * args.count + column;
+      const int64_t token = candidate_at(args, index);
+      if (static_cast<uint64_t>(token) >= static_cast<uint64_t>(args.vocab_size)) {
+        valid = false;
+        break;
+      }
+      const float f = candidate_logit<T>(args, row, token);
+      candidate_logits[index] = f;
+      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+    }
+    loss[row] = total;
+  }
+  return valid;
+}
+
+GGM_HD float logit_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row,
+                            int64_t column) {
+  const float f = gradients.candidate_logits[row * args.count + column];
+  return gradients.loss[row] * candidate_loss_derivative(f, signal_at(args, row, column), noise_at(args, row, column));
+}
+
+template <class T>
+void logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(args))
+  for (int64_t row = 0; row < args.rows; ++row) {
+    T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
+    for (int64_t column = 0; column < args.count; ++column) {
+      // A repeated candidate finds the sum of the ones before: in T, as torch's scatter_add would leave it.
+      T& entry = out[candidate_at(args, row * args.count + column)];
+      round_to(to_float(entry) + logit_gradient(args, gradients, row, column), entry);
+    }
+  }
+}
+
+// Float32 sums of one row; the caller rounds them once.
+struct Sums {
+  float* values;
+  explicit Sums(int64_t size) : values(static_cast<float*>(std::malloc(sizeof(float) * (size + 1)))) {}
+  ~Sums() { std::free(values); }
+  Sums(const Sums&) = delete;
+  Sums& operator=(const Sums&) = delete;
+};
+
+template <class T>
+void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+#pragma omp parallel num_threads(threads) if (worth_threads(args))
+  {
+    Sums sums(args.hidden_size);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < args.rows; ++row) {
+      memset(sums.values, 0, sizeof(float) * args.hidden_size);
+      for (int64_t column = 0; column < args.count; ++column) {
+        const int64_t token = candidate_at(args, row * args.count + column);
+        add_scaled(sums.values, logit_gradient(args, gradients, row, column),
+                   row_of<T>(args.weight, token, args.weight_stride), args.hidden_size);
+      }
+      store_rounded(static_cast<T*>(gradients.hidden) + row * args.hidden_size, sums.values, args.hidden_size);
+    }
+  }
+}
+
+struct Entry {
+  int64_t token, index;  // index into candidates
+};
+
+constexpr int kDigitBits = 11;
+constexpr int64_t kDigits = 1 << kDigitBits;
+
+// All candidates by token, those of one token in order: a radix sort, whose passes keep order. Its time does
+// not depend on the vocabulary. `entries` and `spare` hold rows * count each; returns the one that is sorted.
+Entry* sort_by_token(const SigmoidBceArgs& args, Entry* entries, Entry* spare) {
+  const int64_t size = args.rows * args.count;
+  for (int64_t index = 0; index < size; ++index) entries[index] = {candidate_at(args, index), index};
+  for (int shift = 0; (args.vocab_size - 1) >> shift > 0; shift += kDigitBits) {
+    int64_t starts[kDigits] = {};
+    for (int64_t i = 0; i < size; ++i) ++starts[entries[i].token >> shift & (kDigits - 1)];
+    int64_t start = 0;
+    for (int64_t digit = 0; digit < kDigits; ++digit) {
+      const int64_t many = starts[digit];
+      starts[digit] = start;
+      start += many;
+    }
+    for (int64_t i = 0; i < size; ++i) spare[starts[entries[i].token >> shift & (kDigits - 1)]++] = entries[i];
+    Entry* sorted = spare;
+    spare = entries;
+    entries = sorted;
+  }
+  return entries;
+}
+
+// The gradient of one token's row, from its entries [begin, end).
+template <class T>
+void token_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, const Entry* begin,
+                    const Entry* end, float* sums) {
+  const int64_t token = begin->token;
+  float bias_sum = 0.0f;
+  memset(sums, 0, sizeof(float) * args.hidden_size);
+  for (const Entry* entry = begin; entry < end; ++entry) {
+    const int64_t row = entry->index / args.count;
+    const float gradient = logit_gradient(args, gradients, row, entry->index % args.count);
+    bias_sum += gradient;
+    if (gradients.weight != nullptr) {
+      add_scaled(sums, gradient, row_of<T>(args.hidden, row, args.hidden_stride), args.hidden_size);
+    }
+  }
+  if (gradients.weight != nullptr) {
+    store_rounded(static_cast<T*>(gradients.weight) + token * args.hidden_size, sums, args.hidden_size);
+  }
+  if (gradients.bias != nullptr) round_to(bias_sum, static_cast<T*>(gradients.bias)[token]);
+}
+
+template <class T>
+void weight_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+  const int64_t size = args.rows * args.count;
+  Entry* entries = static_cast<Entry*>(std::malloc(2 * sizeof(Entry) * (size + 1)));
+  const Entry* sorted = sort_by_token(args, entries, entries + size);
+#pragma omp parallel num_threads(threads) if (worth_threads(args))
+  {
+    Sums sums(args.hidden_size);
+#pragma omp for schedule(dynamic, 256)
+    for (int64_t i = 0; i < size; ++i) {
+      // Whoever meets the first entry of a token takes all of them.
+      if (i > 0 && sorted[i - 1].token == sorted[i].token) continue;
+      int64_t end = i + 1;
+      while (end < size && sorted[end].token == sorted[i].token) ++end;
+      token_gradient<T>(args, gradients, sorted + i, sorted + end, sums.values);
+    }
+  }
+  std::free(entries);
+}
+
+template <class T>
+void backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+  if (gradients.logits != nullptr) logits_gradient<T>(args, gradients, threads);
+  if (gradients.hidden != nullptr) hidden_gradient<T>(args, gradients, threads);
+  if (gradients.weight != nullptr || gradients.bias != nullptr) weight_gradient<T>(args, gradients, threads);
+}
+
+}  // namespace
+
+bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
+  switch (args.dtype) {
+    case Float::bfloat16:
+      return forward<BFloat16>(args, loss, candidate_logits, threads);
+    case Float::float16:
+      return forward<Float16>(args, loss, candidate_logits, threads);
+    default:
+      return forward<float>(args, loss, candidate_logits, threads);
+  }
+}
+
+void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+  switch (args.dtype) {
+    case Float::bfloat16:
+      return backward<BFloat16>(args, gradients, threads);
+    case Float::float16:
+      return backward<Float16>(args, gradients, threads);
+    default:
+      return backward<float>(args, gradients, threads);
+  }
+}
+
+}  // namespace ggm::cpu::GGM_ISA

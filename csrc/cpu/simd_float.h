@@ -1,0 +1,85 @@
+// Vectors of floats, loaded from and stored to float32, bfloat16 and float16.
+#pragma once
+
+#include "cpu/simd.h"
+#include "numerics/half.h"
+
+namespace ggm {
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfWords __attribute__((vector_size(2 * kLanes)));
+
+GGM_HD Floats load(const float* from) {
+  Floats lanes;
+  memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+GGM_HD Floats load(const BFloat16* from) {
+  HalfWords bits;
+  memcpy(&bits, from, sizeof bits);
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+
+GGM_HD Floats load(const Float16* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Floats lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = to_float(from[lane]);
+  return lanes;
+#endif
+}
+
+// Fused where the instruction set has it: without, the sum rounds twice, which float32 accumulation allows.
+GGM_HD Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+GGM_HD float sum(Floats lanes) {
+  float total = 0.0f;
+  for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];
+  return total;
+}
+
+// Dot product in float32: four chains of sums, so that additions do not wait for each other.
+template <class T>
+GGM_HD float dot(const T* a, const T* b, int64_t size) {
+  Floats sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+    for (int chain = 0; chain < 4; ++chain) {
+      sums[chain] = multiply_add(load(a + i + chain * kLanes), load(b + i + chain * kLanes), sums[chain]);
+    }
+  }
+  for (; i + kLanes <= size; i += kLanes) sums[0] = multiply_add(load(a + i), load(b + i), sums[0]);
+  float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < size; ++i) total += to_float(a[i]) * to_float(b[i]);
+  return total;
+}
+
+// sums += scale * row
+template <class T>
+GGM_HD void add_scaled(float* sums, float scale, const T* row, int64_t size) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const Floats total = multiply_add(Floats{} + scale, load(row + i), load(sums + i));
+    memcpy(sums + i, &total, sizeof total);
+  }
+  for (; i < size; ++i) sums[i] += scale * to_float(row[i]);
+}
+
+template <class T>
+GGM_HD void store_rounded(T* to, const float* values, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) round_to(values[i], to[i]);
+}
+
+}  // namespace ggm

@@ -1,0 +1,70 @@
+// The 16-bit floats as bits, for hosts without instructions for them.
+#pragma once
+
+#include <cstring>
+
+#include "numerics/host_device.h"
+
+namespace ggm {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+GGM_HD uint32_t float_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+GGM_HD float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+GGM_HD float to_float(float value) { return value; }
+
+GGM_HD float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+
+// Exponent and mantissa move to their places in float32 and the exponent is rebased by a product, which also
+// normalises subnormals; infinity and NaN (all exponent bits set) get their exponent by hand.
+GGM_HD float to_float(Float16 value) {
+  const uint32_t magnitude = value.bits & 0x7FFFu;
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t finite = float_bits(float_of(magnitude << 13) * 0x1p112f);
+  const uint32_t bits = magnitude >= 0x7C00u ? (magnitude << 13 | 0x7F800000u) : finite;
+  return float_of(bits | sign);
+}
+
+GGM_HD void round_to(float value, float& rounded) { rounded = value; }
+
+// To nearest, ties to even; NaN stays NaN.
+GGM_HD void round_to(float value, BFloat16& rounded) {
+  const uint32_t bits = float_bits(value);
+  const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+  const uint32_t nearest = bits + 0x7FFFu + (bits >> 16 & 1u);
+  rounded.bits = static_cast<uint16_t>((is_nan ? bits | 0x400000u : nearest) >> 16);
+}
+
+GGM_HD void round_to(float value, Float16& rounded) {
+  const uint32_t sign = float_bits(value) >> 16 & 0x8000u;
+  const uint32_t magnitude = float_bits(value) & 0x7FFFFFFFu;
+  uint32_t nearest;
+  if (magnitude > 0x7F800000u) {
+    nearest = 0x7E00u;  // NaN
+  } else if (magnitude >= 0x47800000u) {
+    nearest = 0x7C00u;  // 2^16 and more: infinity
+  } else if (magnitude < 0x38800000u) {
+    // Below 2^-14 results are multiples of 2^-24: adding 1/2 leaves those as the low bits, rounded.
+    nearest = float_bits(float_of(magnitude) + 0.5f) - 0x3F000000u;
+  } else {
+    nearest = (magnitude + 0xFFFu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+  }
+  rounded.bits = static_cast<uint16_t>(sign | nearest);
+}
+
+}  // namespace ggm
