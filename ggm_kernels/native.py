@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from typing import Any
 
-import numpy as np
 import torch  # before the core, so that both share one OpenMP runtime
 
 # What each op is called in the compiled core.
@@ -17,6 +17,7 @@ _OPS = {
     "linear_sigmoid_bce": "sigmoid_bce",
     "linear_sigmoid_bce_backward": "sigmoid_bce_backward",
 }
+_LAZY_FROM = 2**22  # bytes; less is in cache already when it is zeroed
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Float in csrc/kernels.h
 
 
@@ -116,7 +117,7 @@ def sigmoid_bce_backward(
     grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
 ) -> torch.Tensor:
     """Gradient of the logits [N, vocab_size]."""
-    grad_logits = _lazy_zeros((grad.shape[0], vocab_size), dtype)
+    grad_logits = torch.zeros(grad.shape[0], vocab_size, dtype=dtype)
     grad, candidates = grad.contiguous(), candidates.contiguous()
     args = _sigmoid_bce_args(grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size)
     gradients = core.SigmoidBceGradients(
@@ -133,8 +134,8 @@ def linear_sigmoid_bce_backward(
     grad, candidates = grad.contiguous(), candidates.contiguous()
     hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
-    grad_weight = _lazy_zeros(weight.shape, weight.dtype) if needs[1] else None
-    grad_bias = _lazy_zeros(weight.shape[:1], weight.dtype) if needs[2] else None
+    grad_weight = _sparsely_written(weight.shape, weight.dtype, candidates.numel()) if needs[1] else None
+    grad_bias = _sparsely_written(weight.shape[:1], weight.dtype, candidates.numel()) if needs[2] else None
     args = _sigmoid_bce_args(
         hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
@@ -192,13 +193,19 @@ def _rows_contiguous(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
 
 
-def _lazy_zeros(shape, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose pages the system makes when they are first written: a sparse gradient costs its rows.
+def _sparsely_written(shape: tuple[int, ...], dtype: torch.dtype, entries: int) -> torch.Tensor:
+    """Zeros of which about `entries` rows (elements, if 1-d) will be written.
 
-    numpy's zeros come from calloc; torch.zeros writes every page.
+    Few of many: the system makes each page when it is first written, and the rest takes no memory. Not so
+    torch.zeros, which writes all, nor numpy's, which asks for huge pages, of which scattered rows touch all.
     """
     size = math.prod(shape) * dtype.itemsize
-    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+    written = entries * math.prod(shape[1:]) * dtype.itemsize
+    if size < _LAZY_FROM or written * 8 > size:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _address(tensor: torch.Tensor | None) -> int:

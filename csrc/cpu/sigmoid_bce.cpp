@@ -100,8 +100,9 @@ void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
     for (int64_t row = 0; row < args.rows; ++row) {
       memset(sums.values, 0, sizeof(float) * args.hidden_size);
       for (int64_t column = 0; column < args.count; ++column) {
-        const int64_t token = candidate_at(args, row * args.count + column);
-        add_scaled(sums.values, logit_gradient(args, gradients, row, column),
+        const int64_t index = row * args.count + column;
+        const int64_t token = candidate_at(args, index);
+          add_scaled(sums.values, logit_gradient(args, gradients, row, column),
                    row_of<T>(args.weight, token, args.weight_stride), args.hidden_size);
       }
       store_rounded(static_cast<T*>(gradients.hidden) + row * args.hidden_size, sums.values, args.hidden_size);
