@@ -7,6 +7,7 @@ import mmap
 import os
 from typing import Any
 
+import numpy as np
 import torch  # before the core, so that both share one OpenMP runtime
 
 # What each op is called in the compiled core.
@@ -75,8 +76,8 @@ def corrupt(
     stream: int,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """`corrupt` on checked, contiguous arguments; on CPU None where a value is out of range."""
-    noisy = torch.empty_like(tokens)
-    is_signal = torch.empty_like(tokens, dtype=torch.bool)
+    noisy = _empty(tokens, tokens.dtype)
+    is_signal = _empty(tokens, torch.bool)
     step_value, step_pointer = _step(step)
     args = core.CorruptArgs(
         tokens.data_ptr(),
@@ -117,9 +118,11 @@ def sigmoid_bce_backward(
     grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
 ) -> torch.Tensor:
     """Gradient of the logits [N, vocab_size]."""
-    grad_logits = torch.zeros(grad.shape[0], vocab_size, dtype=dtype)
+    grad_logits = _zeros((grad.shape[0], vocab_size), dtype, grad.shape[0])
     grad, candidates = grad.contiguous(), candidates.contiguous()
-    args = _sigmoid_bce_args(grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size)
+    args = _sigmoid_bce_args(
+        grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
+    )
     gradients = core.SigmoidBceGradients(
         grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
     )
@@ -134,8 +137,8 @@ def linear_sigmoid_bce_backward(
     grad, candidates = grad.contiguous(), candidates.contiguous()
     hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
-    grad_weight = _sparsely_written(weight.shape, weight.dtype, candidates.numel()) if needs[1] else None
-    grad_bias = _sparsely_written(weight.shape[:1], weight.dtype, candidates.numel()) if needs[2] else None
+    grad_weight = _zeros(weight.shape, weight.dtype, candidates.numel()) if needs[1] else None
+    grad_bias = _zeros(weight.shape[:1], weight.dtype, candidates.numel()) if needs[2] else None
     args = _sigmoid_bce_args(
         hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
@@ -193,16 +196,27 @@ def _rows_contiguous(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
 
 
-def _sparsely_written(shape: tuple[int, ...], dtype: torch.dtype, entries: int) -> torch.Tensor:
-    """Zeros of which about `entries` rows (elements, if 1-d) will be written.
+def _empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised, shaped like a contiguous tensor: beyond cache in the huge pages that numpy asks for."""
+    if like.is_cuda or like.numel() * dtype.itemsize < _LAZY_FROM:
+        return torch.empty_like(like, dtype=dtype)
+    return (
+        torch.from_numpy(np.empty(like.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(like.shape)
+    )
 
-    Few of many: the system makes each page when it is first written, and the rest takes no memory. Not so
-    torch.zeros, which writes all, nor numpy's, which asks for huge pages, of which scattered rows touch all.
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, rows_written: int) -> torch.Tensor:
+    """Zeros of which at most `rows_written` rows will be written.
+
+    Fresh pages of the system are zero: torch.zeros would write them once more, page fault by page fault.
+    Few rows of many touch few small pages, and the rest takes no memory; otherwise huge pages, which numpy
+    asks for, are the quickest to come by.
     """
     size = math.prod(shape) * dtype.itemsize
-    written = entries * math.prod(shape[1:]) * dtype.itemsize
-    if size < _LAZY_FROM or written * 8 > size:
+    if size < _LAZY_FROM:
         return torch.zeros(shape, dtype=dtype)
+    if rows_written * 8 > shape[0]:
+        return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

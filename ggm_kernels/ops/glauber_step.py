@@ -247,9 +247,9 @@ def _check_distinct(positions: torch.Tensor) -> None:
     ordered = positions.sort(dim=-1).values
     twice = ordered[..., 1:] == ordered[..., :-1]
     if bool(twice.any()):
-        *row, index = twice.nonzero()[0].tolist()
-        where = f"positions[{row[0]}]" if row else "positions"
-        position = int(ordered[(*row, index)])
+        first = tuple(twice.nonzero()[0].tolist())
+        where = "positions" if positions.dim() == 1 else f"positions[{first[0]}]"
+        position = int(ordered[first])
         raise IndexError(f"{where}: got position {position} twice; allowed: each once")
 
 

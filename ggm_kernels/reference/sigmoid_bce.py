@@ -82,9 +82,9 @@ def linear_sigmoid_bce_backward(
     for rows in _chunks(hidden, candidates):
         chosen = candidates[rows].long()
         if grad_hidden is not None:
-            grad_hidden[rows] = torch.einsum(
-                "nc,ncd->nd", grad_f[rows], weight[chosen].to(grad_f.dtype)
-            ).to(hidden.dtype)
+            grad_hidden[rows] = torch.einsum("nc,ncd->nd", grad_f[rows], weight[chosen].to(grad_f.dtype)).to(
+                hidden.dtype
+            )
         if grad_weight is not None:
             outer = grad_f[rows][:, :, None] * hidden[rows].to(grad_f.dtype)[:, None, :]
             grad_weight.index_add_(0, chosen.flatten(), outer.flatten(0, 1))
