@@ -1,5 +1,17 @@
 """The ops in Triton. Import only where `triton` is installed."""
 
 from ggm_kernels.triton.corrupt import corrupt
+from ggm_kernels.triton.sigmoid_bce import (
+    linear_sigmoid_bce,
+    linear_sigmoid_bce_backward,
+    sigmoid_bce,
+    sigmoid_bce_backward,
+)
 
-__all__ = ["corrupt"]
+__all__ = [
+    "corrupt",
+    "linear_sigmoid_bce",
+    "linear_sigmoid_bce_backward",
+    "sigmoid_bce",
+    "sigmoid_bce_backward",
+]
