@@ -123,6 +123,18 @@ PYBIND11_MODULE(_native, module) {
   module.def("cuda_corrupt", [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
     check_cuda(ggm::cuda::corrupt(args, pointer<void>(stream), device));
   });
+  module.def("cuda_sigmoid_bce", [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits,
+                                    uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::sigmoid_bce(args, pointer<float>(loss), pointer<float>(candidate_logits),
+                                      pointer<void>(stream), device));
+  });
+  module.def("cuda_sigmoid_bce_backward",
+             [](const ggm::SigmoidBceArgs& args, const ggm::SigmoidBceGradients& gradients, uintptr_t tokens,
+                uintptr_t order, uintptr_t stream, int device) {
+               check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
+                                                          pointer<const int64_t>(order), pointer<void>(stream),
+                                                          device));
+             });
   module.def("cuda_philox", [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream,
                                int device) {
     check_cuda(ggm::cuda::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed},

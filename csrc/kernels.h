@@ -92,6 +92,11 @@ namespace cuda {
 // Launch on `stream` of `device`; null, or what CUDA said went wrong.
 const char* corrupt(const CorruptArgs& args, void* stream, int device);
 const char* philox(const PhiloxArgs& args, void* stream, int device);
+const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, void* stream, int device);
+// tokens: all rows * count candidates, sorted, those of one token in order; order: their indices. Both are needed
+// where the gradient of weight or bias is.
+const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
+                                 const int64_t* tokens, const int64_t* order, void* stream, int device);
 
 }  // namespace cuda
 

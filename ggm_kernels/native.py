@@ -18,7 +18,7 @@ _OPS = {
     "linear_sigmoid_bce": "sigmoid_bce",
     "linear_sigmoid_bce_backward": "sigmoid_bce_backward",
 }
-_LAZY_FROM = 2**22  # bytes; less is in cache already when it is zeroed
+_LAZY_FROM = 2**22  # bytes; less stays in cache when it is zeroed, and comes from memory used before
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Float in csrc/kernels.h
 
 
@@ -118,7 +118,7 @@ def sigmoid_bce_backward(
     grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
 ) -> torch.Tensor:
     """Gradient of the logits [N, vocab_size]."""
-    grad_logits = _zeros((grad.shape[0], vocab_size), dtype, grad.shape[0])
+    grad_logits = _zeros((grad.shape[0], vocab_size), dtype, grad.shape[0], grad.device)
     grad, candidates = grad.contiguous(), candidates.contiguous()
     args = _sigmoid_bce_args(
         grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
@@ -126,7 +126,10 @@ def sigmoid_bce_backward(
     gradients = core.SigmoidBceGradients(
         grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
     )
-    core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    if grad.is_cuda:
+        core.cuda_sigmoid_bce_backward(args, gradients, 0, 0, *_queue(grad.device))
+    else:
+        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
     return grad_logits
 
 
@@ -137,8 +140,10 @@ def linear_sigmoid_bce_backward(
     grad, candidates = grad.contiguous(), candidates.contiguous()
     hidden, weight = _rows_contiguous(hidden), _rows_contiguous(weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
-    grad_weight = _zeros(weight.shape, weight.dtype, candidates.numel()) if needs[1] else None
-    grad_bias = _zeros(weight.shape[:1], weight.dtype, candidates.numel()) if needs[2] else None
+    grad_weight = _zeros(weight.shape, weight.dtype, candidates.numel(), weight.device) if needs[1] else None
+    grad_bias = (
+        _zeros(weight.shape[:1], weight.dtype, candidates.numel(), weight.device) if needs[2] else None
+    )
     args = _sigmoid_bce_args(
         hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
@@ -150,7 +155,13 @@ def linear_sigmoid_bce_backward(
         _address(grad_bias),
         0,
     )
-    core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    if hidden.is_cuda:
+        tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
+        core.cuda_sigmoid_bce_backward(
+            args, gradients, tokens.data_ptr(), order.data_ptr(), *_queue(hidden.device)
+        )
+    else:
+        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
     return grad_hidden, grad_weight, grad_bias
 
 
@@ -164,8 +175,10 @@ def _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset,
     args = _sigmoid_bce_args(
         hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
     )
-    threads = torch.get_num_threads()
-    if not core.cpu_sigmoid_bce(args, loss.data_ptr(), candidate_logits.data_ptr(), threads):
+    outputs = loss.data_ptr(), candidate_logits.data_ptr()
+    if hidden.is_cuda:
+        core.cuda_sigmoid_bce(args, *outputs, *_queue(hidden.device))
+    elif not core.cpu_sigmoid_bce(args, *outputs, torch.get_num_threads()):
         return None
     return loss, candidate_logits
 
@@ -205,7 +218,9 @@ def _empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     )
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, rows_written: int) -> torch.Tensor:
+def _zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, rows_written: int, device: torch.device
+) -> torch.Tensor:
     """Zeros of which at most `rows_written` rows will be written.
 
     Fresh pages of the system are zero: torch.zeros would write them once more, page fault by page fault.
@@ -213,8 +228,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, rows_written: int) -> tor
     asks for, are the quickest to come by.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < _LAZY_FROM:
-        return torch.zeros(shape, dtype=dtype)
+    if size < _LAZY_FROM or device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     if rows_written * 8 > shape[0]:
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,7 +1,11 @@
-// The 16-bit floats as bits, for hosts without instructions for them.
+// The 16-bit floats as bits, and what they convert to where there are no instructions for it.
 #pragma once
 
 #include <cstring>
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
 
 #include "numerics/host_device.h"
 
@@ -33,11 +37,15 @@ GGM_HD float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(va
 // Exponent and mantissa move to their places in float32 and the exponent is rebased by a product, which also
 // normalises subnormals; infinity and NaN (all exponent bits set) get their exponent by hand.
 GGM_HD float to_float(Float16 value) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(value.bits));
+#else
   const uint32_t magnitude = value.bits & 0x7FFFu;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t finite = float_bits(float_of(magnitude << 13) * 0x1p112f);
   const uint32_t bits = magnitude >= 0x7C00u ? (magnitude << 13 | 0x7F800000u) : finite;
   return float_of(bits | sign);
+#endif
 }
 
 GGM_HD void round_to(float value, float& rounded) { rounded = value; }

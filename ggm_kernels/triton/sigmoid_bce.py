@@ -326,6 +326,6 @@ def _token_kernel(
         if grad_weight_ptr is not None:
             out = grad_weight_ptr + token * HIDDEN_SIZE + d
             tl.store(out, total.to(grad_weight_ptr.dtype.element_ty), mask=inside)
-        if grad_bias_ptr is not None:
+        if grad_bias_ptr is not None:  # noqa: SIM102 (decided when it is compiled)
             if tl.program_id(1) == 0:
                 tl.store(grad_bias_ptr + token, bias_total.to(grad_bias_ptr.dtype.element_ty))

@@ -1,0 +1,242 @@
+// Forward and the gradient of hidden: one warp a row, its lanes side by side along hidden_size, sixteen bytes
+// each. The gradient of the weight: candidates come sorted by token, a block takes all entries of one token in
+// their order, so sums do not depend on timing. Every kernel moves each gathered row once.
+#include "cuda/launch.h"
+#include "kernels.h"
+#include "numerics/half.h"
+#include "numerics/sigmoid_bce.h"
+
+namespace ggm::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kRowsPerBlock = kThreads / kWarp;
+
+template <class T, int kSize>
+struct alignas(sizeof(T) * kSize) Pack {
+  T values[kSize];
+};
+
+__device__ __forceinline__ int64_t candidate_at(const SigmoidBceArgs& args, int64_t index) {
+  return args.candidate_bytes == 8 ? static_cast<const int64_t*>(args.candidates)[index]
+                                   : static_cast<const int32_t*>(args.candidates)[index];
+}
+
+// An id out of range is the caller's error; it must not become an access out of bounds.
+__device__ __forceinline__ bool legal(const SigmoidBceArgs& args, int64_t token) {
+  return token >= 0 && token < args.vocab_size;
+}
+
+__device__ __forceinline__ float signal_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
+  return args.signal_weight[row * args.signal_row_stride + column * args.signal_stride];
+}
+
+__device__ __forceinline__ float noise_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
+  return args.noise_weight[row * args.noise_row_stride + column * args.noise_stride];
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ float warp_dot(const T* a, const T* b, int64_t size, int lane) {
+  float sum = 0.0f;
+  for (int64_t i = static_cast<int64_t>(lane) * kSize; i < size; i += kWarp * kSize) {
+    const Pack<T, kSize> x = *reinterpret_cast<const Pack<T, kSize>*>(a + i);
+    const Pack<T, kSize> y = *reinterpret_cast<const Pack<T, kSize>*>(b + i);
+#pragma unroll
+    for (int k = 0; k < kSize; ++k) sum += to_float(x.values[k]) * to_float(y.values[k]);
+  }
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, distance);
+  return sum;
+}
+
+template <class T, int kSize>
+__global__ void __launch_bounds__(kThreads, 4) forward_kernel(SigmoidBceArgs args, float* loss, float* candidate_logits) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t stride = int64_t{gridDim.x} * kRowsPerBlock;
+  for (int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp; row < args.rows; row += stride) {
+    const T* hidden = static_cast<const T*>(args.hidden) + row * args.hidden_stride;
+    float total = 0.0f;
+    for (int64_t column = 0; column < args.count; ++column) {
+      const int64_t token = candidate_at(args, row * args.count + column);
+      float f = 0.0f;
+      if (legal(args, token)) {
+        f = args.linear ? warp_dot<T, kSize>(hidden, static_cast<const T*>(args.weight) + token * args.weight_stride,
+                                             args.hidden_size, lane)
+                        : to_float(hidden[token]);
+        if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
+      }
+      if (args.offset != nullptr) f += args.offset[row];
+      if (lane == 0) candidate_logits[row * args.count + column] = f;
+      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+    }
+    if (lane == 0) loss[row] = total;
+  }
+}
+
+__device__ __forceinline__ float logit_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
+                                                int64_t row, int64_t column) {
+  const float f = gradients.candidate_logits[row * args.count + column];
+  return gradients.loss[row] *
+         candidate_loss_derivative(f, signal_at(args, row, column), noise_at(args, row, column));
+}
+
+template <class T, int kSize>
+__global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t stride = int64_t{gridDim.x} * kRowsPerBlock;
+  for (int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp; row < args.rows; row += stride) {
+    for (int64_t i = static_cast<int64_t>(lane) * kSize; i < args.hidden_size; i += kWarp * kSize) {
+      float sums[kSize] = {};
+      for (int64_t column = 0; column < args.count; ++column) {
+        const int64_t token = candidate_at(args, row * args.count + column);
+        if (!legal(args, token)) continue;
+        const float gradient = logit_gradient(args, gradients, row, column);
+        const T* weight = static_cast<const T*>(args.weight) + token * args.weight_stride + i;
+        const Pack<T, kSize> y = *reinterpret_cast<const Pack<T, kSize>*>(weight);
+#pragma unroll
+        for (int k = 0; k < kSize; ++k) sums[k] += gradient * to_float(y.values[k]);
+      }
+      Pack<T, kSize> out;
+#pragma unroll
+      for (int k = 0; k < kSize; ++k) round_to(sums[k], out.values[k]);
+      *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(gradients.hidden) + row * args.hidden_size + i) = out;
+    }
+  }
+}
+
+// A repeated candidate finds the sum of the ones before, as on the CPU; a thread takes all of one row.
+template <class T>
+__global__ void __launch_bounds__(kThreads) logits_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < args.rows; row += stride) {
+    T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
+    for (int64_t column = 0; column < args.count; ++column) {
+      const int64_t token = candidate_at(args, row * args.count + column);
+      if (!legal(args, token)) continue;
+      round_to(to_float(out[token]) + logit_gradient(args, gradients, row, column), out[token]);
+    }
+  }
+}
+
+// tokens: all candidates, sorted; order: where in candidates each came from.
+template <class T, int kSize>
+__global__ void __launch_bounds__(kThreads) token_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients,
+                                                         const int64_t* tokens, const int64_t* order, int64_t size) {
+  for (int64_t first = blockIdx.x; first < size; first += gridDim.x) {
+    const int64_t token = tokens[first];
+    // Whoever meets the first entry of a token takes all of them.
+    if (!legal(args, token) || (first > 0 && tokens[first - 1] == token)) continue;
+    if (gradients.bias != nullptr && threadIdx.x == 0) {
+      float sum = 0.0f;
+      for (int64_t entry = first; entry < size && tokens[entry] == token; ++entry) {
+        sum += logit_gradient(args, gradients, order[entry] / args.count, order[entry] % args.count);
+      }
+      round_to(sum, static_cast<T*>(gradients.bias)[token]);
+    }
+    if (gradients.weight == nullptr) continue;
+    for (int64_t i = int64_t{threadIdx.x} * kSize; i < args.hidden_size; i += int64_t{blockDim.x} * kSize) {
+      float sums[kSize] = {};
+      for (int64_t entry = first; entry < size && tokens[entry] == token; ++entry) {
+        const int64_t row = order[entry] / args.count;
+        const float gradient = logit_gradient(args, gradients, row, order[entry] % args.count);
+        const T* hidden = static_cast<const T*>(args.hidden) + row * args.hidden_stride + i;
+        const Pack<T, kSize> x = *reinterpret_cast<const Pack<T, kSize>*>(hidden);
+#pragma unroll
+        for (int k = 0; k < kSize; ++k) sums[k] += gradient * to_float(x.values[k]);
+      }
+      Pack<T, kSize> out;
+#pragma unroll
+      for (int k = 0; k < kSize; ++k) round_to(sums[k], out.values[k]);
+      *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(gradients.weight) + token * args.hidden_size + i) = out;
+    }
+  }
+}
+
+// Whether every row of every matrix can be read in packs of kSize.
+template <class T, int kSize>
+bool moves_in_packs(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients) {
+  const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % sizeof(Pack<T, kSize>) == 0; };
+  return args.hidden_size % kSize == 0 && args.hidden_stride % kSize == 0 && args.weight_stride % kSize == 0 &&
+         aligned(args.hidden) && aligned(args.weight) && aligned(gradients.hidden) && aligned(gradients.weight);
+}
+
+template <class T, int kSize>
+void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, const int64_t* tokens,
+                     const int64_t* order, int device, cudaStream_t queue) {
+  if (gradients.hidden != nullptr) {
+    hidden_kernel<T, kSize><<<grid_for(args.rows * kWarp, device), kThreads, 0, queue>>>(args, gradients);
+  }
+  if (gradients.weight != nullptr || gradients.bias != nullptr) {
+    const int64_t size = args.rows * args.count;
+    // As many threads as packs in a row, in whole warps.
+    const int64_t packs = (args.hidden_size + kSize - 1) / kSize;
+    const int threads = static_cast<int>(std::clamp<int64_t>((packs + kWarp - 1) / kWarp * kWarp, kWarp, kThreads));
+    const unsigned grid = grid_for(size * kThreads, device);
+    token_kernel<T, kSize><<<grid, threads, 0, queue>>>(args, gradients, tokens, order, size);
+  }
+}
+
+template <class T>
+void launch_forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int device, cudaStream_t queue) {
+  constexpr int kSize = 16 / sizeof(T);
+  const unsigned grid = grid_for(args.rows * kWarp, device);
+  if (moves_in_packs<T, kSize>(args, {})) {
+    forward_kernel<T, kSize><<<grid, kThreads, 0, queue>>>(args, loss, candidate_logits);
+  } else {
+    forward_kernel<T, 1><<<grid, kThreads, 0, queue>>>(args, loss, candidate_logits);
+  }
+}
+
+template <class T>
+void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, const int64_t* tokens,
+                     const int64_t* order, int device, cudaStream_t queue) {
+  constexpr int kSize = 16 / sizeof(T);
+  if (gradients.logits != nullptr) {
+    logits_kernel<T><<<grid_for(args.rows, device), kThreads, 0, queue>>>(args, gradients);
+  } else if (moves_in_packs<T, kSize>(args, gradients)) {
+    launch_backward<T, kSize>(args, gradients, tokens, order, device, queue);
+  } else {
+    launch_backward<T, 1>(args, gradients, tokens, order, device, queue);
+  }
+}
+
+}  // namespace
+
+const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, void* stream, int device) {
+  if (args.rows == 0) return nullptr;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return message(guard.error());
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (args.dtype) {
+    case Float::bfloat16:
+      launch_forward<BFloat16>(args, loss, candidate_logits, device, queue);
+      break;
+    case Float::float16:
+      launch_forward<Float16>(args, loss, candidate_logits, device, queue);
+      break;
+    default:
+      launch_forward<float>(args, loss, candidate_logits, device, queue);
+  }
+  return message(cudaGetLastError());
+}
+
+const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
+                                 const int64_t* tokens, const int64_t* order, void* stream, int device) {
+  if (args.rows == 0) return nullptr;
+  const DeviceGuard guard(device);
+  if (guard.error() != cudaSuccess) return message(guard.error());
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (args.dtype) {
+    case Float::bfloat16:
+      launch_backward<BFloat16>(args, gradients, tokens, order, device, queue);
+      break;
+    case Float::float16:
+      launch_backward<Float16>(args, gradients, tokens, order, device, queue);
+      break;
+    default:
+      launch_backward<float>(args, gradients, tokens, order, device, queue);
+  }
+  return message(cudaGetLastError());
+}
+
+}  // namespace ggm::cuda
