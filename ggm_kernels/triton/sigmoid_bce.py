@@ -311,7 +311,7 @@ def _token_kernel(
         d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         inside = d < HIDDEN_SIZE
         total = tl.zeros([COLUMNS], dtype=tl.float32)
-        bias_total = 0.0
+        bias_total = tl.zeros([], dtype=tl.float32)
         entry = first
         current = token
         while current == token:

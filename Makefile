@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the targets make themselves: Debian with Python, gcc and make will do.
+#
+#   PYTHON=python3.12   another interpreter to make .venv from
+#   TORCH='...'         another torch: any words that `pip install` takes, an index option among them
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Without an NVIDIA driver the CPU build of torch, and the Triton whose interpreter the tests use.
+HAS_DRIVER := $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi; then echo yes; fi)
+TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
+
+# What an install depends on. Python files are not here: the install is editable.
+BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint types cuda-check clean
+# An install that failed must not look like one that is done.
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo  ## train on handwritten digits, sample, infill, write the pictures (minutes)
+	$(BIN)/ggm demo
+
+# Two processes of one thread each: twice as fast as one process of two threads, most tests are small.
+test: $(VENV)/.test  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.test  ## run all benchmarks
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+lint: $(VENV)/.dev  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## check types
+	$(BIN)/mypy
+
+cuda-check:  ## compile every .cu with warnings as errors, report registers, fail on spills
+	$(PYTHON) .ci/cuda_report.py csrc/cuda/*.cu
+
+clean:  ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info ggm_kernels/_native*.so ggm_kernels/_build_info.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra of pyproject.toml.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(BUILD_INPUTS)
+	$(BIN)/pip install -e '.[$*]'
+	@$(BIN)/python -m ggm_kernels
+	@touch $@
+
+$(VENV)/.torch: | $(BIN)/pip
+	$(BIN)/pip install $(TORCH)
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo 'Python cannot make a virtual environment. Debian: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,45 @@
+"""Glauber generative models on top of `ggm_kernels`: chain, networks, training, sampling.
+
+Names are imported when they are first used, so that the command line can settle how torch's threads
+wait before torch is there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggm.backbones.masked import MaskedConfig
+    from ggm.model import GGM, GGMConfig
+    from ggm.noising import Chain, ChainConfig
+    from ggm.objective import ObjectiveConfig
+    from ggm.sampling import SampleResult, SamplingConfig
+    from ggm.training import TrainingConfig, train
+
+__all__ = [
+    "GGM",
+    "Chain",
+    "ChainConfig",
+    "GGMConfig",
+    "MaskedConfig",
+    "ObjectiveConfig",
+    "SampleResult",
+    "SamplingConfig",
+    "TrainingConfig",
+    "train",
+]
+
+_HOMES = {
+    "ggm.backbones.masked": ("MaskedConfig",),
+    "ggm.model": ("GGM", "GGMConfig"),
+    "ggm.noising": ("Chain", "ChainConfig"),
+    "ggm.objective": ("ObjectiveConfig",),
+    "ggm.sampling": ("SampleResult", "SamplingConfig"),
+    "ggm.training": ("TrainingConfig", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'ggm' has no attribute {name!r}")

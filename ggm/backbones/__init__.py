@@ -1,0 +1,1 @@
+"""Networks whose prediction at a position does not see the token there."""

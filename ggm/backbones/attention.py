@@ -1,0 +1,44 @@
+"""Attention: PyTorch's scaled dot product, or flash-attn where it is installed and asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+IMPLEMENTATIONS = ("sdpa", "flash")
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, implementation: str) -> torch.Tensor:
+    """Full (bidirectional) attention.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        float [B, Q, heads, head size].
+    key, value : torch.Tensor
+        float [B, L, heads, head size].
+    implementation : str
+        "sdpa", or "flash" (flash-attn: CUDA tensors in bfloat16 or float16).
+
+    Returns
+    -------
+    torch.Tensor
+        float [B, Q, heads, head size].
+
+    Raises
+    ------
+    ImportError
+        If flash-attn is asked for and not installed.
+    """
+    if implementation == "flash":
+        return _flash(query, key, value)
+    mixed = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return mixed.transpose(1, 2)
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError as error:
+        raise ImportError("attention='flash' needs flash-attn: pip install 'ggm-kernels[flash]'") from error
+    return flash_attn_func(query, key, value)

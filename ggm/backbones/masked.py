@@ -1,0 +1,160 @@
+"""A transformer that is shown a mask token at the positions that it must predict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ggm.backbones.attention import IMPLEMENTATIONS
+from ggm.backbones.layers import AdaptiveNorm, Block, Modulation, cosine_features, rotary_angles
+
+_TIME_FEATURES = 32
+_KEEP_FEATURES = 16
+POSITIONS = ("learned", "rotary", "both")
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Size and make of the masked transformer.
+
+    Attributes
+    ----------
+    width, depth, heads : int
+        Hidden size d, number of blocks, attention heads.
+    mlp_ratio : float
+        Size of the MLP's hidden layer relative to `width`.
+    positions : str
+        "learned" (an embedding per position), "rotary" (rotations per axis of `grid`) or "both".
+    grid : tuple of int or None
+        Extents of the axes for rotary positions, (height, width) for images; None is one axis.
+    tied : bool
+        Whether the head's weight is the token embedding.
+    attention : str
+        "sdpa" or "flash".
+    """
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    positions: str = "learned"
+    grid: tuple[int, ...] | None = None
+    tied: bool = False
+    attention: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width: got {self.width}; allowed: multiples of heads = {self.heads}")
+        if self.depth < 1:
+            raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions: got {self.positions!r}; allowed: {POSITIONS}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention: got {self.attention!r}; allowed: {IMPLEMENTATIONS}")
+
+
+class MaskedTransformer(nn.Module):
+    """Hidden states at masked positions, blind to the tokens there.
+
+    Besides the tokens the network is told the chain time (adaLN) and, for every position, how
+    likely its token is to be data: within a sweep positions differ in it, and frozen positions are
+    certain.
+
+    Parameters
+    ----------
+    config : MaskedConfig
+        Size and make.
+    vocab_size, length : int
+        V and L.
+    """
+
+    def __init__(self, config: MaskedConfig, vocab_size: int, length: int) -> None:
+        super().__init__()
+        width = config.width
+        grid = config.grid or (length,)
+        if math.prod(grid) != length:
+            raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
+        self.token = nn.Embedding(vocab_size, width)
+        self.mask = nn.Parameter(torch.empty(width))
+        self.keep = nn.Linear(_KEEP_FEATURES, width)
+        self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
+        self.time = nn.Sequential(
+            nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, width, config.attention) for _ in range(config.depth)
+        )
+        self.modulation = Modulation(width, width, 2)
+        self.norm = AdaptiveNorm(width)
+        self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
+        self.bias = nn.Parameter(torch.empty(vocab_size))
+        angles = None
+        if config.positions != "learned":
+            angles = rotary_angles(grid, width // config.heads)
+        self.angles: torch.Tensor | None
+        self.register_buffer("angles", angles, persistent=False)
+        self._initialise(vocab_size)
+
+    def _initialise(self, vocab_size: int) -> None:
+        width = self.mask.shape[0]
+        # A tied embedding is the head's weight, too: logits of order 1.
+        nn.init.normal_(self.token.weight, std=width**-0.5 if self.head is None else 0.5)
+        nn.init.normal_(self.mask, std=0.5)
+        if self.position is not None:
+            nn.init.normal_(self.position, std=0.5)
+        if self.head is not None:
+            nn.init.zeros_(self.head)
+        # g starts as the uniform law, so that the calibration sum starts at 1.
+        nn.init.constant_(self.bias, -math.log(vocab_size))
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        time: torch.Tensor,
+        keep_prob: torch.Tensor,
+    ) -> torch.Tensor:
+        """Hidden states at the masked positions.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            Noisy tokens, integer [B, L]. What stands at `positions` has no influence, to the bit.
+        positions : torch.Tensor
+            Positions to mask and to predict, int64 [B, K].
+        time : torch.Tensor
+            Chain time t / T in [0, 1], float [B].
+        keep_prob : torch.Tensor
+            Probability of each position to hold data, float [B, L].
+
+        Returns
+        -------
+        torch.Tensor
+            float [B, K, width].
+        """
+        masked = torch.zeros(tokens.shape, dtype=torch.bool, device=tokens.device)
+        masked = masked.scatter(1, positions, True)[..., None]
+        dtype = self.mask.dtype
+        x = torch.where(masked, self.mask, self.token(tokens))
+        x = x + self.keep(cosine_features(keep_prob, _KEEP_FEATURES).to(dtype))
+        if self.position is not None:
+            x = x + self.position
+        condition = self.time(cosine_features(time, _TIME_FEATURES).to(dtype))
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, condition, self.angles)
+        x = last(x, condition, self.angles, positions)
+        return self.norm(x, *self.modulation(condition))
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """Weight of the head, [V, width]: g = hidden @ weight.T + bias."""
+        return self.token.weight if self.head is None else self.head
+
+    @property
+    def head_bias(self) -> torch.Tensor:
+        """Bias of the head, [V]."""
+        return self.bias

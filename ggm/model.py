@@ -1,0 +1,341 @@
+"""`GGM`: chain, network and loss in one module that trains, samples and infills."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from ggm.backbones.masked import MaskedConfig, MaskedTransformer
+from ggm.draws import integers, uniforms
+from ggm.noising import Chain, ChainConfig
+from ggm.objective import (
+    ObjectiveConfig,
+    Visits,
+    loss_from_hidden,
+    loss_from_logits,
+    weighted_candidates,
+)
+from ggm.sampling import (
+    Conditionals,
+    LinearLogits,
+    SampleResult,
+    SamplingConfig,
+    denoise,
+    initial_tokens,
+)
+from ggm_kernels import NoiseLaw, Stream, corrupt
+
+
+@dataclass(frozen=True)
+class GGMConfig:
+    """A model: everything but its weights.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Tokens V.
+    chain : ChainConfig
+        Length, sweeps, schedule and visit order.
+    backbone : MaskedConfig
+        The network.
+    objective : ObjectiveConfig
+        The loss.
+    masked_counts : tuple of int
+        Positions K that a training pass predicts; training steps take turns. A sampler that
+        resamples K sites per step needs K among them.
+    frozen_share : float
+        Share of training sequences in which a random set of positions is left clean, as in
+        infilling.
+    noise_probs : tuple of float or None
+        Law pi of the noise, one probability per token; None is uniform.
+    """
+
+    vocab_size: int
+    chain: ChainConfig
+    backbone: MaskedConfig = field(default_factory=MaskedConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    masked_counts: tuple[int, ...] = (1,)
+    frozen_share: float = 0.0
+    noise_probs: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size: got {self.vocab_size}; allowed: 1 or more")
+        if not self.masked_counts or not all(1 <= k <= self.chain.length for k in self.masked_counts):
+            raise ValueError(f"masked_counts: got {self.masked_counts}; allowed: 1 to {self.chain.length}")
+        if not 0.0 <= self.frozen_share <= 1.0:
+            raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, numbers and strings."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
+        """Inverse of `to_dict`."""
+        parts = {
+            "chain": ChainConfig(**values["chain"]),
+            "backbone": MaskedConfig(**values["backbone"]),
+            "objective": ObjectiveConfig(**values["objective"]),
+        }
+        return cls(**{**values, **parts})
+
+
+class GGM(nn.Module):
+    """A Glauber generative model.
+
+    Parameters
+    ----------
+    config : GGMConfig
+        Everything but the weights, which start random (`torch.manual_seed`).
+    """
+
+    def __init__(self, config: GGMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.chain = Chain.from_config(config.chain)
+        self.backbone = MaskedTransformer(config.backbone, config.vocab_size, config.chain.length)
+        self.noise = None
+        if config.noise_probs is not None:
+            self.noise = NoiseLaw(torch.tensor(config.noise_probs, dtype=torch.float64))
+
+    def loss(
+        self,
+        tokens: torch.Tensor,
+        seed: int,
+        step: int,
+        sample_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean training loss of a batch, at chain times drawn for each sequence.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            Data x0, int64 [B, L].
+        seed, step : int
+            Coordinates of all draws: `step` is the training step, at most 2**31 - 1.
+        sample_ids : torch.Tensor, optional
+            Coordinate of each sequence, int64 [B]; default 0, 1, .., B - 1. With ids of the data
+            set a sequence meets the same noise in any batch, order or process.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 scalar, differentiable in the parameters.
+        """
+        if sample_ids is None:
+            sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        # Two noise coordinates per training step: X_t, and what the loss draws on top of it.
+        noise_step, loss_step = 2 * step, 2 * step + 1
+        times, steps = self._draw_visits(sample_ids, seed, step)
+        positions, noise_rate = self.chain.visits(steps)
+        frozen = self._draw_frozen(sample_ids, positions, seed, step)
+        keep_prob = self._keep_prob(times, frozen)
+        noisy, _ = corrupt(
+            tokens,
+            keep_prob.float(),
+            self.config.vocab_size,
+            seed=seed,
+            step=noise_step,
+            sample_ids=sample_ids,
+            frozen=frozen,
+            noise=self.noise,
+        )
+        visits = Visits(
+            sample_ids=sample_ids,
+            data=tokens.gather(1, positions),
+            current=noisy.gather(1, positions),
+            keep_prob=keep_prob.gather(1, positions),
+            noise_rate=noise_rate,
+        )
+        candidates = weighted_candidates(
+            self.config.objective,
+            visits,
+            self.config.vocab_size,
+            seed=seed,
+            step=loss_step,
+            noise=self.noise,
+        )
+        hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob).flatten(0, 1)
+        weight, bias = self.backbone.head_weight, self.backbone.head_bias
+        if self.config.objective.sums_vocabulary:
+            return loss_from_logits(linear(hidden, weight, bias), candidates, self.noise).mean()
+        return loss_from_hidden(hidden, weight, bias, candidates, self.noise).mean()
+
+    def sample(
+        self,
+        count: int,
+        config: SamplingConfig | None = None,
+        *,
+        seed: int,
+        sample_ids: torch.Tensor | None = None,
+        **options: Any,
+    ) -> SampleResult:
+        """Draw sequences.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+        config : SamplingConfig, optional
+            How the reverse process is run; the default resamples one site per step.
+        seed : int
+            Same seed, same samples.
+        sample_ids : torch.Tensor, optional
+            Coordinate of each sample, int64 [count]; default 0, 1, .., count - 1.
+        **options
+            `progress` and `observe` of `ggm.sampling.denoise`.
+
+        Returns
+        -------
+        SampleResult
+            Tokens int64 [count, L], network evaluations, seconds.
+        """
+        ids = self._sample_ids(count, sample_ids)
+        tokens = self._initial(ids, seed)
+        return denoise(
+            self.conditionals(),
+            self.chain,
+            tokens,
+            config or SamplingConfig(),
+            seed=seed,
+            sample_ids=ids,
+            noise=self.noise,
+            **options,
+        )
+
+    def infill(
+        self,
+        tokens: torch.Tensor,
+        frozen: torch.Tensor,
+        config: SamplingConfig | None = None,
+        *,
+        seed: int,
+        sample_ids: torch.Tensor | None = None,
+        **options: Any,
+    ) -> SampleResult:
+        """Draw the positions that are not frozen, given those that are.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            int64 [B, L]; read at frozen positions only.
+        frozen : torch.Tensor
+            bool [B, L]: what stays.
+        config, seed, sample_ids, **options
+            As in `sample`.
+
+        Returns
+        -------
+        SampleResult
+            Tokens int64 [B, L], equal to `tokens` where frozen.
+        """
+        ids = self._sample_ids(tokens.shape[0], sample_ids)
+        start = torch.where(frozen, tokens, self._initial(ids, seed))
+        return denoise(
+            self.conditionals(frozen),
+            self.chain,
+            start,
+            config or SamplingConfig(),
+            seed=seed,
+            sample_ids=ids,
+            frozen=frozen,
+            noise=self.noise,
+            **options,
+        )
+
+    def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
+        """Logits of the network as `ggm.sampling.denoise` takes them, given clean positions."""
+
+        def conditionals(tokens: torch.Tensor, positions: torch.Tensor, time: int) -> LinearLogits:
+            times = torch.full(tokens.shape[:1], time, dtype=torch.int64, device=tokens.device)
+            hidden = self.backbone(
+                tokens,
+                positions.expand(tokens.shape[0], -1),
+                times / self.chain.steps,
+                self._keep_prob(times, frozen),
+            )
+            return LinearLogits(hidden, self.backbone.head_weight, self.backbone.head_bias)
+
+        return conditionals
+
+    @torch.inference_mode()
+    def calibration(self, tokens: torch.Tensor, seed: int) -> torch.Tensor:
+        """Sum over the vocabulary of exp g, which is 1 for the exact conditionals.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            Data, int64 [B, L]; noised at a chain time drawn for each sequence.
+        seed : int
+            Key of the draws.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 [B]: the sum at one visited position of each sequence.
+        """
+        sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
+        keep_prob = self._keep_prob(times, None)
+        noisy, _ = corrupt(tokens, keep_prob.float(), self.config.vocab_size, seed=seed, noise=self.noise)
+        positions, _ = self.chain.visits(steps)
+        hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
+        logits = hidden[:, 0] @ self.backbone.head_weight.T + self.backbone.head_bias
+        return logits.float().exp().sum(dim=-1)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write configuration and weights to one file."""
+        torch.save({"config": self.config.to_dict(), "weights": self.state_dict()}, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> GGM:
+        """Model from a file of `save`, on the CPU."""
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model = cls(GGMConfig.from_dict(saved["config"]))
+        model.load_state_dict(saved["weights"])
+        return model
+
+    def _draw_visits(
+        self, sample_ids: torch.Tensor, seed: int, step: int, count: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chain times t [B] and the steps t .. t + K - 1 [B, K], within one sweep."""
+        counts = self.config.masked_counts
+        sites = counts[step % len(counts)] if count is None else count
+        draws = uniforms(sample_ids, 2, stream=Stream.TIME, seed=seed, step=step)
+        sweep = integers(draws[:, 0], self.chain.sweeps)
+        first = integers(draws[:, 1], self.chain.length - sites + 1)
+        times = sweep * self.chain.length + first
+        return times, times[:, None] + torch.arange(sites, device=times.device)
+
+    def _draw_frozen(
+        self, sample_ids: torch.Tensor, positions: torch.Tensor, seed: int, step: int
+    ) -> torch.Tensor | None:
+        """Clean positions: in some sequences, a random share of those not to be predicted."""
+        if self.config.frozen_share == 0:
+            return None
+        length = self.chain.length
+        draws = uniforms(sample_ids, length + 2, stream=Stream.FROZEN, seed=seed, step=step)
+        conditional = draws[:, length] < self.config.frozen_share
+        share = conditional * draws[:, length + 1]
+        return (draws[:, :length] < share[:, None]).scatter(1, positions, False)
+
+    def _keep_prob(self, times: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:
+        keep_prob = self.chain.keep_prob(times)
+        return keep_prob if frozen is None else keep_prob.masked_fill(frozen, 1.0)
+
+    def _initial(self, sample_ids: torch.Tensor, seed: int) -> torch.Tensor:
+        return initial_tokens(
+            sample_ids, self.chain.length, self.config.vocab_size, seed=seed, noise=self.noise
+        )
+
+    def _sample_ids(self, count: int, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        if sample_ids is not None:
+            return sample_ids
+        return torch.arange(count, device=self.backbone.head_bias.device)

@@ -1,0 +1,261 @@
+"""The training loss: telling signal from noise at the visited position.
+
+Every form is one call of `ggm_kernels.linear_sigmoid_bce` (or `sigmoid_bce`): a row is a position
+to be predicted, with a list of candidate tokens and a signal and a noise weight for each. The
+derivations are in docs/mathematics.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ggm.noising import log_odds
+from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
+
+FORMS = ("observed", "summed", "marginal")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Which of the losses with one minimiser is used.
+
+    Attributes
+    ----------
+    form : str
+        "observed": the paper's, the label drawn and one token looked at. "summed": summed over the
+        label. "marginal": summed over the forward noise of the position, too, hence the least
+        noisy.
+    candidates : int or None
+        Noise tokens drawn per row; None sums over the whole vocabulary, which is exact and right
+        for small V. Without meaning for "observed".
+    noise_ratio : float or None
+        nu, expected noise tokens per signal token. None is the chain's own eps / (1 - eps). Large
+        values approach the gradient of maximum likelihood. Not for "observed", whose labels come
+        from the chain.
+    """
+
+    form: str = "marginal"
+    candidates: int | None = None
+    noise_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form: got {self.form!r}; allowed: {FORMS}")
+        if self.candidates is not None and self.candidates < 1:
+            raise ValueError(f"candidates: got {self.candidates}; allowed: None or 1 and more")
+        if self.noise_ratio is not None and not self.noise_ratio > 0:
+            raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0")
+        if self.form == "observed" and self.noise_ratio is not None:
+            raise ValueError("noise_ratio: got a value for form 'observed'; allowed: None")
+
+    @property
+    def sums_vocabulary(self) -> bool:
+        """Whether the loss asks for the logit of every token, and not of a few."""
+        return self.form != "observed" and self.candidates is None
+
+
+@dataclass(frozen=True)
+class Visits:
+    """What the loss needs to know of the positions to be predicted: R = B * K rows, K per sequence.
+
+    Attributes
+    ----------
+    sample_ids : torch.Tensor
+        Coordinate of each sequence, int64 [B].
+    data : torch.Tensor
+        Data tokens x0 there, int64 [B, K].
+    current : torch.Tensor
+        Tokens of X_t there, int64 [B, K].
+    keep_prob : torch.Tensor
+        alpha there, float64 [B, K].
+    noise_rate : torch.Tensor
+        eps of the step that visits each, float64 [B, K].
+    """
+
+    sample_ids: torch.Tensor
+    data: torch.Tensor
+    current: torch.Tensor
+    keep_prob: torch.Tensor
+    noise_rate: torch.Tensor
+
+
+@dataclass(frozen=True)
+class WeightedCandidates:
+    """Arguments of the loss kernels: candidate tokens and weights [R, C], offset [R]."""
+
+    tokens: torch.Tensor
+    signal: torch.Tensor
+    noise: torch.Tensor
+    offset: torch.Tensor
+
+
+def weighted_candidates(
+    config: ObjectiveConfig,
+    visits: Visits,
+    vocab_size: int,
+    *,
+    seed: int,
+    step: int,
+    noise: NoiseLaw | None = None,
+) -> WeightedCandidates:
+    """Candidates and weights whose sigmoid cross-entropy is the configured loss.
+
+    Parameters
+    ----------
+    config : ObjectiveConfig
+        Form, number of candidates and noise ratio.
+    visits : Visits
+        The positions to be predicted.
+    vocab_size : int
+        V.
+    seed, step : int
+        Coordinates of the draws; `step` must not be that of the noise in ``visits.current``,
+        because "observed" draws its label from the corruption stream.
+    noise : NoiseLaw, optional
+        pi; None is uniform.
+
+    Returns
+    -------
+    WeightedCandidates
+        int64 and float32 tensors for R = B * K rows. The offset is the log-odds without -log pi(a).
+
+    Notes
+    -----
+    Source: the binary classification of arXiv 2405.17035; the sums and the noise ratio
+    are our derivation (docs/mathematics.md).
+    """
+    if config.form == "observed":
+        return _observed(visits, vocab_size, seed, step, noise)
+    rate = visits.noise_rate.flatten()
+    signal_total, noise_total, offset = 1.0 - rate, rate, log_odds(rate)
+    if config.noise_ratio is not None:
+        signal_total = torch.ones_like(rate)
+        noise_total = torch.full_like(rate, config.noise_ratio)
+        offset = -noise_total.log()
+    tokens, share = _noise_candidates(config, visits, vocab_size, seed, step, noise)
+    if config.form == "summed":
+        first, first_share = visits.current.flatten(), torch.ones_like(rate)
+    else:
+        first, first_share = visits.data.flatten(), visits.keep_prob.flatten()
+    signal = [first_share[:, None], (1.0 - first_share)[:, None] * share]
+    nothing = torch.zeros_like(rate)[:, None]
+    return WeightedCandidates(
+        tokens=torch.cat([first[:, None], tokens], dim=1),
+        signal=(signal_total[:, None] * torch.cat(signal, dim=1)).float(),
+        noise=torch.cat([nothing, noise_total[:, None] * share], dim=1).float(),
+        offset=offset.float(),
+    )
+
+
+def _observed(
+    visits: Visits, vocab_size: int, seed: int, step: int, noise: NoiseLaw | None
+) -> WeightedCandidates:
+    """One forward step at the visited positions: its token and its label, the paper's loss."""
+    following, is_signal = corrupt(
+        visits.current,
+        (1.0 - visits.noise_rate).float(),
+        vocab_size,
+        seed=seed,
+        step=step,
+        sample_ids=visits.sample_ids,
+        noise=noise,
+    )
+    label = is_signal.flatten()[:, None].float()
+    rate = visits.noise_rate.flatten()
+    return WeightedCandidates(
+        tokens=following.flatten()[:, None],
+        signal=label,
+        noise=1.0 - label,
+        offset=log_odds(rate).float(),
+    )
+
+
+def _noise_candidates(
+    config: ObjectiveConfig,
+    visits: Visits,
+    vocab_size: int,
+    seed: int,
+    step: int,
+    noise: NoiseLaw | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise tokens [R, C] and the share of each in the mean over pi, float64 [R, C]."""
+    batch, sites = visits.data.shape
+    rows, device = batch * sites, visits.data.device
+    if config.candidates is None:
+        tokens = torch.arange(vocab_size, device=device).expand(rows, -1)
+        if noise is None:
+            share = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64, device=device)
+        else:
+            share = noise.probs.to(device)
+        return tokens, share.expand(rows, -1)
+    tokens = random_tokens(
+        visits.sample_ids,
+        sites * config.candidates,
+        vocab_size,
+        stream=Stream.CANDIDATES,
+        seed=seed,
+        step=step,
+        noise=noise,
+    ).view(rows, config.candidates)
+    return tokens, torch.full_like(tokens, 1.0 / config.candidates, dtype=torch.float64)
+
+
+def loss_from_hidden(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    candidates: WeightedCandidates,
+    noise: NoiseLaw | None = None,
+) -> torch.Tensor:
+    """Loss per row when g is linear in hidden states: only the candidates' logits are computed.
+
+    Parameters
+    ----------
+    hidden : torch.Tensor
+        float [R, d].
+    weight, bias : torch.Tensor
+        Head: g = hidden @ weight.T + bias, [V, d] and [V].
+    candidates : WeightedCandidates
+        Of the R rows.
+    noise : NoiseLaw, optional
+        pi; None is uniform.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [R], differentiable in `hidden`, `weight` and `bias`.
+    """
+    return linear_sigmoid_bce(
+        hidden,
+        weight,
+        candidates.tokens,
+        candidates.signal,
+        candidates.noise,
+        bias=bias + minus_log_noise(weight.shape[0], noise, bias),
+        offset=candidates.offset,
+    )
+
+
+def loss_from_logits(
+    logits: torch.Tensor, candidates: WeightedCandidates, noise: NoiseLaw | None = None
+) -> torch.Tensor:
+    """Loss per row from all logits g, float [R, V]; otherwise as `loss_from_hidden`."""
+    shifted = logits + minus_log_noise(logits.shape[1], noise, logits)
+    return sigmoid_bce(
+        shifted, candidates.tokens, candidates.signal, candidates.noise, offset=candidates.offset
+    )
+
+
+def minus_log_noise(vocab_size: int, noise: NoiseLaw | None, like: torch.Tensor) -> torch.Tensor:
+    """-log pi(a) of every token, [V] in the dtype and on the device of `like`.
+
+    A token that noise never draws has infinite log-odds of being signal. It is given the smallest
+    positive float32 probability instead, which keeps gradients finite.
+    """
+    if noise is None:
+        probs = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64)
+    else:
+        probs = noise.probs.clamp_min(torch.finfo(torch.float32).tiny)
+    return -probs.log().to(like)

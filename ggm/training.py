@@ -1,0 +1,170 @@
+"""Training: AdamW, warm-up and cosine decay, averaged weights, a budget of time or steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ggm.draws import uniforms
+from ggm.model import GGM
+from ggm.progress import progress_bar
+from ggm_kernels import Stream
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run, which ends when either budget is spent.
+
+    Attributes
+    ----------
+    seconds : float
+        Budget of wall-clock time.
+    steps : int or None
+        Budget of optimiser steps; None is no limit. Runs that end by steps alone are reproducible.
+    batch_size : int
+        Sequences per step.
+    learning_rate : float
+        Peak.
+    final_share : float
+        Learning rate at the end, relative to the peak.
+    warmup : float
+        Share of the run in which the learning rate rises.
+    betas : tuple of float
+        Of AdamW.
+    weight_decay : float
+        Of AdamW, for matrices only.
+    clip : float
+        Largest norm of the gradient.
+    ema_decay : float
+        Decay of the averaged weights per step, 0 to 1.
+    seed : int
+        Key of data order, chain times and noise.
+    """
+
+    seconds: float = math.inf
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    final_share: float = 0.01
+    warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema_decay: float = 0.99
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and math.isinf(self.seconds):
+            raise ValueError("seconds, steps: got no budget; allowed: at least one of them finite")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run gives: averaged model, steps made, seconds, mean loss of the last tenth."""
+
+    model: GGM
+    steps: int
+    seconds: float
+    loss: float
+
+
+def train(
+    model: GGM, data: torch.Tensor, config: TrainingConfig, *, progress: bool = False
+) -> TrainingResult:
+    """Train a model on sequences that fit into memory.
+
+    Parameters
+    ----------
+    model : GGM
+        Trained in place.
+    data : torch.Tensor
+        Tokens, int64 [N, L], on the model's device.
+    config : TrainingConfig
+        Budget and optimiser.
+    progress : bool
+        Whether to show a progress bar with loss, tokens/s and time left (needs tqdm).
+
+    Returns
+    -------
+    TrainingResult
+        The averaged weights are in its model, the last ones in `model`.
+    """
+    optimizer = _optimizer(model, config)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    batch_size = min(config.batch_size, len(data))
+    batches = _batches(len(data), batch_size, config.seed)
+    losses: list[float] = []
+    started = time.perf_counter()
+    done = 0.0
+    with progress_bar(progress, 1.0, "training", bar_format=_BAR) as bar:
+        while done < 1.0:
+            step = len(losses)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _rate(done, config)
+            batch = next(batches).to(data.device)
+            loss = model.loss(data[batch], config.seed, step, sample_ids=batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            averaged.update_parameters(model)
+            losses.append(float(loss.detach()))
+            elapsed = time.perf_counter() - started
+            share = _share_done(config, len(losses), elapsed)
+            bar.set_postfix_str(_status(losses, batch_size * data.shape[1], elapsed), refresh=False)
+            bar.update(share - done)
+            done = share
+    recent = losses[-max(1, len(losses) // 10) :]
+    result = averaged.module
+    assert isinstance(result, GGM)
+    return TrainingResult(result, len(losses), elapsed, sum(recent) / len(recent))
+
+
+_BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+
+
+def _optimizer(model: GGM, config: TrainingConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+
+
+def _batches(count: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Indices of batches: a new permutation every epoch, without an incomplete last batch."""
+    for epoch in itertools.count():
+        keys = uniforms(torch.arange(count), 1, stream=Stream.DATA_ORDER, seed=seed, step=epoch)
+        order = keys[:, 0].argsort(stable=True)
+        yield from order[: count // batch_size * batch_size].split(batch_size)
+
+
+def _rate(done: float, config: TrainingConfig) -> float:
+    """Learning rate relative to its peak when a share `done` of the run is over."""
+    if done < config.warmup:
+        # Never 0, so that the first step counts; runs of few steps may never see the peak.
+        return max(done / config.warmup, 0.01)
+    progress = (done - config.warmup) / (1.0 - config.warmup)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.final_share + (1.0 - config.final_share) * cosine
+
+
+def _share_done(config: TrainingConfig, steps: int, elapsed: float) -> float:
+    by_steps = 0.0 if config.steps is None else steps / config.steps
+    return min(1.0, max(by_steps, elapsed / config.seconds))
+
+
+def _status(losses: list[float], tokens_per_step: int, elapsed: float) -> str:
+    recent = losses[-50:]
+    return (
+        f"loss {sum(recent) / len(recent):.3f}, {len(losses) * tokens_per_step / elapsed / 1e3:.0f}k tokens/s"
+    )

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from ggm.noising import Chain, ChainConfig
+from ggm.sampling import SamplingConfig, denoise, initial_tokens, visit_groups
+
+CHAIN = Chain.from_config(ChainConfig(length=7, sweeps=3))
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3, 7, 20])
+def test_groups_undo_all_visits_last_first_and_stay_within_a_sweep(sites):
+    groups = list(visit_groups(CHAIN, sites))
+    steps = torch.cat([group.steps.flip(0) for group in groups])
+    assert torch.equal(steps, torch.arange(CHAIN.steps).flip(0))
+    for group in groups:
+        assert group.time == group.steps.min()
+        assert len(group.steps) <= sites
+        assert len(group.steps // 7) and (group.steps // 7).unique().numel() == 1
+        assert torch.equal(group.positions, CHAIN.positions[group.steps])
+
+
+def test_groups_leave_out_positions_that_are_not_visited():
+    visited = torch.tensor([True, False, True, True, False, False, True])
+    groups = list(visit_groups(CHAIN, 3, visited))
+    positions = torch.cat([group.positions for group in groups])
+    assert torch.equal(positions.bincount(minlength=7), 3 * visited.long())
+    assert len(groups) == 3 * 2
+    for group in groups:
+        between = range(group.time, int(group.steps.max()) + 1)
+        skipped = {int(CHAIN.positions[s]) for s in between} - set(group.positions.tolist())
+        assert not any(visited[i] for i in skipped)
+
+
+def test_conditionals_are_asked_at_the_time_before_the_visits_and_observed_after():
+    asked, observed = [], []
+
+    def conditionals(tokens, positions, time):
+        asked.append((time, positions.tolist()))
+        return torch.zeros(len(tokens), len(positions), 4)
+
+    start = initial_tokens(torch.arange(2), 7, 4, seed=0)
+    result = denoise(
+        conditionals,
+        CHAIN,
+        start,
+        SamplingConfig(),
+        seed=0,
+        observe=lambda t, tokens: observed.append((t, tokens.clone())),
+    )
+    assert asked == [(t, [int(CHAIN.positions[t])]) for t in reversed(range(CHAIN.steps))]
+    assert [t for t, _ in observed] == list(range(CHAIN.steps, -1, -1))
+    assert torch.equal(observed[0][1], start)
+    assert torch.equal(observed[-1][1], result.tokens)
+    assert result.network_evaluations == CHAIN.steps
+    assert result.seconds > 0
+    for (t, after), (_, before) in zip(observed[1:], observed[:-1], strict=True):
+        changed = (after != before).any(0).nonzero().flatten().tolist()
+        assert changed in ([], [int(CHAIN.positions[t])])
+
+
+def test_argument_is_not_written_to_and_point_masses_are_reached():
+    target = torch.tensor([3, 0, 1, 2, 2, 1, 0])
+
+    def conditionals(tokens, positions, time):
+        logits = torch.full((len(tokens), len(positions), 4), -1e9)
+        return logits.scatter(2, target[positions].expand(len(tokens), -1)[..., None], 0.0)
+
+    start = initial_tokens(torch.arange(3), 7, 4, seed=0)
+    kept = start.clone()
+    result = denoise(conditionals, CHAIN, start, SamplingConfig(sites_per_step=3), seed=0)
+    assert torch.equal(start, kept)
+    assert torch.equal(result.tokens, target.expand(3, -1))
+
+
+def test_a_group_of_no_site_is_refused():
+    with pytest.raises(ValueError, match="sites_per_step: got 0"):
+        SamplingConfig(sites_per_step=0)

@@ -1,0 +1,86 @@
+"""Installs as users do them, in pip's own isolation; ``pytest -m slow tests/test_installs.py``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """Copy what a clone would hold."""
+    target = tmp_path_factory.mktemp("clone") / "with blank"
+    left = ["build", ".git", ".venv", ".*_cache", "*.so", "_build_info.json", "*.egg-info"]
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*left, "__pycache__", "outputs"))
+    return target
+
+
+@pytest.fixture
+def fresh_python(tmp_path) -> Path:
+    """Make a virtual environment that sees this one's torch but no installed ggm_kernels."""
+    folder = tmp_path / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    purelib = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+    ).strip()
+    # Python reads no .pth file in a folder that a .pth file adds: editable installs stay out.
+    Path(purelib, "outer.pth").write_text("\n".join(site.getsitepackages()))
+    return python
+
+
+def pip_install(python: Path, *words: str, **changes: str) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GGM_")}
+    command = [str(python), "-m", "pip", "install", "--no-deps", *words]
+    done = subprocess.run(command, env={**env, **changes}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def report(python: Path) -> str:
+    return subprocess.check_output([str(python), "-m", "ggm_kernels"], text=True, cwd=python.parent)
+
+
+def test_install_without_cuda(checkout, fresh_python):
+    pip_install(fresh_python, "-e", str(checkout), GGM_CUDA="0")
+    told = report(fresh_python)
+    assert "none: forbidden by GGM_CUDA=0" in told
+    assert "cpu        yes" in told
+
+
+def test_install_without_compiler_drops_the_earlier_library(checkout, fresh_python):
+    pip_install(fresh_python, "-e", str(checkout), GGM_CUDA="0")
+    pip_install(fresh_python, "-e", str(checkout), CC="/bin/false")
+    assert not list(checkout.glob("ggm_kernels/_native*"))
+    told = report(fresh_python)
+    assert "no C++ compiler: CC=/bin/false" in told
+    assert "reference  yes" in told
+    assert "cpu        no" in told
+
+
+@needs_nvcc
+def test_install_with_nvcc(checkout, fresh_python):
+    pip_install(fresh_python, str(checkout), GGM_CUDA="1")
+    assert "sm_80, sm_90, PTX of compute_90" in report(fresh_python)
+
+
+def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
+    subprocess.run([fresh_python, "-m", "pip", "install", "-q", "build"], check=True)
+    subprocess.run(
+        [fresh_python, "-m", "build", "--sdist", "-o", str(tmp_path), str(checkout)], check=True
+    )
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    pip_install(fresh_python, str(sdist), GGM_CUDA="0", GGM_NATIVE="1")
+    told = report(fresh_python)
+    assert "cpu        yes" in told
+    assert str(checkout) not in told
