@@ -107,7 +107,7 @@ def record(benchmark, head: Head, loss: Callable[[], torch.Tensor], size: Size, 
         synchronise()
 
     benchmark.extra_info["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
-    benchmark.pedantic(synchronised, warmup_rounds=1, rounds=rounds)
+    benchmark.pedantic(synchronised, rounds=rounds)  # warm: the memory was measured on a call
     benchmark.extra_info["times_faster_than_gather"] = round(times_faster(rival, call), 2)
 
 
