@@ -45,9 +45,7 @@ def build(root: Path, env: Mapping[str, str]) -> Outcome:
             raise DemandNotMet(f"{name}=1, but {error}") from error
         return Outcome(None, _record(env, native={"built": False, "reason": str(error)}))
     native = {"built": True, "seconds": round(time.monotonic() - started, 1)}
-    info = _record(
-        env, native=native, cxx=plan.cxx, cuda=plan.cuda, why_no_cuda=why_no_cuda or cuda_failure
-    )
+    info = _record(env, native=native, cxx=plan.cxx, cuda=plan.cuda, why_no_cuda=why_no_cuda or cuda_failure)
     return Outcome(root / plan.library, info)
 
 
@@ -59,9 +57,7 @@ def _switch(env: Mapping[str, str], name: str) -> bool | None:
     return None if value == "" else value == "1"
 
 
-def _choose_cuda(
-    env: Mapping[str, str], want_cuda: bool | None
-) -> tuple[CudaCompiler | None, str | None]:
+def _choose_cuda(env: Mapping[str, str], want_cuda: bool | None) -> tuple[CudaCompiler | None, str | None]:
     if want_cuda is False:
         return None, "forbidden by GGM_CUDA=0"
     try:
@@ -102,9 +98,7 @@ def _run_ninja(plan: ninja_plan.Plan, env: Mapping[str, str]) -> None:
     command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(file)]
     if env.get("MAX_JOBS"):
         command += ["-j", env["MAX_JOBS"]]
-    done = subprocess.run(
-        command, cwd=plan.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    done = subprocess.run(command, cwd=plan.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(done.stdout, end="", file=sys.stderr)
     if done.returncode:
         raise Unavailable(f"the build failed: {first_error(done.stdout)}")

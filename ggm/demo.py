@@ -19,7 +19,7 @@ from ggm.sampling import SamplingConfig
 from ggm.training import TrainingConfig, train
 
 LEVELS = 4
-SITES_PER_STEP = 8
+SAMPLING = SamplingConfig(sites_per_step=4, temperature=0.9)
 HELD_OUT = 360
 _STRIP_CHAINS, _STRIP_FRAMES = 4, 12
 _INFILLED, _INFILLS_EACH = 12, 3
@@ -62,9 +62,9 @@ def model_config() -> GGMConfig:
         chain=ChainConfig(length=SIDE * SIDE, sweeps=4),
         backbone=MaskedConfig(width=64, depth=3, heads=4, mlp_ratio=2.0, positions="both", grid=(SIDE, SIDE)),
         objective=ObjectiveConfig(form="marginal", noise_ratio=40.0),
-        # Around the sampler's number. Passes that predict one position only would be the exact
+        # The sampler's number and more. Passes that predict one position only would be the exact
         # sampler's own case, but their gradients are too noisy for so short a training.
-        masked_counts=(12, SITES_PER_STEP, 4),
+        masked_counts=(12, 8, SAMPLING.sites_per_step),
         frozen_share=0.5,
     )
 
@@ -118,14 +118,14 @@ def _sample(model: GGM, digits: Digits, config: DemoConfig) -> torch.Tensor:
     frames: list[tuple[int, torch.Tensor]] = []
     result = model.sample(
         config.samples,
-        SamplingConfig(sites_per_step=SITES_PER_STEP),
+        SAMPLING,
         seed=config.seed,
         progress=True,
         observe=lambda t, tokens: frames.append((t, tokens[:_STRIP_CHAINS].clone())),
     )
     print(
         f"{config.samples} samples, {result.network_evaluations} network evaluations of the batch, "
-        f"{SITES_PER_STEP} sites each, {result.seconds:.0f} s"
+        f"{SAMPLING.sites_per_step} sites each, temperature {SAMPLING.temperature:g}, {result.seconds:.0f} s"
     )
     figures.real_and_sampled(config.out / "samples.png", digits.held_out, result.tokens, digits.levels)
     shown = torch.linspace(0, len(frames) - 1, _STRIP_FRAMES).round().long().tolist()
@@ -140,7 +140,7 @@ def _infill(model: GGM, digits: Digits, config: DemoConfig) -> None:
     result = model.infill(
         repeated,
         given.expand_as(repeated),
-        SamplingConfig(sites_per_step=SITES_PER_STEP),
+        SAMPLING,
         seed=config.seed,
     )
     filled = result.tokens.view(_INFILLS_EACH, *real.shape)

@@ -87,13 +87,13 @@ def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
     if backend == AUTO:
         backend = os.environ.get("GGM_KERNELS_BACKEND", AUTO)
     if backend == AUTO:
-        return _best(op, device.type)
-    return _named(op, backend, device.type)
+        return _best(op, device)
+    return _named(op, backend, device)
 
 
 @cache
-def _best(op: str, device_type: str) -> tuple[str, Callable]:
-    for name in _PREFERENCE.get(device_type, ("reference",)):
+def _best(op: str, device: torch.device) -> tuple[str, Callable]:
+    for name in _PREFERENCE.get(device.type, ("reference",)):
         state = _state(name)
         if state and op in state.ops:
             return name, getattr(_module(name), op)
@@ -101,7 +101,7 @@ def _best(op: str, device_type: str) -> tuple[str, Callable]:
 
 
 @cache
-def _named(op: str, name: str, device_type: str) -> tuple[str, Callable]:
+def _named(op: str, name: str, device: torch.device) -> tuple[str, Callable]:
     if name not in _MODULES:
         raise ValueError(
             f"backend: got {name!r}; allowed: {', '.join(map(repr, _MODULES))} or None (the best)"
@@ -111,11 +111,11 @@ def _named(op: str, name: str, device_type: str) -> tuple[str, Callable]:
         raise RuntimeError(f"backend {name!r} is not available: {state.reason}")
     if op not in state.ops:
         raise RuntimeError(f"backend {name!r} does not implement {op} in this version")
-    if name in ("cpu", "cuda") and name != device_type:
-        raise ValueError(f"backend: got {name!r} for {device_type} tensors; allowed: tensors on {name}")
-    if name == "triton" and device_type != "cuda" and not _triton_interprets():
+    if name in ("cpu", "cuda") and name != device.type:
+        raise ValueError(f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {name}")
+    if name == "triton" and device.type != "cuda" and not _triton_interprets():
         raise ValueError(
-            f"backend: got 'triton' for {device_type} tensors; allowed: cuda tensors, or any with "
+            f"backend: got 'triton' for {device.type} tensors; allowed: cuda tensors, or any with "
             "TRITON_INTERPRET=1 in the environment before Triton is imported"
         )
     return name, getattr(_module(name), op)

@@ -76,9 +76,7 @@ def test_install_with_nvcc(checkout, fresh_python):
 
 def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
     subprocess.run([fresh_python, "-m", "pip", "install", "-q", "build"], check=True)
-    subprocess.run(
-        [fresh_python, "-m", "build", "--sdist", "-o", str(tmp_path), str(checkout)], check=True
-    )
+    subprocess.run([fresh_python, "-m", "build", "--sdist", "-o", str(tmp_path), str(checkout)], check=True)
     (sdist,) = tmp_path.glob("*.tar.gz")
     pip_install(fresh_python, str(sdist), GGM_CUDA="0", GGM_NATIVE="1")
     told = report(fresh_python)

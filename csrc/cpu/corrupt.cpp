@@ -36,13 +36,25 @@ GGM_HD PhiloxBlock<Words> words_at(const Row& row, int64_t position_block, uint3
                     broadcast(row.step), keys);
 }
 
+GGM_HD void store_pairs(TileWords& words, int64_t at, SplitWords w0, SplitWords w1, SplitWords w2, SplitWords w3,
+                        uint32_t vocab_size) {
+  store_interleaved(words.decide + at, join(w0), join(w2));
+  store_interleaved(words.draw + at, join(uniform_token(w1, vocab_size)), join(uniform_token(w3, vocab_size)));
+}
+
 // `begin` is a multiple of kTile; words past `count` may be filled too.
 void fill_token_words(TileWords& words, const Row& row, const VectorKeys& keys, uint32_t vocab_size, int64_t begin,
                       int64_t count) {
-  for (int64_t i = 0; i < count; i += 2 * kLanes) {
-    const PhiloxBlock<Words> block = words_at(row, (begin + i) / 2, kTokenBlock, keys);
-    store_interleaved(words.decide + i, block.w0, block.w2);
-    store_interleaved(words.draw + i, uniform_token(block.w1, vocab_size), uniform_token(block.w3, vocab_size));
+  const SplitWords c0 = split(broadcast(counter_word0(row.stream, row.sample_id, kTokenBlock)));
+  const SplitWords c2 = split(broadcast(counter_word2(row.sample_id)));
+  const SplitWords c3 = split(broadcast(row.step));
+  for (int64_t i = 0; i < count; i += 4 * kLanes) {
+    const Words pairs = iota(static_cast<uint32_t>((begin + i) / 2));
+    const TwoSplit c1 = {split(pairs), split(pairs + kLanes)};
+    const PhiloxBlock<TwoSplit> block = philox4x32(TwoSplit{c0, c0}, c1, TwoSplit{c2, c2}, TwoSplit{c3, c3}, keys);
+    store_pairs(words, i, block.w0.first, block.w1.first, block.w2.first, block.w3.first, vocab_size);
+    store_pairs(words, i + 2 * kLanes, block.w0.second, block.w1.second, block.w2.second, block.w3.second,
+                vocab_size);
   }
 }
 
@@ -65,30 +77,30 @@ void take_aliases(TileWords& words, const AliasRow* noise, int64_t count) {
   }
 }
 
-// False where a probability is outside [0, 1] or NaN. Decisions replace the words: loops over one width
-// of element are the ones that compilers vectorise.
-bool decide_tokens(uint8_t* is_signal, TileWords& words, const float* keep_prob, bool keep_per_position,
-                   const uint8_t* frozen, int64_t count) {
+// Sets the top bit, which no token has, of the draws that are not needed: there the token is kept. False where
+// a probability is outside [0, 1] or NaN. Every loop has one width of element: that compilers vectorise.
+bool mark_kept(TileWords& words, const float* keep_prob, bool keep_per_position, const uint8_t* frozen,
+               int64_t count) {
   uint32_t outside = 0;
   if (keep_per_position) {
     for (int64_t i = 0; i < count; ++i) outside |= keep_prob[i] >= 0.0f ? 0u : 1u;
     for (int64_t i = 0; i < count; ++i) outside |= keep_prob[i] <= 1.0f ? 0u : 1u;
-    for (int64_t i = 0; i < count; ++i) words.decide[i] = keeps(words.decide[i], keep_prob[i]);
+    for (int64_t i = 0; i < count; ++i) words.draw[i] |= keeps(words.decide[i], kept_words(keep_prob[i])) << 31;
   } else {
     const float p = *keep_prob;
     outside = p >= 0.0f && p <= 1.0f ? 0u : 1u;
-    for (int64_t i = 0; i < count; ++i) words.decide[i] = keeps(words.decide[i], p);
+    const KeptWords kept = kept_words(p);
+    for (int64_t i = 0; i < count; ++i) words.draw[i] |= keeps(words.decide[i], kept) << 31;
   }
-  for (int64_t i = 0; i < count; ++i) is_signal[i] = static_cast<uint8_t>(words.decide[i]);
   if (frozen != nullptr) {
-    for (int64_t i = 0; i < count; ++i) is_signal[i] |= frozen[i] != 0;
+    for (int64_t i = 0; i < count; ++i) words.draw[i] |= frozen[i] != 0 ? 1u << 31 : 0u;
   }
   return outside == 0;
 }
 
 // False where a token is outside [0, vocab_size): then token or vocab_size - 1 - token has its top bit set.
 template <class Token>
-bool select_tokens(Token* noisy, const Token* tokens, const uint8_t* is_signal, const TileWords& words,
+bool select_tokens(Token* noisy, uint8_t* is_signal, const Token* tokens, const TileWords& words,
                    uint32_t vocab_size, int64_t count) {
   using Bits = std::make_unsigned_t<Token>;
   const Bits last = vocab_size - 1;
@@ -96,9 +108,21 @@ bool select_tokens(Token* noisy, const Token* tokens, const uint8_t* is_signal, 
   for (int64_t i = 0; i < count; ++i) {
     const Bits token = static_cast<Bits>(tokens[i]);
     outside |= token | (last - token);
-    noisy[i] = is_signal[i] ? tokens[i] : static_cast<Token>(words.draw[i]);
+    const Token draw = static_cast<int32_t>(words.draw[i]);
+    noisy[i] = draw < 0 ? tokens[i] : draw;
   }
+  for (int64_t i = 0; i < count; ++i) is_signal[i] = static_cast<uint8_t>(words.draw[i] >> 31);
   return (outside >> (8 * sizeof(Token) - 1)) == 0;
+}
+
+// Tokens come, and their places go, while the random words are made.
+template <class Token>
+GGM_HD void prefetch(const Token* tokens, Token* noisy, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Token);
+  for (int64_t i = 0; i < count; i += kLine) {
+    __builtin_prefetch(tokens + i, 0);
+    __builtin_prefetch(noisy + i, 1);
+  }
 }
 
 template <class Token>
@@ -110,16 +134,17 @@ bool corrupt_span(const CorruptArgs& args, const Row& row, const VectorKeys& key
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const int64_t count = smaller(kTile, end - tile);
     const int64_t at = row_index * args.length + tile;
+    prefetch(static_cast<const Token*>(args.tokens) + at, static_cast<Token*>(args.noisy) + at, count);
     fill_token_words(words, row, keys, vocab_size, tile, count);
     if (args.noise != nullptr) {
       fill_acceptance_words(words, row, keys, tile, count);
       take_aliases(words, args.noise, count);
     }
     const float* keep_prob = args.keep_prob + (args.keep_per_position ? at : row_index);
-    valid &= decide_tokens(args.is_signal + at, words, keep_prob, args.keep_per_position,
-                           args.frozen == nullptr ? nullptr : args.frozen + at, count);
-    valid &= select_tokens(static_cast<Token*>(args.noisy) + at, static_cast<const Token*>(args.tokens) + at,
-                           args.is_signal + at, words, vocab_size, count);
+    valid &= mark_kept(words, keep_prob, args.keep_per_position, args.frozen == nullptr ? nullptr : args.frozen + at,
+                       count);
+    valid &= select_tokens(static_cast<Token*>(args.noisy) + at, args.is_signal + at,
+                           static_cast<const Token*>(args.tokens) + at, words, vocab_size, count);
   }
   return valid;
 }

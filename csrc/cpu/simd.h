@@ -71,6 +71,21 @@ struct WideProduct<SplitWords> {
   }
 };
 
+// Twice as many: four chains, which is what it takes to keep the multipliers busy.
+struct TwoSplit {
+  SplitWords first, second;
+};
+GGM_HD TwoSplit operator^(TwoSplit a, TwoSplit b) { return {a.first ^ b.first, a.second ^ b.second}; }
+GGM_HD TwoSplit operator^(TwoSplit a, WideWords b) { return {a.first ^ b, a.second ^ b}; }
+
+template <>
+struct WideProduct<TwoSplit> {
+  GGM_HD void of(uint32_t constant, TwoSplit word, TwoSplit& high, TwoSplit& low) {
+    WideProduct<SplitWords>::of(constant, word.first, high.first, low.first);
+    WideProduct<SplitWords>::of(constant, word.second, high.second, low.second);
+  }
+};
+
 using VectorKeys = PhiloxKeys<WideWords>;
 
 GGM_HD VectorKeys vector_keys(uint64_t seed) {
@@ -101,8 +116,8 @@ struct WideProduct<Words> {
 // first, first + 1, ..
 GGM_HD Words iota(uint32_t first) {
   Words lanes;
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = first + static_cast<uint32_t>(lane);
-  return lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
+  return lanes + first;
 }
 
 GGM_HD Words broadcast(uint32_t word) { return Words{} + word; }

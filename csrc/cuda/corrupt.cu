@@ -29,7 +29,7 @@ __device__ __forceinline__ Token corrupt_one(const CorruptArgs& args, int64_t ro
                                              uint64_t sample_id, uint32_t decide, uint32_t draw, Token token,
                                              bool& is_signal) {
   const int64_t at = row * args.length + position;
-  is_signal = keeps(decide, args.keep_prob[args.keep_per_position ? at : row]) != 0;
+  is_signal = keeps(decide, kept_words(args.keep_prob[args.keep_per_position ? at : row])) != 0;
   if (args.frozen != nullptr) is_signal |= args.frozen[at] != 0;
   uint32_t noise = uniform_token(draw, static_cast<uint32_t>(args.vocab_size));
   if (args.noise != nullptr && !is_signal) {

@@ -6,18 +6,27 @@
 
 namespace ggm {
 
-// 1 where a word keeps the token, else 0: word < floor(keep_prob * 2^32). Every probability is met to 2^-32.
+// The words that keep a token: those below floor(keep_prob * 2^32), which meets every probability to 2^-32.
+struct KeptWords {
+  uint32_t below;
+  uint32_t all;  // 1 for probability 1, whose bound does not fit
+};
+
 // Split at 1/2 (the difference is exact) because vector units convert floats to signed integers only.
 // A probability outside [0, 1] counts as the nearer end, NaN as 0: nothing here may trap on a GPU.
-GGM_HD uint32_t keeps(uint32_t word, float keep_prob) {
+GGM_HD KeptWords kept_words(float keep_prob) {
   const float p = keep_prob > 0.0f ? keep_prob : 0.0f;
   const float below_one = p < 0x1.fffffep-1f ? p : 0x1.fffffep-1f;
   const float half = below_one >= 0.5f ? 0.5f : 0.0f;
   const uint32_t base = below_one >= 0.5f ? 0x80000000u : 0u;
-  const uint32_t threshold = base + static_cast<uint32_t>(static_cast<int32_t>((below_one - half) * 0x1p32f));
-  const uint32_t by_word = word < threshold ? 1u : 0u;
-  const uint32_t always = keep_prob >= 1.0f ? 1u : 0u;
-  return by_word | always;
+  return {base + static_cast<uint32_t>(static_cast<int32_t>((below_one - half) * 0x1p32f)),
+          keep_prob >= 1.0f ? 1u : 0u};
+}
+
+// 1 where the word keeps the token, else 0.
+GGM_HD uint32_t keeps(uint32_t word, KeptWords kept) {
+  const uint32_t is_below = word < kept.below ? 1u : 0u;
+  return is_below | kept.all;
 }
 
 // Uniform token, or column of an alias table: floor(word / 2^32 * vocab_size).

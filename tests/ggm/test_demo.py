@@ -113,4 +113,4 @@ def test_public_names_are_there():
 
 
 def test_the_demo_samples_as_it_was_trained():
-    assert demo.SITES_PER_STEP in demo.model_config().masked_counts
+    assert demo.SAMPLING.sites_per_step in demo.model_config().masked_counts
