@@ -36,7 +36,8 @@ def test_every_backend_is_reported():
     assert states["reference"]
     for state in states.values():
         assert state.reason
-        assert bool(state) == state.available == bool(state.ops)
+        assert bool(state) == state.available
+        assert state.ops or not state  # what is built but has no device still says what it implements
 
 
 def test_the_best_backend_serves():
