@@ -18,7 +18,17 @@ def register(schema: str, run: Callable, fake: Callable) -> Callable:
     name = schema.partition("(")[0]
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"ggm_kernels::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"ggm_kernels::{name}", _refuse_vmap(name), lib=_LIBRARY)
     return getattr(torch.ops.ggm_kernels, name).default
+
+
+def _refuse_vmap(name: str) -> Callable:
+    def refuse(info, in_dims, *arguments):
+        raise NotImplementedError(
+            f"ggm_kernels.{name} does not support vmap; fold the mapped dimension into the rows instead"
+        )
+
+    return refuse
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:

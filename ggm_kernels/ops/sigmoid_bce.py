@@ -7,6 +7,7 @@ import torch
 from ggm_kernels import checks
 from ggm_kernels.backends import AUTO, checks_values, kernel
 from ggm_kernels.ops.library import differentiate, register
+from ggm_kernels.reference.sigmoid_bce import candidate_gradient
 
 _FLOATS = (*checks.FLOATS, torch.float64)
 _WEIGHT_DTYPES = (*_FLOATS, torch.bool)
@@ -76,6 +77,7 @@ def linear_sigmoid_bce(
     bias: torch.Tensor | None = None,
     offset: torch.Tensor | None = None,
     *,
+    sparse_grad: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor:
     """`sigmoid_bce` on the logits ``hidden @ weight.T + bias``, of which only the candidates' are computed.
@@ -87,11 +89,16 @@ def linear_sigmoid_bce(
     hidden : torch.Tensor
         float32, bfloat16 or float16 (float64 with ``backend="reference"``), shape [N, d].
     weight : torch.Tensor
-        Output embedding, dtype of `hidden`, shape [V, d].
+        Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden` may be of another dtype
+        and is cast: the rows of the weight are gathered in its own precision, and no copy of it is made.
     candidates, signal_weight, noise_weight, offset, backend
         As in `sigmoid_bce`.
     bias : torch.Tensor, optional
-        dtype of `hidden`, shape [V].
+        dtype of `weight`, shape [V].
+    sparse_grad : bool
+        Whether the gradient of `weight` is a sparse tensor of N * C rows (not coalesced), as
+        `torch.nn.Embedding` has it, and not a dense [V, d]: for a weight that is not tied and an optimiser
+        that takes it. Not under torch.compile.
 
     Returns
     -------
@@ -104,7 +111,10 @@ def linear_sigmoid_bce(
         As `sigmoid_bce`.
     """
     checks.tensor("hidden", hidden, dtypes=_FLOATS, dims=(2,))
-    checks.tensor("weight", weight, dtypes=(hidden.dtype,), dims=(2,))
+    checks.tensor("weight", weight, dtypes=_FLOATS, dims=(2,))
+    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(weight.dtype)
+    checks.tensor("weight", weight, dtypes=(hidden.dtype,))
     if weight.shape[1] != hidden.shape[1]:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[1]})")
     checks.same_device("weight", weight, "hidden", hidden)
@@ -114,7 +124,10 @@ def linear_sigmoid_bce(
         checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
         checks.same_device("bias", bias, "hidden", hidden)
     offset = _check_constant("offset", offset, candidates)
-    loss, _ = _linear_op(hidden, weight, candidates, signal, noise, bias, offset, _choose(backend, hidden))
+    if not isinstance(sparse_grad, bool):
+        raise TypeError(f"sparse_grad: got {type(sparse_grad).__name__}; allowed: a bool")
+    backend = _choose(backend, hidden)
+    loss, _ = _linear_op(hidden, weight, candidates, signal, noise, bias, offset, sparse_grad, backend)
     return loss
 
 
@@ -249,12 +262,12 @@ differentiate("sigmoid_bce", _backward, _setup)
 # linear_sigmoid_bce
 
 
-def _linear_run(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, backend):
+def _linear_run(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, sparse_grad, backend):
     inputs = (hidden, weight, candidates, signal_weight, noise_weight, bias, offset)
     return _forward("linear_sigmoid_bce", backend, candidates, weight.shape[0], *inputs)
 
 
-def _linear_fake(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, backend):
+def _linear_fake(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, sparse_grad, backend):
     return _forward_like(hidden, candidates)
 
 
@@ -279,23 +292,43 @@ def _linear_fake_backward(
 
 
 def _linear_setup(ctx, inputs, output):
-    hidden, weight, candidates, signal_weight, noise_weight, _, _, ctx.backend = inputs
+    hidden, weight, candidates, signal_weight, noise_weight, _, _, ctx.sparse_grad, ctx.backend = inputs
     ctx.save_for_backward(output[1], hidden, weight, candidates, signal_weight, noise_weight)
     ctx.mark_non_differentiable(output[1])
 
 
 def _linear_backward(ctx, grad, _):
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
-    gradients = _linear_backward_op(grad, *ctx.saved_tensors, needs, ctx.backend)
+    sparse = ctx.sparse_grad and needs[1]
+    dense = [needs[0], needs[1] and not sparse, needs[2]]
+    gradients = _linear_backward_op(grad, *ctx.saved_tensors, dense, ctx.backend)
     hidden, weight, bias = (
-        gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)
+        gradient if needed else None for gradient, needed in zip(gradients, dense, strict=True)
     )
-    return hidden, weight, None, None, None, bias, None, None
+    if sparse:
+        weight = _sparse_weight_gradient(grad, *ctx.saved_tensors)
+    return hidden, weight, None, None, None, bias, None, None, None
+
+
+def _sparse_weight_gradient(
+    grad: torch.Tensor,
+    candidate_logits: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    candidates: torch.Tensor,
+    signal_weight: torch.Tensor,
+    noise_weight: torch.Tensor,
+) -> torch.Tensor:
+    """One row per candidate, [N * C, d], repeated tokens not yet added."""
+    per_candidate = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
+    rows = (per_candidate[:, :, None] * hidden[:, None, :]).flatten(0, 1).to(weight.dtype)
+    indices = candidates.long().flatten()[None]
+    return torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False)
 
 
 _linear_op = register(
     "linear_sigmoid_bce(Tensor hidden, Tensor weight, Tensor candidates, Tensor signal_weight, "
-    "Tensor noise_weight, Tensor? bias, Tensor? offset, str backend) -> (Tensor, Tensor)",
+    "Tensor noise_weight, Tensor? bias, Tensor? offset, bool sparse_grad, str backend) -> (Tensor, Tensor)",
     _linear_run,
     _linear_fake,
 )

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from ggm_kernels.ops.glauber_step import Update
 from ggm_kernels.reference import philox
+from ggm_kernels.reference.precision import without_autocast
 
 _CHUNK = 2**20  # logits handled at once
 
@@ -26,6 +27,7 @@ def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> 
         rows.resample(part, flat[part])
 
 
+@without_autocast
 def linear_glauber_step(
     tokens: torch.Tensor,
     hidden: torch.Tensor,

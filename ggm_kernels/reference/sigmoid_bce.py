@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
+from ggm_kernels.reference.precision import without_autocast
+
 _CHUNK = 2**22  # elements of a gathered block [rows, C, d] held at once
 
 
@@ -37,11 +39,12 @@ def sigmoid_bce_backward(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """Gradient of the logits [N, V]; repeated candidates add up."""
-    grad_f = _loss_gradient(grad, candidate_logits, signal_weight, noise_weight)
+    grad_f = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
     grad_logits = grad_f.new_zeros(grad_f.shape[0], vocab_size)
     return grad_logits.scatter_add_(1, candidates.long(), grad_f).to(dtype)
 
 
+@without_autocast
 def linear_sigmoid_bce(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -64,6 +67,7 @@ def linear_sigmoid_bce(
     return _loss(f, signal_weight, noise_weight), f
 
 
+@without_autocast
 def linear_sigmoid_bce_backward(
     grad: torch.Tensor,
     candidate_logits: torch.Tensor,
@@ -75,7 +79,7 @@ def linear_sigmoid_bce_backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias, each None where `needs` says so."""
-    grad_f = _loss_gradient(grad, candidate_logits, signal_weight, noise_weight)
+    grad_f = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
     grad_weight = grad_f.new_zeros(weight.shape) if needs[1] else None
     grad_bias = grad_f.new_zeros(weight.shape[0]) if needs[2] else None
@@ -108,9 +112,10 @@ def _loss(f: torch.Tensor, signal_weight: torch.Tensor, noise_weight: torch.Tens
     return (signal + noise).sum(1)
 
 
-def _loss_gradient(
+def candidate_gradient(
     grad: torch.Tensor, f: torch.Tensor, signal_weight: torch.Tensor, noise_weight: torch.Tensor
 ) -> torch.Tensor:
+    """Gradient of the candidate logits f [N, C], given that of the loss [N]."""
     return grad.to(f.dtype)[:, None] * (noise_weight * torch.sigmoid(f) - signal_weight * torch.sigmoid(-f))
 
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear, logsigmoid
+from torch.utils.checkpoint import checkpoint
 
 from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
 
@@ -151,13 +152,79 @@ def test_frozen_inputs_get_no_gradient(backend, needed):
     assert all(inputs[name].grad is None for name in {"hidden", "weight", "bias"} - {needed})
 
 
+def test_sparse_gradient_is_the_dense_one(backend):
+    inputs = problem()
+    dense = torch.autograd.grad(linear_sigmoid_bce(**inputs, backend=backend).sum(), inputs["weight"])[0]
+    linear_sigmoid_bce(**inputs, sparse_grad=True, backend=backend).sum().backward()
+    sparse = inputs["weight"].grad
+    assert sparse.is_sparse and sparse._nnz() == CANDIDATES.numel()
+    torch.testing.assert_close(sparse.to_dense(), dense)
+    assert inputs["hidden"].grad is not None and inputs["bias"].grad is not None
+    torch.optim.SGD([inputs["weight"]], lr=0.1).step()
+
+
+def test_autocast_takes_hidden_of_another_precision(backend):
+    inputs = problem()
+    layer = torch.nn.Linear(5, 5)
+    with pytest.raises(TypeError, match="weight: got dtype torch.float32; allowed: torch.bfloat16"):
+        linear_sigmoid_bce(**{**inputs, "hidden": inputs["hidden"].bfloat16()}, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = layer(inputs["hidden"])
+        assert hidden.dtype == torch.bfloat16
+        loss = linear_sigmoid_bce(**{**inputs, "hidden": hidden}, backend=backend)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(
+        loss, linear_sigmoid_bce(**{**inputs, "hidden": hidden.float()}, backend=backend)
+    )
+    loss.sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_checkpointing_gives_the_same_gradient(backend):
+    inputs = problem()
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    plain = torch.autograd.grad(linear_sigmoid_bce(**inputs, backend=backend).sum(), leaves)
+    again = checkpoint(lambda: linear_sigmoid_bce(**inputs, backend=backend).sum(), use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again, leaves), plain, rtol=0, atol=0)
+
+
+def test_vmap_is_refused(backend):
+    logits = torch.zeros(3, 4, 7)
+    with pytest.raises(NotImplementedError, match="sigmoid_bce does not support vmap; fold"):
+        torch.vmap(lambda x: sigmoid_bce(x, CANDIDATES, 0.5, backend=backend))(logits)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_gradients_do_not_depend_on_threads_or_runs(threads):
+    # Many rows on few tokens, and enough of them to wake every thread.
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.randint(9, (3000, 2), generator=generator)
+    inputs = problem(3000, 9, 33, candidates=candidates)
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+
+    def gradients():
+        return torch.autograd.grad(linear_sigmoid_bce(**inputs).sum(), leaves)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = gradients()
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(5):
+            assert all(map(torch.equal, gradients(), expected))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_opcheck(backend):
     inputs = problem()
     signal, noise = inputs["signal_weight"].float(), inputs["noise_weight"].float()
     leaves = (inputs["hidden"], inputs["weight"])
     op = torch.ops.ggm_kernels.linear_sigmoid_bce.default
-    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, inputs["bias"], inputs["offset"], backend))
-    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, None, None, backend))
+    torch.library.opcheck(
+        op, (*leaves, CANDIDATES, signal, noise, inputs["bias"], inputs["offset"], False, backend)
+    )
+    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, None, None, True, backend))
     logits = torch.randn(4, 7, requires_grad=True)
     op = torch.ops.ggm_kernels.sigmoid_bce.default
     torch.library.opcheck(op, (logits, CANDIDATES, signal, noise, inputs["offset"], backend))

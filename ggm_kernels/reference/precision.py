@@ -1,0 +1,19 @@
+"""Products in the precision of their arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+
+def without_autocast(function: Callable) -> Callable:
+    """Run `function` with autocast off: it would round the operands of float32 products on the way."""
+
+    @functools.wraps(function)
+    def run(first: torch.Tensor, *rest):
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return run
