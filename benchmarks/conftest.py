@@ -2,8 +2,12 @@
 
 import os
 
-import pytest
-import torch
+# torch.compile brings a second OpenMP runtime. Threads of one that spin while they wait, for milliseconds by
+# default, hold up those of the other. OpenMP reads this once, when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter is for tests: its time means nothing
