@@ -6,8 +6,8 @@ import os
 # default, hold up those of the other. OpenMP reads this once, when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter is for tests: its time means nothing
