@@ -106,6 +106,7 @@ def record(benchmark, head: Head, loss: Callable[[], torch.Tensor], size: Size, 
         call()
         synchronise()
 
+    head.hidden.grad = head.weight.grad = None  # else the gradients of the call before hide those of this one
     benchmark.extra_info["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
     benchmark.pedantic(synchronised, rounds=rounds)  # warm: the memory was measured on a call
     benchmark.extra_info["times_faster_than_gather"] = round(times_faster(rival, call), 2)

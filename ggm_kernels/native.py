@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch  # before the core, so that both share one OpenMP runtime
 
+from ggm_kernels import build_info
+
 # What each op is called in the compiled core.
 _OPS = {
     "corrupt": "corrupt",
@@ -27,7 +29,10 @@ def _load() -> tuple[Any, str | None]:
     try:
         from ggm_kernels import _native  # type: ignore[attr-defined]
     except ImportError as error:
-        return None, str(error)
+        record = build_info.read()
+        if record is None or record["native"]["built"]:
+            return None, str(error)
+        return None, record["native"]["reason"]
     if _native.isa() is None:
         return None, "this processor has none of the instruction sets that the core was built for"
     wanted = os.environ.get("GGM_KERNELS_ISA")
