@@ -161,9 +161,11 @@ def linear_sigmoid_bce_backward(
         0,
     )
     if hidden.is_cuda:
-        tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
+        tokens = order = None
+        if needs[1] or needs[2]:
+            tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
         core.cuda_sigmoid_bce_backward(
-            args, gradients, tokens.data_ptr(), order.data_ptr(), *_queue(hidden.device)
+            args, gradients, _address(tokens), _address(order), *_queue(hidden.device)
         )
     else:
         core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())

@@ -103,16 +103,6 @@ GGM_HD PhiloxBlock<Words> philox4x32(Words c0, Words c1, Words c2, Words c3, con
   return {join(block.w0), join(block.w1), join(block.w2), join(block.w3)};
 }
 
-template <>
-struct WideProduct<Words> {
-  GGM_HD void of(uint32_t constant, Words words, Words& high, Words& low) {
-    SplitWords highs, lows;
-    WideProduct<SplitWords>::of(constant, split(words), highs, lows);
-    high = join(highs);
-    low = join(lows);
-  }
-};
-
 // first, first + 1, ..
 GGM_HD Words iota(uint32_t first) {
   Words lanes;

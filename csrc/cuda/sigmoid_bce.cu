@@ -80,6 +80,22 @@ __device__ __forceinline__ float logit_gradient(const SigmoidBceArgs& args, cons
          candidate_loss_derivative(f, signal_at(args, row, column), noise_at(args, row, column));
 }
 
+// sums += scale * one pack of a row
+template <class T, int kSize>
+__device__ __forceinline__ void add_scaled(float (&sums)[kSize], float scale, const T* row) {
+  const Pack<T, kSize> pack = *reinterpret_cast<const Pack<T, kSize>*>(row);
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) sums[k] += scale * to_float(pack.values[k]);
+}
+
+template <class T, int kSize>
+__device__ __forceinline__ void store_rounded(T* to, const float (&sums)[kSize]) {
+  Pack<T, kSize> pack;
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) round_to(sums[k], pack.values[k]);
+  *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+}
+
 template <class T, int kSize>
 __global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients) {
   const int lane = threadIdx.x % kWarp;
@@ -92,14 +108,9 @@ __global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, S
         if (!legal(args, token)) continue;
         const float gradient = logit_gradient(args, gradients, row, column);
         const T* weight = static_cast<const T*>(args.weight) + token * args.weight_stride + i;
-        const Pack<T, kSize> y = *reinterpret_cast<const Pack<T, kSize>*>(weight);
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) sums[k] += gradient * to_float(y.values[k]);
+        add_scaled<T, kSize>(sums, gradient, weight);
       }
-      Pack<T, kSize> out;
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) round_to(sums[k], out.values[k]);
-      *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(gradients.hidden) + row * args.hidden_size + i) = out;
+      store_rounded<T, kSize>(static_cast<T*>(gradients.hidden) + row * args.hidden_size + i, sums);
     }
   }
 }
@@ -140,14 +151,9 @@ __global__ void __launch_bounds__(kThreads) token_kernel(SigmoidBceArgs args, Si
         const int64_t row = order[entry] / args.count;
         const float gradient = logit_gradient(args, gradients, row, order[entry] % args.count);
         const T* hidden = static_cast<const T*>(args.hidden) + row * args.hidden_stride + i;
-        const Pack<T, kSize> x = *reinterpret_cast<const Pack<T, kSize>*>(hidden);
-#pragma unroll
-        for (int k = 0; k < kSize; ++k) sums[k] += gradient * to_float(x.values[k]);
+        add_scaled<T, kSize>(sums, gradient, hidden);
       }
-      Pack<T, kSize> out;
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) round_to(sums[k], out.values[k]);
-      *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(gradients.weight) + token * args.hidden_size + i) = out;
+      store_rounded<T, kSize>(static_cast<T*>(gradients.weight) + token * args.hidden_size + i, sums);
     }
   }
 }
