@@ -60,6 +60,45 @@ struct SigmoidBceGradients {
   void* logits;             // sigmoid_bce: [rows, vocab_size] contiguous and zero
 };
 
+// glauber_step: rows are the batch * count pairs of a sequence and an updated position.
+// Strides count elements. Those of logits may be 0 (expanded).
+struct GlauberArgs {
+  void* tokens;  // [batch, length], int32 or int64, by token_bytes; written
+  int64_t token_bytes;
+  int64_t token_row_stride, token_stride;
+  const int64_t* positions;  // [batch, count], or [count] where position_row_stride is 0
+  int64_t position_row_stride;
+  const int64_t* sample_ids;     // [batch], or null for 0 .. batch - 1
+  const uint8_t* frozen;         // [batch, length] contiguous, or null
+  const float* noise_rate;       // [batch, count] by strides, or null: heat bath
+  int64_t noise_row_stride, noise_stride;
+  const float* noise_log_probs;  // [vocab_size], or null for uniform
+  bool normalize;
+  int64_t batch, length, count, vocab_size;
+  uint64_t seed;
+  int64_t step;
+  const int64_t* step_pointer;  // device memory that holds the step, or null (cuda only)
+  float inverse_temperature;    // finite and normal; unused where `greedy`
+  bool greedy;                  // temperature 0
+  int64_t top_k;                // vocab_size or more: no filter
+  double top_p;                 // 1: no filter
+  float log_min_p;              // -inf: no filter
+  float* log_sum_exp;           // by-products [batch, count], each or null
+  float* log_prob;
+  float* keep_prob;
+};
+
+// Logits of tokens [token_begin, token_begin + tokens) in `rows` rows from row_begin on, row b * count + k being
+// position k of sequence b. Row i of the tile is at (i / group) * group_stride + (i % group) * row_stride, its
+// tokens contiguous.
+struct LogitsTile {
+  const void* logits;
+  Float dtype;
+  int64_t group, group_stride, row_stride;
+  int64_t row_begin, rows;
+  int64_t token_begin, tokens;
+};
+
 // philox: n counters [n, 4] to n blocks of words [n, 4], for known-answer tests.
 struct PhiloxArgs {
   const uint32_t* counters;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,7 +16,8 @@ from ggm_kernels.ops.library import register
 _UPDATE_SCHEMA = (
     "Tensor positions, SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, "
     "float? top_p, float? min_p, Tensor? noise_rate, Tensor? noise_log_probs, bool normalize, "
-    "Tensor? sample_ids, Tensor? frozen, str backend) -> ()"
+    "Tensor? sample_ids, Tensor? frozen, Tensor(b!)? log_sum_exp, Tensor(c!)? log_prob, "
+    "Tensor(d!)? keep_prob, str backend) -> ()"
 )
 
 
@@ -39,6 +41,9 @@ class Update:
     normalize: bool
     sample_ids: torch.Tensor | None
     frozen: torch.Tensor | None
+    log_sum_exp: torch.Tensor | None
+    log_prob: torch.Tensor | None
+    keep_prob: torch.Tensor | None
 
 
 def glauber_step(
@@ -57,6 +62,9 @@ def glauber_step(
     normalize: bool = False,
     sample_ids: torch.Tensor | None = None,
     frozen: torch.Tensor | None = None,
+    log_sum_exp: torch.Tensor | None = None,
+    log_prob: torch.Tensor | None = None,
+    keep_prob: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Resample tokens at given positions from their logits, in place: one reverse step of Glauber dynamics.
@@ -95,6 +103,14 @@ def glauber_step(
         Coordinate of each sequence, integer [B], values in [0, 2**40). Default 0, 1, .., B - 1.
     frozen : torch.Tensor, optional
         bool [B, L]: positions that never change.
+    log_sum_exp : torch.Tensor, optional
+        Filled with the log-sum-exp of every row of logits (raw: no temperature, no filter), float32 [B, K].
+        0 where the logits are log-probabilities: the calibration of a GGM.
+    log_prob : torch.Tensor, optional
+        Filled with the log-probability of the token drawn under the law that it was drawn from (temperature and
+        filters included), float32 [B, K]; NaN where the token was kept, is frozen or its row has no law.
+    keep_prob : torch.Tensor, optional
+        Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`.
     backend : str, optional
         "reference", "cpu", "cuda" or "triton"; None is the best that is there.
 
@@ -121,7 +137,7 @@ def glauber_step(
     checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
     update = _check_update(
         tokens, positions, logits, "logits", logits.shape[2], seed, step, temperature, top_k, top_p, min_p,
-        noise_rate, noise, normalize, sample_ids, frozen, backend,
+        noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
     )  # fmt: skip
     _op(tokens, logits.detach(), *update)
     return tokens
@@ -145,6 +161,9 @@ def linear_glauber_step(
     normalize: bool = False,
     sample_ids: torch.Tensor | None = None,
     frozen: torch.Tensor | None = None,
+    log_sum_exp: torch.Tensor | None = None,
+    log_prob: torch.Tensor | None = None,
+    keep_prob: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """`glauber_step` on the logits ``hidden @ weight.T + bias``, which never exist as a whole.
@@ -161,7 +180,9 @@ def linear_glauber_step(
         Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
     bias : torch.Tensor, optional
         dtype of `hidden`, shape [V].
-    seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen, backend
+    seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen
+        As in `glauber_step`.
+    log_sum_exp, log_prob, keep_prob, backend
         As in `glauber_step`.
 
     Returns
@@ -185,7 +206,7 @@ def linear_glauber_step(
         bias = bias.detach()
     update = _check_update(
         tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
-        noise_rate, noise, normalize, sample_ids, frozen, backend,
+        noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
     )  # fmt: skip
     _linear_op(tokens, hidden.detach(), weight.detach(), bias, *update)
     return tokens
@@ -193,7 +214,7 @@ def linear_glauber_step(
 
 def _check_update(
     tokens, positions, rows, rows_name, vocab_size, seed, step, temperature, top_k, top_p, min_p,
-    noise_rate, noise, normalize, sample_ids, frozen, backend,
+    noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
 ) -> tuple:  # fmt: skip
     """Check what both ops share; return the arguments of `_UPDATE_SCHEMA`."""
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
@@ -225,10 +246,26 @@ def _check_update(
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     noise_log_probs = None if noise is None else noise.log_probs(tokens.device)
+    by_products = {"log_sum_exp": log_sum_exp, "log_prob": log_prob, "keep_prob": keep_prob}
+    for name, by_product in by_products.items():
+        _check_by_product(name, by_product, tokens, count)
+    if keep_prob is not None and noise_rate is None:
+        raise ValueError("keep_prob: got a tensor without noise_rate; allowed: with noise_rate")
     return (
         positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
-        normalize, sample_ids, frozen, backend or AUTO,
+        normalize, sample_ids, frozen, *by_products.values(), backend or AUTO,
     )  # fmt: skip
+
+
+def _check_by_product(name: str, value: torch.Tensor | None, tokens: torch.Tensor, count: int) -> None:
+    if value is None:
+        return
+    checks.tensor(name, value, dtypes=(torch.float32,), shapes=[(tokens.shape[0], count)])
+    checks.same_device(name, value, "tokens", tokens)
+    if not value.is_contiguous():
+        raise ValueError(f"{name}: got strides {value.stride()}; allowed: contiguous")
+    if value.requires_grad:
+        raise ValueError(f"{name}: got a tensor that requires a gradient; allowed: one that does not")
 
 
 def _check_values(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:
@@ -253,42 +290,62 @@ def _check_distinct(positions: torch.Tensor) -> None:
         raise IndexError(f"{where}: got position {position} twice; allowed: each once")
 
 
-def _check_rows(logits: torch.Tensor) -> None:
-    """Raise ValueError for a row without a law: under GGM_KERNELS_CHECK=1 only."""
-    if not checks_rows() or logits.numel() == 0:
-        return
-    lawless = logits.isnan().any(-1) | (logits == -math.inf).all(-1)
+def _check_rows(name: str, log_sum_exp: torch.Tensor) -> None:
+    """Raise ValueError for a row without a law, from the log-sum-exp [B, K] of all rows."""
+    lawless = log_sum_exp.isnan() | (log_sum_exp == -math.inf)
     if bool(lawless.any()):
         row = tuple(lawless.nonzero()[0].tolist())
-        raise ValueError(f"logits[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
+        raise ValueError(f"{name}[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
 
 
 def _update(
     positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
-    normalize, sample_ids, frozen,
+    normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob,
 ) -> Update:  # fmt: skip
     """`Update` of the arguments of `_UPDATE_SCHEMA`, but for the backend."""
     return Update(
         positions, seed, step if step_tensor is None else step_tensor, temperature, top_k, top_p, min_p,
-        noise_rate, noise_log_probs, normalize, sample_ids, frozen,
+        noise_rate, noise_log_probs, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob,
     )  # fmt: skip
 
 
 def _run(tokens, logits, *arguments_and_backend):
-    *arguments, backend = arguments_and_backend
-    _, run = kernel("glauber_step", backend, tokens.device)
-    update = _update(*arguments)
-    _check_values(tokens, logits.shape[2], update)
-    _check_rows(logits)
-    run(tokens, logits, update)
+    run = _kernel("glauber_step", arguments_and_backend[-1], tokens, logits.shape[2])
+    _checked_run("logits", run, tokens, (logits,), _update(*arguments_and_backend[:-1]))
 
 
 def _linear_run(tokens, hidden, weight, bias, *arguments_and_backend):
-    *arguments, backend = arguments_and_backend
-    _, run = kernel("linear_glauber_step", backend, tokens.device)
-    update = _update(*arguments)
-    _check_values(tokens, weight.shape[0], update)
-    run(tokens, hidden, weight, bias, update)
+    run = _kernel("linear_glauber_step", arguments_and_backend[-1], tokens, weight.shape[0])
+    _checked_run("hidden", run, tokens, (hidden, weight, bias), _update(*arguments_and_backend[:-1]))
+
+
+def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Callable:
+    """Kernel of the op that serves `backend`, with the checks of values that it leaves to us."""
+    name, run = kernel(op, backend, tokens.device)
+
+    def checked(tokens, *rest):
+        update = rest[-1]
+        if name != "cpu":
+            _check_values(tokens, vocab_size, update)
+        if run(tokens, *rest) is False:  # the cpu kernel met a bad value and wrote nothing: name it
+            _check_values(tokens, vocab_size, update)
+            raise AssertionError("the cpu kernel refused values that the checks accept")
+
+    return checked
+
+
+def _checked_run(name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
+    """Run; under GGM_KERNELS_CHECK=1 raise for a row without a law, with nothing written."""
+    if not checks_rows():
+        run(tokens, *rows, update)
+        return
+    result = tokens.clone()
+    log_sum_exp = tokens.new_empty(rows[0].shape[:2], dtype=torch.float32)
+    run(result, *rows, replace(update, log_sum_exp=log_sum_exp))
+    _check_rows(name, log_sum_exp)
+    if update.log_sum_exp is not None:
+        update.log_sum_exp.copy_(log_sum_exp)
+    tokens.copy_(result)
 
 
 def _fake(*arguments):

@@ -70,13 +70,24 @@ class _Rows:
         if self.update.frozen is not None:
             changes &= ~self.update.frozen[at]
         if self.update.noise_rate is not None:
+            f = self._verdict(part, g, present)
             word = philox.keep_words(self.update.seed, self.update.step, self.sample_ids[part], at[1])
-            changes &= ~keep_decision(self._verdict(part, g, present), word)
+            changes &= ~keep_decision(f, word)
+            self._note(self.update.keep_prob, part, torch.sigmoid(f))
         words = philox.race_words(
             self.update.seed, self.update.step, self.sample_ids[part], at[1], g.shape[1]
         )
-        winner = _race(g, words, self.update)
+        z = _filtered_law(g, self.update)
+        winner = _first_argmax(z if self.update.temperature == 0 else _scores(z, words))
         self.tokens[at] = torch.where(changes, winner.to(present.dtype), present)
+        log_prob = (z - z.logsumexp(1, keepdim=True)).gather(1, winner[:, None]).squeeze(1)
+        self._note(self.update.log_prob, part, torch.where(changes, log_prob, math.nan))
+        self._note(self.update.log_sum_exp, part, g.logsumexp(1))
+
+    @staticmethod
+    def _note(by_product: torch.Tensor | None, part: slice, values: torch.Tensor) -> None:
+        if by_product is not None:
+            by_product.view(-1)[part] = values
 
     def _verdict(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
@@ -102,13 +113,19 @@ def keep_decision(f: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
     return torch.where(f < 0, keeps, ~replaces)
 
 
-def _race(g: torch.Tensor, words: torch.Tensor, update: Update) -> torch.Tensor:
-    if update.temperature == 0:
-        return _first_argmax(g)
+def _scores(z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    return z - torch.log(-torch.log1p(-philox.uniform(words)))
+
+
+def _filtered_law(g: torch.Tensor, update: Update) -> torch.Tensor:
+    """Logits, up to a constant per row, of the law that a token is drawn from."""
     top = g.amax(1, keepdim=True)
-    z = torch.where(g == top, 0.0, (g - top) / update.temperature)  # <= 0: no temperature overflows it
-    z = _filtered(z, update)
-    return _first_argmax(z - torch.log(-torch.log1p(-philox.uniform(words))))
+    if update.temperature == 0:  # a law on one token: the first of the largest
+        tokens = torch.arange(g.shape[1], device=g.device)
+        return torch.where(tokens == _first_argmax(g)[:, None], 0.0, -math.inf)
+    # <= 0, so no temperature overflows it; 0 at the top, be it infinite
+    z = torch.where(g == top, 0.0, (g - top) / update.temperature)
+    return _filtered(z, update)
 
 
 def _filtered(z: torch.Tensor, update: Update) -> torch.Tensor:
@@ -117,12 +134,12 @@ def _filtered(z: torch.Tensor, update: Update) -> torch.Tensor:
         z = z.masked_fill(z < z.topk(update.top_k, dim=1).values[:, -1:], -math.inf)
     if update.top_p is not None and update.top_p < 1:
         ordered = z.sort(dim=1, descending=True).values
-        probs = ordered.softmax(1)
+        probs = ordered.double().softmax(1)
         mass_above = probs.cumsum(1) - probs
         last = (mass_above < update.top_p).sum(1, keepdim=True) - 1
         z = z.masked_fill(z < ordered.gather(1, last.clamp_min(0)), -math.inf)
     if update.min_p is not None and update.min_p > 0:
-        z = z.masked_fill(z < z.amax(1, keepdim=True) + math.log(update.min_p), -math.inf)
+        z = z.masked_fill(z < math.log(update.min_p), -math.inf)  # the largest is 0
     return z
 
 

@@ -230,52 +230,92 @@ def test_linear_is_the_step_on_the_product(backend, batch, count, vocab_size, hi
     assert torch.equal(fused, expected)
 
 
+# By-products
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 4}, {"top_p": 0.8, "min_p": 0.01}, {"temperature": 0.0}])
+def test_by_products_are_what_they_are_called(backend, filters):
+    vocab_size, rows = 50, 300
+    logits = logits_of(vocab_size).expand(rows, -1) + torch.randn(rows, 1)
+    logits[3, 7], logits[4] = math.nan, -math.inf
+    logits[5, :9] = -math.inf
+    start = torch.randint(vocab_size, (1, rows))
+    frozen = torch.arange(rows)[None] % 10 == 9
+    eps, temperature = torch.tensor([0.8]), filters.get("temperature", 0.6)
+    names = ("log_sum_exp", "log_prob", "keep_prob")
+    by_products = {name: torch.full((1, rows), 77.0) for name in names}
+    arguments = {"seed": 1, "step": 0, "noise_rate": eps, "normalize": True, "frozen": frozen, "backend": backend}
+    arguments |= {"temperature": temperature, **filters}
+    positions = torch.arange(rows)
+    plain = glauber_step(start.clone(), logits[None], positions, **arguments)
+    tokens = glauber_step(start.clone(), logits[None], positions, **arguments, **by_products)
+    assert torch.equal(tokens, plain)
+    log_sum_exp, log_prob, keep_prob = (by_products[name][0] for name in names)
+    torch.testing.assert_close(log_sum_exp, logits.logsumexp(1), equal_nan=True)
+    f = logits.gather(1, start.T)[:, 0] - logits.logsumexp(1) + math.log(0.2 / 0.8 * vocab_size)
+    torch.testing.assert_close(keep_prob, f.sigmoid(), equal_nan=True, rtol=1e-5, atol=1e-6)
+    drawn = ~log_prob.isnan()
+    assert not (frozen[0] & drawn).any() and not drawn[3:5].any()
+    assert torch.equal(tokens[0][~drawn], start[0][~drawn])
+    assert 0.2 < drawn.float().mean() < 0.98
+    # The law after the filters: what a draw without keeping leaves of the vocabulary.
+    law = filtered(logits / temperature if temperature else logits, **filters)
+    expected = law.log_softmax(1).gather(1, tokens.T)[:, 0]
+    torch.testing.assert_close(log_prob[drawn], expected[drawn], rtol=1e-4, atol=1e-5)
+
+
+def filtered(z, top_k=None, top_p=None, min_p=None, temperature=None):
+    """Hugging Face's filters in their order, by sorting; temperature 0 leaves the largest."""
+    if temperature == 0:
+        return z.masked_fill(z < z.amax(1, keepdim=True), -math.inf)
+    if top_k is not None:
+        z = z.masked_fill(z < z.sort(1, descending=True).values[:, top_k - 1 : top_k], -math.inf)
+    if top_p is not None:
+        ascending = z.sort(1)
+        removed = ascending.values.softmax(1).cumsum(1) <= 1 - top_p
+        z = z.masked_fill(removed.scatter(1, ascending.indices, removed), -math.inf)
+    if min_p is not None:
+        probs = z.softmax(1)
+        z = z.masked_fill(probs < min_p * probs.amax(1, keepdim=True), -math.inf)
+    return z
+
+
+def test_linear_gives_the_same_by_products(backend):
+    hidden, weight = torch.randn(2, 3, 8), torch.randn(60, 8)
+    names = ("log_sum_exp", "log_prob", "keep_prob")
+    ours, theirs = ({name: torch.zeros(2, 3) for name in names} for _ in range(2))
+    arguments = {"seed": 1, "step": 0, "noise_rate": torch.tensor([0.9, 0.99]), "top_p": 0.9, "backend": backend}
+    positions, tokens = torch.tensor([0, 2, 3]), torch.randint(60, (2, 4))
+    linear_glauber_step(tokens.clone(), hidden, weight, positions, **arguments, **ours)
+    glauber_step(tokens.clone(), linear(hidden, weight), positions, **arguments, **theirs)
+    for name in names:
+        torch.testing.assert_close(ours[name], theirs[name], equal_nan=True)
+
+
 # The operator
 
 
 def test_opcheck(backend):
     op = torch.ops.ggm_kernels.glauber_step.default
     tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 2, 5)
-    rate = torch.tensor([0.5, 0.1])
+    filters = (3, 0.9, 0.1)
+    by_products = torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2)
     torch.library.opcheck(
         op,
         (
-            tokens,
-            logits,
-            torch.tensor([0, 2]),
-            1,
-            2,
-            None,
-            1.0,
-            3,
-            0.9,
-            0.1,
-            rate,
-            None,
-            True,
-            None,
-            None,
-            backend,
+            tokens, logits, torch.tensor([0, 2]), 1, 2, None, 1.0, *filters, torch.tensor([0.5, 0.1]), None,
+            True, None, None, *by_products, backend,
         ),
-    )
+    )  # fmt: skip
     op = torch.ops.ggm_kernels.linear_glauber_step.default
     hidden, weight = torch.randn(2, 2, 4), torch.randn(5, 4)
-    rest = (
-        1,
-        0,
-        torch.tensor(2),
-        1.0,
-        None,
-        None,
-        None,
-        None,
-        None,
-        False,
-        torch.arange(2),
-        tokens > 0,
-        backend,
-    )
-    torch.library.opcheck(op, (tokens, hidden, weight, torch.randn(5), torch.tensor([[0, 2], [1, 0]]), *rest))
+    torch.library.opcheck(
+        op,
+        (
+            tokens, hidden, weight, torch.randn(5), torch.tensor([[0, 2], [1, 0]]), 1, 0, torch.tensor(2), 1.0,
+            None, None, None, None, None, False, torch.arange(2), tokens > 0, None, by_products[0], None, backend,
+        ),
+    )  # fmt: skip
 
 
 def test_compiles_as_one_graph(backend):
@@ -326,6 +366,10 @@ def test_compiles_as_one_graph(backend):
         ({"noise_rate": torch.tensor([0.5])}, ValueError, r"noise_rate: got shape \(1,\); allowed: \(2,\) or \(2, 2\)"),
         ({"noise": NoiseLaw(torch.ones(4) / 4)}, ValueError, "noise: got a law over 4 tokens"),
         ({"normalize": 1}, TypeError, "normalize: got int; allowed: a bool"),
+        ({"log_prob": torch.zeros(2)}, ValueError, r"log_prob: got shape \(2,\); allowed: \(2, 2\)"),
+        ({"log_sum_exp": torch.zeros(2, 2, dtype=torch.float64)}, TypeError, "log_sum_exp: got dtype torch.float64"),
+        ({"log_sum_exp": torch.zeros(2, 2).T}, ValueError, r"log_sum_exp: got strides \(1, 2\); allowed: contiguous"),
+        ({"keep_prob": torch.zeros(2, 2)}, ValueError, "keep_prob: got a tensor without noise_rate"),
         ({"sample_ids": torch.tensor([0, -1])}, ValueError, r"sample_ids\[1\]: got -1"),
         ({"frozen": torch.zeros(2, 3, dtype=torch.bool)}, ValueError, r"frozen: got shape \(2, 3\); allowed: \(2, 4\)"),
     ],
