@@ -74,6 +74,54 @@ ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candida
           pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
 }
 
+ggm::GlauberArgs glauber_args(
+    uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t positions,
+    int64_t position_row_stride, uintptr_t sample_ids, uintptr_t frozen, uintptr_t noise_rate, int64_t noise_row_stride,
+    int64_t noise_stride, uintptr_t noise_log_probs, bool normalize, int64_t batch, int64_t length, int64_t count,
+    int64_t vocab_size, uint64_t seed, int64_t step, uintptr_t step_pointer, float inverse_temperature, bool greedy,
+    int64_t top_k, double top_p, float log_min_p, uintptr_t log_sum_exp, uintptr_t log_prob, uintptr_t keep_prob) {
+  return {pointer<void>(tokens),
+          token_bytes,
+          token_row_stride,
+          token_stride,
+          pointer<const int64_t>(positions),
+          position_row_stride,
+          pointer<const int64_t>(sample_ids),
+          pointer<const uint8_t>(frozen),
+          pointer<const float>(noise_rate),
+          noise_row_stride,
+          noise_stride,
+          pointer<const float>(noise_log_probs),
+          normalize,
+          batch,
+          length,
+          count,
+          vocab_size,
+          seed,
+          step,
+          pointer<const int64_t>(step_pointer),
+          inverse_temperature,
+          greedy,
+          top_k,
+          top_p,
+          log_min_p,
+          pointer<float>(log_sum_exp),
+          pointer<float>(log_prob),
+          pointer<float>(keep_prob)};
+}
+
+ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t group_stride, int64_t row_stride,
+                            int64_t row_begin, int64_t rows, int64_t token_begin, int64_t tokens) {
+  return {pointer<const void>(logits), static_cast<ggm::Float>(dtype), group, group_stride, row_stride, row_begin, rows,
+          token_begin, tokens};
+}
+
+// The states of some rows' races, between tiles.
+struct RaceStates {
+  explicit RaceStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::race_start()) {}
+  std::vector<ggm::RaceState> of_row;
+};
+
 std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id, uint32_t position_block,
                               uint32_t vocab_block) {
   return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
@@ -97,6 +145,9 @@ PYBIND11_MODULE(_native, module) {
   py::class_<ggm::CorruptArgs>(module, "CorruptArgs").def(py::init(&corrupt_args));
   py::class_<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs").def(py::init(&sigmoid_bce_args));
   py::class_<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients").def(py::init(&sigmoid_bce_gradients));
+  py::class_<ggm::GlauberArgs>(module, "GlauberArgs").def(py::init(&glauber_args));
+  py::class_<ggm::LogitsTile>(module, "LogitsTile").def(py::init(&logits_tile));
+  py::class_<RaceStates>(module, "RaceStates").def(py::init<int64_t>());
 
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
@@ -112,6 +163,20 @@ PYBIND11_MODULE(_native, module) {
       },
       release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
+  module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
+  module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
+  module.def(
+      "cpu_glauber_race",
+      [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile, RaceStates& states, int threads) {
+        ggm::cpu::glauber_race(args, tile, states.of_row.data(), threads);
+      },
+      release);
+  module.def(
+      "cpu_glauber_settle",
+      [](const ggm::GlauberArgs& args, const RaceStates& states, int64_t row_begin) {
+        ggm::cpu::glauber_settle(args, states.of_row.data(), row_begin, static_cast<int64_t>(states.of_row.size()));
+      },
+      release);
   module.def(
       "cpu_philox",
       [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "numerics/corrupt.h"
+#include "numerics/race_state.h"
 
 namespace ggm {
 
@@ -117,6 +118,15 @@ void philox(const PhiloxArgs& args);
 bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);
 // Bit-identical for any number of threads: every row of the weight's gradient is summed in order by one thread.
 void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);
+
+// Whether all values are in range and no position twice in a sequence. The calls below trust that.
+bool glauber_check(const GlauberArgs& args);
+// Whole steps of the rows of a tile that holds the whole vocabulary.
+void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);
+// The same in parts, without filters: states [tile.rows] go on from race_start() over tiles in any number, then the
+// rows are settled.
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);
+void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

@@ -13,10 +13,15 @@ struct Isa {
   void (*philox)(const PhiloxArgs&);
   bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
+  bool (*glauber_check)(const GlauberArgs&);
+  void (*glauber_step)(const GlauberArgs&, const LogitsTile&, int);
+  void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RaceState*, int);
+  void (*glauber_settle)(const GlauberArgs&, const RaceState*, int64_t, int64_t);
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
-  {#name, supported, name::corrupt, name::philox, name::sigmoid_bce, name::sigmoid_bce_backward}
+  {#name, supported, name::corrupt, name::philox, name::sigmoid_bce, name::sigmoid_bce_backward, \
+   name::glauber_check, name::glauber_step, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -65,6 +70,17 @@ bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logit
 }
 void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
   in_use->sigmoid_bce_backward(args, gradients, threads);
+}
+
+bool glauber_check(const GlauberArgs& args) { return in_use->glauber_check(args); }
+void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+  in_use->glauber_step(args, tile, threads);
+}
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
+  in_use->glauber_race(args, tile, states, threads);
+}
+void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows) {
+  in_use->glauber_settle(args, states, row_begin, rows);
 }
 
 int isa_count() {

@@ -2,13 +2,18 @@
 #pragma once
 
 #include "kernels.h"
+#include "numerics/race_state.h"
 
-#define GGM_DECLARE_ISA(name)                            \
-  namespace ggm::cpu::name {                             \
-  bool corrupt(const CorruptArgs& args, int threads);    \
-  void philox(const PhiloxArgs& args);                   \
-  bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);               \
-  void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);      \
+#define GGM_DECLARE_ISA(name)                                                                                  \
+  namespace ggm::cpu::name {                                                                                   \
+  bool corrupt(const CorruptArgs& args, int threads);                                                          \
+  void philox(const PhiloxArgs& args);                                                                         \
+  bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);             \
+  void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);    \
+  bool glauber_check(const GlauberArgs& args);                                                                 \
+  void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);                             \
+  void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);          \
+  void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows);      \
   }
 
 GGM_DECLARE_ISA(v4)

@@ -127,4 +127,36 @@ GGM_HD void store_interleaved(uint32_t* out, Words a, Words b) {
 #endif
 }
 
+// Rows of four words to columns, in every 128 bits apart.
+GGM_HD void transpose_fours(Words& a, Words& b, Words& c, Words& d) {
+#if defined(__AVX512F__)
+  const __m512i ab_low = _mm512_maskz_unpacklo_epi32(0xFFFF, (__m512i)a, (__m512i)b);
+  const __m512i ab_high = _mm512_maskz_unpackhi_epi32(0xFFFF, (__m512i)a, (__m512i)b);
+  const __m512i cd_low = _mm512_maskz_unpacklo_epi32(0xFFFF, (__m512i)c, (__m512i)d);
+  const __m512i cd_high = _mm512_maskz_unpackhi_epi32(0xFFFF, (__m512i)c, (__m512i)d);
+  a = (Words)_mm512_maskz_unpacklo_epi64(0xFF, ab_low, cd_low);
+  b = (Words)_mm512_maskz_unpackhi_epi64(0xFF, ab_low, cd_low);
+  c = (Words)_mm512_maskz_unpacklo_epi64(0xFF, ab_high, cd_high);
+  d = (Words)_mm512_maskz_unpackhi_epi64(0xFF, ab_high, cd_high);
+#elif defined(__AVX2__)
+  const __m256i ab_low = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
+  const __m256i ab_high = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+  const __m256i cd_low = _mm256_unpacklo_epi32((__m256i)c, (__m256i)d);
+  const __m256i cd_high = _mm256_unpackhi_epi32((__m256i)c, (__m256i)d);
+  a = (Words)_mm256_unpacklo_epi64(ab_low, cd_low);
+  b = (Words)_mm256_unpackhi_epi64(ab_low, cd_low);
+  c = (Words)_mm256_unpacklo_epi64(ab_high, cd_high);
+  d = (Words)_mm256_unpackhi_epi64(ab_high, cd_high);
+#else
+  const Words rows[4] = {a, b, c, d};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int first = lane / 4 * 4, row = lane % 4;
+    a[lane] = rows[row][first];
+    b[lane] = rows[row][first + 1];
+    c[lane] = rows[row][first + 2];
+    d[lane] = rows[row][first + 3];
+  }
+#endif
+}
+
 }  // namespace ggm

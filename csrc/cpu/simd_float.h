@@ -7,6 +7,7 @@
 namespace ggm {
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));  // of comparisons: -1 or 0 a lane
 typedef uint16_t HalfWords __attribute__((vector_size(2 * kLanes)));
 
 GGM_HD Floats load(const float* from) {
@@ -42,6 +43,42 @@ GGM_HD Floats multiply_add(Floats a, Floats b, Floats c) {
 #else
   return a * b + c;
 #endif
+}
+
+GGM_HD Floats float_of_int(Words words) { return __builtin_convertvector((Mask)words, Floats); }
+GGM_HD Words float_bits(Floats values) { return (Words)values; }
+
+GGM_HD bool any(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int32_t lanes = 0;
+  for (int lane = 0; lane < kLanes; ++lane) lanes |= mask[lane];
+  return lanes != 0;
+#endif
+}
+
+// NaN in `value` is passed over.
+GGM_HD Floats larger(Floats value, Floats than) { return value > than ? value : than; }
+
+// exp(x) for x <= 0, within 2 units in the last place; 0 below -87. x = n log 2 + r with log 2 in two parts, of which
+// the first times n is exact; a minimax polynomial in r.
+GGM_HD Floats exp_nonpositive(Floats x) {
+  constexpr float kRound = 0x1.8p23f;  // leaves the nearest integer in the low bits
+  const Floats clamped = larger(x, Floats{} - 87.5f);
+  const Floats shifted = clamped * 0x1.715476p0f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = multiply_add(n, Floats{} - 0x1.0bfbe8p-15f, multiply_add(n, Floats{} - 0x1.62ep-1f, clamped));
+  Floats p = Floats{} + 0x1.6a2434p-10f;
+  p = multiply_add(p, r, Floats{} + 0x1.1239e2p-7f);
+  p = multiply_add(p, r, Floats{} + 0x1.5558f2p-5f);
+  p = multiply_add(p, r, Floats{} + 0x1.555492p-3f);
+  p = multiply_add(p, r, Floats{} + 0x1.fffffcp-2f);
+  p = multiply_add(p, r * r, r + 1.0f);
+  const Floats scaled = (Floats)((Words)p + (float_bits(shifted) << 23));
+  return x > -87.0f ? scaled : Floats{};
 }
 
 GGM_HD float sum(Floats lanes) {

@@ -20,6 +20,11 @@ constexpr int kStepBits = 32;
 constexpr uint32_t kTokenBlock = 0;
 constexpr uint32_t kAcceptanceBlock = 1;
 
+// The streams of a Glauber step (all of them: ggm_kernels/randomness.py). Token v of a race takes word v & 3 of
+// vocabulary block v >> 2, a keep decision word 0 of block 0; the position block is the position.
+constexpr uint32_t kRaceStream = 1;
+constexpr uint32_t kKeepStream = 2;
+
 GGM_HD uint32_t counter_word0(uint32_t stream, uint64_t sample_id, uint32_t vocab_block) {
   const uint32_t sample_high = static_cast<uint32_t>(sample_id >> 32);
   return vocab_block | stream << kVocabBlockBits | sample_high << (kVocabBlockBits + kStreamBits);

@@ -24,8 +24,9 @@ GGM_HD float race_score(float z, uint32_t word) { return z - log_exponential(wor
 
 // Logit relative to the largest of its row, over the temperature: at most 0, and 0 for the largest even where
 // it is infinite. The inverse temperature is a finite normal float, so that nothing becomes NaN here.
-GGM_HD float tempered(float g, float top, float inverse_temperature) {
-  return g == top ? 0.0f : (g - top) * inverse_temperature;
+template <class Real>
+GGM_HD Real tempered(Real g, Real top, float inverse_temperature) {
+  return g == top ? Real{} : (g - top) * inverse_temperature;
 }
 
 GGM_HD float float_of_int(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }

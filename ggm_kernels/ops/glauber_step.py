@@ -107,8 +107,8 @@ def glauber_step(
         Filled with the log-sum-exp of every row of logits (raw: no temperature, no filter), float32 [B, K].
         0 where the logits are log-probabilities: the calibration of a GGM.
     log_prob : torch.Tensor, optional
-        Filled with the log-probability of the token drawn under the law that it was drawn from (temperature and
-        filters included), float32 [B, K]; NaN where the token was kept, is frozen or its row has no law.
+        Filled with the log-probability of the token drawn under the law that it was drawn from (temperature
+        and filters included), float32 [B, K]; NaN where the token was kept, is frozen or has no law.
     keep_prob : torch.Tensor, optional
         Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`.
     backend : str, optional

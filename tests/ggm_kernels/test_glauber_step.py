@@ -244,7 +244,14 @@ def test_by_products_are_what_they_are_called(backend, filters):
     eps, temperature = torch.tensor([0.8]), filters.get("temperature", 0.6)
     names = ("log_sum_exp", "log_prob", "keep_prob")
     by_products = {name: torch.full((1, rows), 77.0) for name in names}
-    arguments = {"seed": 1, "step": 0, "noise_rate": eps, "normalize": True, "frozen": frozen, "backend": backend}
+    arguments = {
+        "seed": 1,
+        "step": 0,
+        "noise_rate": eps,
+        "normalize": True,
+        "frozen": frozen,
+        "backend": backend,
+    }
     arguments |= {"temperature": temperature, **filters}
     positions = torch.arange(rows)
     plain = glauber_step(start.clone(), logits[None], positions, **arguments)
@@ -284,7 +291,13 @@ def test_linear_gives_the_same_by_products(backend):
     hidden, weight = torch.randn(2, 3, 8), torch.randn(60, 8)
     names = ("log_sum_exp", "log_prob", "keep_prob")
     ours, theirs = ({name: torch.zeros(2, 3) for name in names} for _ in range(2))
-    arguments = {"seed": 1, "step": 0, "noise_rate": torch.tensor([0.9, 0.99]), "top_p": 0.9, "backend": backend}
+    arguments = {
+        "seed": 1,
+        "step": 0,
+        "noise_rate": torch.tensor([0.9, 0.99]),
+        "top_p": 0.9,
+        "backend": backend,
+    }
     positions, tokens = torch.tensor([0, 2, 3]), torch.randint(60, (2, 4))
     linear_glauber_step(tokens.clone(), hidden, weight, positions, **arguments, **ours)
     glauber_step(tokens.clone(), linear(hidden, weight), positions, **arguments, **theirs)

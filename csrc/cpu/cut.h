@@ -1,0 +1,107 @@
+// Top-k, top-p and min-p as one cut of the tempered logits, by radix selection: no sort, and equal logits share one
+// fate. Internal to each instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+
+#include "cpu/race.h"
+
+namespace ggm::cpu::GGM_ISA {
+namespace {
+
+constexpr uint32_t kDepthOfMinusInfinity = 0x7F800000u;
+
+GGM_HD bool has_filter(const GlauberArgs& args) {
+  return !args.greedy &&
+         (args.top_k < args.vocab_size || args.top_p < 1.0 || args.log_min_p > minus_infinity());
+}
+
+// Of one row: how deep every token lies below the largest (depth_bits), and its weight exp(z).
+struct Depths {
+  uint32_t* bits;
+  float* weights;
+  int64_t size;
+  explicit Depths(int64_t tokens) : size((tokens + kGroup - 1) / kGroup * kGroup) {
+    bits = static_cast<uint32_t*>(std::malloc(2 * sizeof(uint32_t) * (size + 1)));
+    weights = reinterpret_cast<float*>(bits + size);
+  }
+  ~Depths() { std::free(bits); }
+  Depths(const Depths&) = delete;
+  Depths& operator=(const Depths&) = delete;
+};
+
+template <class T>
+GGM_HD void fill(Depths& depths, const Span<T>& row, float top, float inverse_temperature) {
+  for (int64_t i = 0; i < row.tokens; i += kGroup) {
+    Floats z[8];
+    load_group(row.logits + i, row.tokens - i, z);
+    for (int j = 0; j < 8; ++j) {
+      z[j] = tempered(z[j], Floats{} + top, inverse_temperature);
+      const Words bits = float_bits(z[j]) & 0x7FFFFFFFu;
+      const Floats weights = exp_nonpositive(z[j]);
+      memcpy(depths.bits + i + j * kLanes, &bits, sizeof bits);
+      memcpy(depths.weights + i + j * kLanes, &weights, sizeof weights);
+    }
+  }
+}
+
+// What a token counts in a selection: itself, or its mass.
+struct One {
+  GGM_HD uint64_t of(const Depths&, int64_t) { return 1; }
+};
+struct Mass {
+  GGM_HD uint64_t of(const Depths& depths, int64_t token) { return mass_units(depths.weights[token]); }
+};
+
+// The least depth down to which tokens no deeper than `limit` count `target` together; they must count that much.
+template <class Count>
+GGM_HD uint32_t select_depth(const Depths& depths, int64_t tokens, uint32_t limit, uint64_t target) {
+  constexpr int kShifts[] = {20, 10, 0};
+  constexpr uint32_t kDigits[] = {1u << 11, 1u << 10, 1u << 10};
+  uint32_t prefix = 0, prefix_mask = 0;
+  uint64_t above = 0;
+  for (int pass = 0; pass < 3; ++pass) {
+    uint64_t counts[1 << 11] = {};
+    for (int64_t token = 0; token < tokens; ++token) {
+      const uint32_t bits = depths.bits[token];
+      if ((bits & prefix_mask) != prefix || bits > limit) continue;
+      counts[bits >> kShifts[pass] & (kDigits[pass] - 1)] += Count::of(depths, token);
+    }
+    uint32_t digit = 0;
+    while (digit + 1 < kDigits[pass] && above + counts[digit] < target) above += counts[digit++];
+    prefix |= digit << kShifts[pass];
+    prefix_mask |= (kDigits[pass] - 1) << kShifts[pass];
+  }
+  return prefix;
+}
+
+// ceil(top_p of the mass of all tokens no deeper than `limit`), at least 1.
+GGM_HD uint64_t nucleus_mass(const Depths& depths, int64_t tokens, uint32_t limit, double top_p) {
+  uint64_t total = 0;
+  for (int64_t token = 0; token < tokens; ++token) total += depths.bits[token] <= limit ? Mass::of(depths, token) : 0;
+  const uint64_t target = static_cast<uint64_t>(std::ceil(top_p * static_cast<double>(total)));
+  return target == 0 ? 1 : target > total ? total : target;
+}
+
+// Sets the top of the race; returns the least z that stays.
+template <class T>
+float row_cut(const GlauberArgs& args, const Span<T>& row, Depths& depths, RaceState& state) {
+  state.top = chunk_top(row, state);
+  if (!has_law(state)) return minus_infinity();
+  uint32_t limit = kDepthOfMinusInfinity;
+  if (args.top_k < args.vocab_size || args.top_p < 1.0) {
+    fill(depths, row, state.top, args.inverse_temperature);
+    if (args.top_k < args.vocab_size) {
+      limit = select_depth<One>(depths, row.tokens, limit, static_cast<uint64_t>(args.top_k));
+    }
+    if (args.top_p < 1.0) {
+      limit = select_depth<Mass>(depths, row.tokens, limit, nucleus_mass(depths, row.tokens, limit, args.top_p));
+    }
+  }
+  const float cut = depth_value(limit);
+  return cut > args.log_min_p ? cut : args.log_min_p;
+}
+
+}  // namespace
+}  // namespace ggm::cpu::GGM_ISA

@@ -1,0 +1,160 @@
+// One pass over the logits of a row, a chunk at a time: its maximum, then the race of its tokens against it while
+// they are in cache. A cheap test leaves a few tokens of a row for which logarithms are needed at all.
+#include "cpu/cut.h"
+#include "cpu/isa.h"
+#include "cpu/race.h"
+
+namespace ggm::cpu::GGM_ISA {
+namespace {
+
+constexpr int64_t kParallelFrom = 1 << 14;  // logits below which a second thread is not worth waking
+
+GGM_HD bool worth_threads(const LogitsTile& tile) { return tile.rows * tile.tokens >= kParallelFrom; }
+
+template <class T>
+GGM_HD const T* row_logits(const LogitsTile& tile, int64_t row) {
+  return static_cast<const T*>(tile.logits) + row / tile.group * tile.group_stride +
+         row % tile.group * tile.row_stride;
+}
+
+// Where the token of row b * count + k stands, and its coordinates.
+struct Place {
+  int64_t sequence, k, position, token_at;
+  Race race;
+};
+
+GGM_HD Place place_of(const GlauberArgs& args, int64_t row) {
+  Place place;
+  place.sequence = row / args.count;
+  place.k = row % args.count;
+  place.position = args.positions[place.sequence * args.position_row_stride + place.k];
+  place.token_at = place.sequence * args.token_row_stride + place.position * args.token_stride;
+  place.race.sample_id =
+      static_cast<uint64_t>(args.sample_ids == nullptr ? place.sequence : args.sample_ids[place.sequence]);
+  place.race.position = static_cast<uint32_t>(place.position);
+  place.race.step = static_cast<uint32_t>(args.step);
+  return place;
+}
+
+GGM_HD int64_t token_at(const GlauberArgs& args, int64_t at) {
+  return args.token_bytes == 8 ? static_cast<const int64_t*>(args.tokens)[at]
+                               : static_cast<const int32_t*>(args.tokens)[at];
+}
+
+GGM_HD void write_token(const GlauberArgs& args, int64_t at, uint32_t token) {
+  if (args.token_bytes == 8) {
+    static_cast<int64_t*>(args.tokens)[at] = token;
+  } else {
+    static_cast<int32_t*>(args.tokens)[at] = static_cast<int32_t>(token);
+  }
+}
+
+GGM_HD bool is_frozen(const GlauberArgs& args, const Place& place) {
+  return args.frozen != nullptr && args.frozen[place.sequence * args.length + place.position] != 0;
+}
+
+GGM_HD float row_verdict(const GlauberArgs& args, const Place& place, float g) {
+  const float rate = args.noise_rate[place.sequence * args.noise_row_stride + place.k * args.noise_stride];
+  const float log_noise_prob = args.noise_log_probs == nullptr ? -logf(static_cast<float>(args.vocab_size))
+                                                               : args.noise_log_probs[token_at(args, place.token_at)];
+  return verdict(g, rate, log_noise_prob);
+}
+
+GGM_HD bool row_keeps(const Place& place, uint64_t seed, float f) { return keeps_token(f, keep_word(place.race, seed)); }
+
+// What is left to do once the race of a row is run.
+void settle_row(const GlauberArgs& args, int64_t row, const RaceState& state) {
+  const Place place = place_of(args, row);
+  bool draws = has_law(state) && !is_frozen(args, place);
+  if (args.noise_rate != nullptr) {
+    const float g = args.normalize ? state.present - log_sum_exp(state) : state.present;
+    const float f = row_verdict(args, place, g);
+    if (row_keeps(place, args.seed, f)) draws = false;
+    if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
+  }
+  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = log_sum_exp(state);
+  if (args.log_prob != nullptr) args.log_prob[row] = draws ? winner_log_prob(state) : float_of(0x7FC00000u);
+  if (draws) write_token(args, place.token_at, state.winner);
+}
+
+// Whether the row keeps its token whatever its race brings, seen without reading its logits.
+template <class T>
+bool settled_before_race(const GlauberArgs& args, int64_t row, const T* logits) {
+  if (args.log_sum_exp != nullptr) return false;
+  const Place place = place_of(args, row);
+  const bool verdict_is_cheap = args.noise_rate != nullptr && !args.normalize;
+  if (args.keep_prob != nullptr && !verdict_is_cheap) return false;
+  bool keeps = is_frozen(args, place);
+  if (verdict_is_cheap) {
+    const float f = row_verdict(args, place, to_float(logits[token_at(args, place.token_at)]));
+    keeps |= row_keeps(place, args.seed, f);
+    // A NaN elsewhere in the row does not reach f, so this is what settle_row would note as well.
+    if (keeps && args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
+  }
+  if (keeps && args.log_prob != nullptr) args.log_prob[row] = float_of(0x7FC00000u);
+  return keeps;
+}
+
+template <class T>
+void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
+  const VectorKeys keys = vector_keys(args.seed);
+  const Law law = law_of(args, minus_infinity());
+#pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(tile))
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const Place place = place_of(args, tile.row_begin + i);
+    const Span<T> span = {row_logits<T>(tile, i), tile.token_begin, tile.tokens};
+    race_span(span, place.race, keys, law, token_at(args, place.token_at), states[i]);
+  }
+}
+
+template <class T>
+void step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+  const VectorKeys keys = vector_keys(args.seed);
+  const bool filtered = has_filter(args);
+#pragma omp parallel num_threads(threads) if (worth_threads(tile))
+  {
+    Depths depths(filtered ? args.vocab_size : 0);
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const T* logits = row_logits<T>(tile, i);
+      const int64_t row = tile.row_begin + i;
+      if (settled_before_race(args, row, logits)) continue;
+      const Place place = place_of(args, row);
+      RaceState state = race_start();
+      const Span<T> span = {logits, 0, args.vocab_size};
+      const float cut = filtered ? row_cut(args, span, depths, state) : minus_infinity();
+      race_span(span, place.race, keys, law_of(args, cut), token_at(args, place.token_at), state);
+      settle_row(args, row, state);
+    }
+  }
+}
+
+}  // namespace
+
+void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+  switch (tile.dtype) {
+    case Float::float32:
+      return step_rows<float>(args, tile, threads);
+    case Float::bfloat16:
+      return step_rows<BFloat16>(args, tile, threads);
+    case Float::float16:
+      return step_rows<Float16>(args, tile, threads);
+  }
+}
+
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
+  switch (tile.dtype) {
+    case Float::float32:
+      return race_tile<float>(args, tile, states, threads);
+    case Float::bfloat16:
+      return race_tile<BFloat16>(args, tile, states, threads);
+    case Float::float16:
+      return race_tile<Float16>(args, tile, states, threads);
+  }
+}
+
+void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) settle_row(args, row_begin + i, states[i]);
+}
+
+}  // namespace ggm::cpu::GGM_ISA

@@ -1,0 +1,86 @@
+"""The compiled core: loading it, and what every call of it needs: pointers, queues, memory."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+import torch  # before the core, so that both share one OpenMP runtime
+
+from ggm_kernels import build_info
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Float in csrc/kernels.h
+_LAZY_FROM = 2**22  # bytes; less stays in cache when it is zeroed, and comes from memory used before
+
+
+def _load() -> tuple[Any, str | None]:
+    """The compiled core, or why there is none."""
+    try:
+        from ggm_kernels import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        record = build_info.read()
+        if record is None or record["native"]["built"]:
+            return None, str(error)
+        return None, record["native"]["reason"]
+    if _native.isa() is None:
+        return None, "this processor has none of the instruction sets that the core was built for"
+    wanted = os.environ.get("GGM_KERNELS_ISA")
+    if wanted and not _native.select_isa(wanted):
+        raise ValueError(f"GGM_KERNELS_ISA: got {wanted!r}; allowed here: {', '.join(_native.isas())}")
+    return _native, None
+
+
+core, LOAD_ERROR = _load()
+
+
+def rows_contiguous(matrix: torch.Tensor) -> torch.Tensor:
+    """`matrix`, copied if its rows are not contiguous each."""
+    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
+
+
+def empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Uninitialised, shaped like a contiguous tensor: beyond cache in the huge pages that numpy asks for."""
+    if like.is_cuda or like.numel() * dtype.itemsize < _LAZY_FROM:
+        return torch.empty_like(like, dtype=dtype)
+    return (
+        torch.from_numpy(np.empty(like.numel() * dtype.itemsize, dtype=np.uint8)).view(dtype).view(like.shape)
+    )
+
+
+def zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, rows_written: int, device: torch.device
+) -> torch.Tensor:
+    """Zeros of which at most `rows_written` rows will be written.
+
+    Fresh pages of the system are zero: torch.zeros would write them once more, page fault by page fault.
+    Few rows of many touch few small pages, and the rest takes no memory; otherwise huge pages, which numpy
+    asks for, are the quickest to come by.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LAZY_FROM or device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    if rows_written * 8 > shape[0]:
+        return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Address of the data; null for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def step_arguments(step: int | torch.Tensor) -> tuple[int, int]:
+    """Value and device address of the step: one is meant, the other 0."""
+    if isinstance(step, int):
+        return step, 0
+    return (0, step.data_ptr()) if step.is_cuda else (int(step), 0)
+
+
+def queue(device: torch.device) -> tuple[int, int]:
+    """Stream and index of a CUDA device."""
+    return torch.cuda.current_stream(device).cuda_stream, device.index

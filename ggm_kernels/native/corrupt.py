@@ -1,0 +1,47 @@
+"""`corrupt` in the compiled core."""
+
+from __future__ import annotations
+
+import torch
+
+from ggm_kernels.native.compiled import address, core, empty, queue, step_arguments
+
+
+def corrupt(
+    tokens: torch.Tensor,
+    keep_prob: torch.Tensor,
+    vocab_size: int,
+    seed: int,
+    step: int | torch.Tensor,
+    sample_ids: torch.Tensor | None,
+    frozen: torch.Tensor | None,
+    noise_table: torch.Tensor | None,
+    stream: int,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """`corrupt` on checked, contiguous arguments; on CPU None where a value is out of range."""
+    noisy = empty(tokens, tokens.dtype)
+    is_signal = empty(tokens, torch.bool)
+    step_value, step_pointer = step_arguments(step)
+    args = core.CorruptArgs(
+        tokens.data_ptr(),
+        tokens.element_size(),
+        keep_prob.data_ptr(),
+        keep_prob.dim() == 2,
+        address(frozen),
+        address(sample_ids),
+        address(noise_table),
+        noisy.data_ptr(),
+        is_signal.data_ptr(),
+        tokens.shape[0],
+        tokens.shape[1],
+        vocab_size,
+        seed & 0xFFFFFFFFFFFFFFFF,
+        step_value,
+        step_pointer,
+        stream,
+    )
+    if tokens.is_cuda:
+        core.cuda_corrupt(args, *queue(tokens.device))
+    elif not core.cpu_corrupt(args, torch.get_num_threads()):
+        return None
+    return noisy, is_signal

@@ -1,0 +1,108 @@
+"""`sigmoid_bce` and `linear_sigmoid_bce` in the compiled core."""
+
+from __future__ import annotations
+
+import torch
+
+from ggm_kernels.native.compiled import DTYPES, address, core, queue, rows_contiguous, zeros
+
+
+def sigmoid_bce(logits, candidates, signal_weight, noise_weight, offset):
+    """`sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
+    return _loss(logits, None, candidates, signal_weight, noise_weight, None, offset, logits.shape[1])
+
+
+def linear_sigmoid_bce(hidden, weight, candidates, signal_weight, noise_weight, bias, offset):
+    """`linear_sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
+    return _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, weight.shape[0])
+
+
+def sigmoid_bce_backward(
+    grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
+) -> torch.Tensor:
+    """Gradient of the logits [N, vocab_size]."""
+    grad_logits = zeros((grad.shape[0], vocab_size), dtype, grad.shape[0], grad.device)
+    grad, candidates = grad.contiguous(), candidates.contiguous()
+    args = _sigmoid_bce_args(
+        grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
+    )
+    gradients = core.SigmoidBceGradients(
+        grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
+    )
+    if grad.is_cuda:
+        core.cuda_sigmoid_bce_backward(args, gradients, 0, 0, *queue(grad.device))
+    else:
+        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    return grad_logits
+
+
+def linear_sigmoid_bce_backward(
+    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden, weight and bias, each None where `needs` says so."""
+    grad, candidates = grad.contiguous(), candidates.contiguous()
+    hidden, weight = rows_contiguous(hidden), rows_contiguous(weight)
+    grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
+    grad_weight = zeros(weight.shape, weight.dtype, candidates.numel(), weight.device) if needs[1] else None
+    grad_bias = zeros(weight.shape[:1], weight.dtype, candidates.numel(), weight.device) if needs[2] else None
+    args = _sigmoid_bce_args(
+        hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
+    )
+    gradients = core.SigmoidBceGradients(
+        grad.data_ptr(),
+        candidate_logits.data_ptr(),
+        address(grad_hidden),
+        address(grad_weight),
+        address(grad_bias),
+        0,
+    )
+    if hidden.is_cuda:
+        tokens = order = None
+        if needs[1] or needs[2]:
+            tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
+        core.cuda_sigmoid_bce_backward(
+            args, gradients, address(tokens), address(order), *queue(hidden.device)
+        )
+    else:
+        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
+    hidden, candidates = rows_contiguous(hidden), candidates.contiguous()
+    weight = None if weight is None else rows_contiguous(weight)
+    bias = None if bias is None else bias.contiguous()
+    offset = None if offset is None else offset.to(torch.float32).contiguous()
+    loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    candidate_logits = hidden.new_empty(candidates.shape, dtype=torch.float32)
+    args = _sigmoid_bce_args(
+        hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
+    )
+    outputs = loss.data_ptr(), candidate_logits.data_ptr()
+    if hidden.is_cuda:
+        core.cuda_sigmoid_bce(args, *outputs, *queue(hidden.device))
+    elif not core.cpu_sigmoid_bce(args, *outputs, torch.get_num_threads()):
+        return None
+    return loss, candidate_logits
+
+
+def _sigmoid_bce_args(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
+    return core.SigmoidBceArgs(
+        DTYPES[hidden.dtype],
+        weight is not None,
+        hidden.data_ptr(),
+        hidden.stride(0),
+        address(weight),
+        0 if weight is None else weight.stride(0),
+        address(bias),
+        address(offset),
+        candidates.data_ptr(),
+        candidates.element_size(),
+        signal_weight.data_ptr(),
+        *signal_weight.stride(),
+        noise_weight.data_ptr(),
+        *noise_weight.stride(),
+        *candidates.shape,
+        vocab_size,
+        hidden.shape[1],
+    )
