@@ -111,9 +111,23 @@ ggm::GlauberArgs glauber_args(
 }
 
 ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t group_stride, int64_t row_stride,
-                            int64_t row_begin, int64_t rows, int64_t token_begin, int64_t tokens) {
-  return {pointer<const void>(logits), static_cast<ggm::Float>(dtype), group, group_stride, row_stride, row_begin, rows,
-          token_begin, tokens};
+                            int64_t row_begin, uintptr_t row_ids, int64_t rows, int64_t token_begin, int64_t tokens) {
+  return {pointer<const void>(logits),
+          static_cast<ggm::Float>(dtype),
+          group,
+          group_stride,
+          row_stride,
+          row_begin,
+          pointer<const int64_t>(row_ids),
+          rows,
+          token_begin,
+          tokens};
+}
+
+ggm::Factors factors(int dtype, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight, int64_t weight_stride,
+                     uintptr_t bias, int64_t hidden_size) {
+  return {static_cast<ggm::Float>(dtype), pointer<const void>(hidden), hidden_stride, pointer<const void>(weight),
+          weight_stride,                  pointer<const void>(bias),   hidden_size};
 }
 
 // The states of some rows' races, between tiles.
@@ -147,6 +161,7 @@ PYBIND11_MODULE(_native, module) {
   py::class_<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients").def(py::init(&sigmoid_bce_gradients));
   py::class_<ggm::GlauberArgs>(module, "GlauberArgs").def(py::init(&glauber_args));
   py::class_<ggm::LogitsTile>(module, "LogitsTile").def(py::init(&logits_tile));
+  py::class_<ggm::Factors>(module, "Factors").def(py::init(&factors));
   py::class_<RaceStates>(module, "RaceStates").def(py::init<int64_t>());
 
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
@@ -173,8 +188,15 @@ PYBIND11_MODULE(_native, module) {
       release);
   module.def(
       "cpu_glauber_settle",
-      [](const ggm::GlauberArgs& args, const RaceStates& states, int64_t row_begin) {
-        ggm::cpu::glauber_settle(args, states.of_row.data(), row_begin, static_cast<int64_t>(states.of_row.size()));
+      [](const ggm::GlauberArgs& args, uintptr_t row_ids, const RaceStates& states) {
+        ggm::cpu::glauber_settle(args, pointer<const int64_t>(row_ids), states.of_row.data(),
+                                 static_cast<int64_t>(states.of_row.size()));
+      },
+      release);
+  module.def(
+      "cpu_glauber_undecided",
+      [](const ggm::GlauberArgs& args, const ggm::Factors& factors, uintptr_t row_ids, int threads) {
+        return ggm::cpu::glauber_undecided(args, factors, pointer<int64_t>(row_ids), threads);
       },
       release);
   module.def(

@@ -89,15 +89,29 @@ struct GlauberArgs {
   float* keep_prob;
 };
 
-// Logits of tokens [token_begin, token_begin + tokens) in `rows` rows from row_begin on, row b * count + k being
-// position k of sequence b. Row i of the tile is at (i / group) * group_stride + (i % group) * row_stride, its
-// tokens contiguous.
+// Logits of tokens [token_begin, token_begin + tokens) in `rows` rows from row_begin on, or in the rows row_ids; row
+// b * count + k is position k of sequence b. Row i of the tile is at (i / group) * group_stride +
+// (i % group) * row_stride, its tokens contiguous.
 struct LogitsTile {
   const void* logits;
   Float dtype;
   int64_t group, group_stride, row_stride;
-  int64_t row_begin, rows;
+  int64_t row_begin;
+  const int64_t* row_ids;  // [rows] or null
+  int64_t rows;
   int64_t token_begin, tokens;
+};
+
+// What logits are the product of: hidden [batch * count, hidden_size] and weight [vocab_size, hidden_size], rows
+// contiguous.
+struct Factors {
+  Float dtype;
+  const void* hidden;
+  int64_t hidden_stride;
+  const void* weight;
+  int64_t weight_stride;
+  const void* bias;  // [vocab_size] or null
+  int64_t hidden_size;
 };
 
 // philox: n counters [n, 4] to n blocks of words [n, 4], for known-answer tests.
@@ -123,10 +137,13 @@ void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients&
 bool glauber_check(const GlauberArgs& args);
 // Whole steps of the rows of a tile that holds the whole vocabulary.
 void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);
-// The same in parts, without filters: states [tile.rows] go on from race_start() over tiles in any number, then the
-// rows are settled.
+
+// The same in parts. The rows that are not settled by their present token alone (kept or frozen), whose number is
+// returned; the others are done with.
+int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads);
+// Without filters: the states of a tile's rows go on from race_start() over tiles of any number.
 void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);
-void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows);
+void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

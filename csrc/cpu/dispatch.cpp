@@ -15,13 +15,14 @@ struct Isa {
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
   bool (*glauber_check)(const GlauberArgs&);
   void (*glauber_step)(const GlauberArgs&, const LogitsTile&, int);
+  int64_t (*glauber_undecided)(const GlauberArgs&, const Factors&, int64_t*, int);
   void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RaceState*, int);
-  void (*glauber_settle)(const GlauberArgs&, const RaceState*, int64_t, int64_t);
+  void (*glauber_settle)(const GlauberArgs&, const int64_t*, const RaceState*, int64_t);
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
   {#name, supported, name::corrupt, name::philox, name::sigmoid_bce, name::sigmoid_bce_backward, \
-   name::glauber_check, name::glauber_step, name::glauber_race, name::glauber_settle}
+   name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -76,11 +77,14 @@ bool glauber_check(const GlauberArgs& args) { return in_use->glauber_check(args)
 void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
   in_use->glauber_step(args, tile, threads);
 }
+int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
+  return in_use->glauber_undecided(args, factors, row_ids, threads);
+}
 void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
   in_use->glauber_race(args, tile, states, threads);
 }
-void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows) {
-  in_use->glauber_settle(args, states, row_begin, rows);
+void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows) {
+  in_use->glauber_settle(args, row_ids, states, rows);
 }
 
 int isa_count() {

@@ -17,6 +17,10 @@ GGM_HD const T* row_logits(const LogitsTile& tile, int64_t row) {
          row % tile.group * tile.row_stride;
 }
 
+GGM_HD int64_t row_id(const LogitsTile& tile, int64_t row) {
+  return tile.row_ids == nullptr ? tile.row_begin + row : tile.row_ids[row];
+}
+
 // Where the token of row b * count + k stands, and its coordinates.
 struct Place {
   int64_t sequence, k, position, token_at;
@@ -77,22 +81,48 @@ void settle_row(const GlauberArgs& args, int64_t row, const RaceState& state) {
   if (draws) write_token(args, place.token_at, state.winner);
 }
 
-// Whether the row keeps its token whatever its race brings, seen without reading its logits.
-template <class T>
-bool settled_before_race(const GlauberArgs& args, int64_t row, const T* logits) {
+// Whether the row keeps its token whatever its race brings, seen from the logit of that token alone. If so, what
+// settle_row would note is noted.
+template <class PresentLogit>
+bool settled_before_race(const GlauberArgs& args, int64_t row, const PresentLogit& present_logit) {
   if (args.log_sum_exp != nullptr) return false;
   const Place place = place_of(args, row);
   const bool verdict_is_cheap = args.noise_rate != nullptr && !args.normalize;
   if (args.keep_prob != nullptr && !verdict_is_cheap) return false;
   bool keeps = is_frozen(args, place);
   if (verdict_is_cheap) {
-    const float f = row_verdict(args, place, to_float(logits[token_at(args, place.token_at)]));
+    const float f = row_verdict(args, place, present_logit(token_at(args, place.token_at)));
     keeps |= row_keeps(place, args.seed, f);
-    // A NaN elsewhere in the row does not reach f, so this is what settle_row would note as well.
     if (keeps && args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
   }
   if (keeps && args.log_prob != nullptr) args.log_prob[row] = float_of(0x7FC00000u);
   return keeps;
+}
+
+// In the precision of the factors, as the product itself is rounded.
+template <class T>
+float present_logit_of(const Factors& factors, int64_t row, int64_t token) {
+  const T* hidden = static_cast<const T*>(factors.hidden) + row * factors.hidden_stride;
+  float g = dot(hidden, static_cast<const T*>(factors.weight) + token * factors.weight_stride, factors.hidden_size);
+  if (factors.bias != nullptr) g += to_float(static_cast<const T*>(factors.bias)[token]);
+  T rounded;
+  round_to(g, rounded);
+  return to_float(rounded);
+}
+
+template <class T>
+int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
+  const int64_t rows = args.batch * args.count;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows * factors.hidden_size >= kParallelFrom)
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto present_logit = [&](int64_t token) { return present_logit_of<T>(factors, row, token); };
+    row_ids[row] = settled_before_race(args, row, present_logit) ? -1 : row;
+  }
+  int64_t undecided = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    if (row_ids[row] >= 0) row_ids[undecided++] = row;
+  }
+  return undecided;
 }
 
 template <class T>
@@ -101,7 +131,7 @@ void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* state
   const Law law = law_of(args, minus_infinity());
 #pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(tile))
   for (int64_t i = 0; i < tile.rows; ++i) {
-    const Place place = place_of(args, tile.row_begin + i);
+    const Place place = place_of(args, row_id(tile, i));
     const Span<T> span = {row_logits<T>(tile, i), tile.token_begin, tile.tokens};
     race_span(span, place.race, keys, law, token_at(args, place.token_at), states[i]);
   }
@@ -117,8 +147,8 @@ void step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
 #pragma omp for schedule(dynamic, 4)
     for (int64_t i = 0; i < tile.rows; ++i) {
       const T* logits = row_logits<T>(tile, i);
-      const int64_t row = tile.row_begin + i;
-      if (settled_before_race(args, row, logits)) continue;
+      const int64_t row = row_id(tile, i);
+      if (settled_before_race(args, row, [=](int64_t token) { return to_float(logits[token]); })) continue;
       const Place place = place_of(args, row);
       RaceState state = race_start();
       const Span<T> span = {logits, 0, args.vocab_size};
@@ -153,8 +183,20 @@ void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* st
   }
 }
 
-void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) settle_row(args, row_begin + i, states[i]);
+void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) settle_row(args, row_ids[i], states[i]);
+}
+
+int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
+  switch (factors.dtype) {
+    case Float::float32:
+      return undecided_rows<float>(args, factors, row_ids, threads);
+    case Float::bfloat16:
+      return undecided_rows<BFloat16>(args, factors, row_ids, threads);
+    case Float::float16:
+      return undecided_rows<Float16>(args, factors, row_ids, threads);
+  }
+  return 0;
 }
 
 }  // namespace ggm::cpu::GGM_ISA

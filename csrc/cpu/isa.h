@@ -12,8 +12,9 @@
   void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);    \
   bool glauber_check(const GlauberArgs& args);                                                                 \
   void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);                             \
+  int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads);   \
   void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);          \
-  void glauber_settle(const GlauberArgs& args, const RaceState* states, int64_t row_begin, int64_t rows);      \
+  void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows); \
   }
 
 GGM_DECLARE_ISA(v4)

@@ -20,7 +20,8 @@ def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> 
     step = _Step(tokens, update, logits.shape[2])
     if step.is_valid:
         logits = rows_contiguous(logits)
-        step.run_rows(logits, 0, group=logits.shape[1])
+        strides = logits.stride(0), logits.stride(1)
+        core.cpu_glauber_step(step.args, _tile(logits, logits.shape[1], *strides), step.threads)
     return step.is_valid
 
 
@@ -32,34 +33,52 @@ def linear_glauber_step(
     bias: torch.Tensor | None,
     update: Update,
 ) -> bool:
-    """`linear_glauber_step` on checked arguments; False, and nothing written, where a value is out of range."""
+    """`linear_glauber_step` on checked arguments; False, and nothing written, if a value is out of range."""
     step = _Step(tokens, update, weight.shape[0])
-    if step.is_valid:
-        run = _whole_rows if step.has_filter else _tiles
-        run(step, hidden.flatten(0, 1), weight, bias)
-    return step.is_valid
+    if not step.is_valid:
+        return False
+    hidden, weight = rows_contiguous(hidden.flatten(0, 1)), rows_contiguous(weight)
+    bias = None if bias is None else bias.contiguous()
+    row_ids = torch.arange(hidden.shape[0])
+    if update.noise_rate is not None or update.frozen is not None:
+        row_ids = _undecided(step, hidden, weight, bias)
+        hidden = hidden[row_ids]
+    run = _whole_rows if step.has_filter else _tiles
+    run(step, row_ids, hidden, weight, bias)
+    return True
 
 
-def _tiles(step: _Step, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _undecided(step: _Step, hidden, weight, bias) -> torch.Tensor:
+    """Ids of the rows that may draw; the present tokens of the others alone decide that they stay."""
+    row_ids = torch.empty(hidden.shape[0], dtype=torch.int64)
+    factors = core.Factors(
+        DTYPES[hidden.dtype], hidden.data_ptr(), hidden.stride(0), weight.data_ptr(), weight.stride(0),
+        address(bias), hidden.shape[1],
+    )  # fmt: skip
+    return row_ids[: core.cpu_glauber_undecided(step.args, factors, row_ids.data_ptr(), step.threads)]
+
+
+def _tiles(step: _Step, row_ids, hidden, weight, bias) -> None:
     """Race tile by tile, each consumed while it is in cache."""
-    buffer = hidden.new_empty(min(_TILE_ROWS, hidden.shape[0]) * _TILE_TOKENS)
-    for row in range(0, hidden.shape[0], _TILE_ROWS):
-        rows = hidden[row : row + _TILE_ROWS]
-        states = core.RaceStates(rows.shape[0])
+    buffer = hidden.new_empty(min(_TILE_ROWS, len(hidden)) * _TILE_TOKENS)
+    for ids, rows in zip(row_ids.split(_TILE_ROWS), hidden.split(_TILE_ROWS), strict=True):
+        states = core.RaceStates(len(rows))
         for token in range(0, weight.shape[0], _TILE_TOKENS):
             part = slice(token, token + _TILE_TOKENS)
-            tile = _product(rows, weight[part], None if bias is None else bias[part], buffer)
-            step.race(tile, row, token, states)
-        step.settle(states, row)
+            logits = _product(rows, weight[part], None if bias is None else bias[part], buffer)
+            tile = _tile(logits, len(rows), 0, logits.stride(0), ids, token)
+            core.cpu_glauber_race(step.args, tile, states, step.threads)
+        core.cpu_glauber_settle(step.args, ids.data_ptr(), states)
 
 
-def _whole_rows(step: _Step, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _whole_rows(step: _Step, row_ids, hidden, weight, bias) -> None:
     """A few rows of logits at a time: filters need all of a row."""
     count = max(1, _FILTERED_LOGITS // weight.shape[0])
-    buffer = hidden.new_empty(min(count, hidden.shape[0]) * weight.shape[0])
-    for row in range(0, hidden.shape[0], count):
-        logits = _product(hidden[row : row + count], weight, bias, buffer)
-        step.run_rows(logits[None], row, group=logits.shape[0])
+    buffer = hidden.new_empty(min(count, len(hidden)) * weight.shape[0])
+    for ids, rows in zip(row_ids.split(count), hidden.split(count), strict=True):
+        logits = _product(rows, weight, bias, buffer)
+        tile = _tile(logits, len(rows), 0, logits.stride(0), ids)
+        core.cpu_glauber_step(step.args, tile, step.threads)
 
 
 def _product(
@@ -72,43 +91,29 @@ def _product(
     return torch.addmm(bias, rows, weight.T, out=out)
 
 
+def _tile(logits: torch.Tensor, group, group_stride, row_stride, row_ids=None, token_begin=0):
+    rows = math.prod(logits.shape[:-1])
+    return core.LogitsTile(
+        logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, 0, address(row_ids),
+        rows, token_begin, logits.shape[-1],
+    )  # fmt: skip
+
+
 class _Step:
-    """One step's arguments in the form of the core, and its parts as calls."""
+    """A step's arguments in the form of the core."""
 
     def __init__(self, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
         # What the core's arguments point to must live as long as they do.
         self._positions = update.positions.to(torch.int64).contiguous()
         self._noise_rate = None if update.noise_rate is None else update.noise_rate.to(torch.float32)
-        self._threads = torch.get_num_threads()
+        self.threads = torch.get_num_threads()
         self.has_filter = update.temperature > 0 and (
             (update.top_k is not None and update.top_k < vocab_size)
             or (update.top_p is not None and update.top_p < 1)
             or (update.min_p is not None and update.min_p > 0)
         )
-        self._args = self._arguments(tokens, update, vocab_size)
-        self.is_valid = core.cpu_glauber_check(self._args)
-
-    def run_rows(self, logits: torch.Tensor, row_begin: int, group: int) -> None:
-        """Whole steps of the rows of logits [groups, group, V]."""
-        tile = self._tile(logits, group, logits.stride(0), logits.stride(1), row_begin, 0)
-        core.cpu_glauber_step(self._args, tile, self._threads)
-
-    def race(self, logits: torch.Tensor, row_begin: int, token_begin: int, states) -> None:
-        """Race the tokens of a tile of logits [rows, tokens]."""
-        tile = self._tile(logits, max(1, logits.shape[0]), 0, logits.stride(0), row_begin, token_begin)
-        core.cpu_glauber_race(self._args, tile, states, self._threads)
-
-    def settle(self, states, row_begin: int) -> None:
-        """Write what the races of the rows from `row_begin` on have brought."""
-        core.cpu_glauber_settle(self._args, states, row_begin)
-
-    @staticmethod
-    def _tile(logits, group, group_stride, row_stride, row_begin, token_begin):
-        rows = math.prod(logits.shape[:-1])
-        return core.LogitsTile(
-            logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin, rows,
-            token_begin, logits.shape[-1],
-        )  # fmt: skip
+        self.args = self._arguments(tokens, update, vocab_size)
+        self.is_valid = core.cpu_glauber_check(self.args)
 
     def _arguments(self, tokens: torch.Tensor, update: Update, vocab_size: int):
         positions, noise_rate = self._positions, self._noise_rate
