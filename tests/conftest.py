@@ -1,8 +1,27 @@
-"""Shared set-up: Triton runs interpreted where there is no GPU, and tests take every backend that is here."""
+"""Triton kernels run in its interpreter where there is no GPU; tests may ask for a `backend` to run on."""
 
 import os
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
+import pytest
+
+import ggm_kernels
+
+
+def served_on(op: str, device: str) -> list[str]:
+    """Names of the available backends that implement `op` for tensors on `device`."""
+    served = {"cpu": ("reference", "cpu", "triton"), "cuda": ("reference", "cuda", "triton")}[device]
+    if torch.cuda.is_available() and device == "cpu":
+        served = ("reference", "cpu")  # Triton is compiled there, not interpreted
+    states = ggm_kernels.backends()
+    return [name for name in served if states[name] and op in states[name].ops]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise `backend` over all that serve the op named by the module's OP, on CPU."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", served_on(metafunc.module.OP, "cpu"))

@@ -30,3 +30,20 @@ def check_independence(a: torch.Tensor, b: torch.Tensor, vocab_size: int) -> Non
     pairs = (a.long() * vocab_size + b.long()).flatten()
     table = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
     assert stats.chi2_contingency(table.numpy()).pvalue > FALSE_ALARM
+
+
+def check_large_law(tokens: torch.Tensor, logits: torch.Tensor, bins: int = 64) -> None:
+    """Tokens against softmax(logits) of a large vocabulary, in bins of tokens: chi-square.
+
+    Three ways to bin: by logit (a wrong temperature), by the low digits of the token (lanes of a vector), by
+    contiguous ranges (tiles).
+    """
+    vocab_size = len(logits)
+    if vocab_size <= bins:
+        return check_law(tokens, logits.double().softmax(0))
+    token = torch.arange(vocab_size)
+    by_logit = torch.empty(vocab_size, dtype=torch.int64)
+    by_logit[logits.argsort()] = token * bins // vocab_size
+    for binned in (by_logit, token % bins, token * bins // vocab_size):
+        probs = torch.zeros(bins, dtype=torch.float64).index_add_(0, binned, logits.double().softmax(0))
+        check_law(binned[tokens.flatten()], probs)
