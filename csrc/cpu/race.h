@@ -53,13 +53,10 @@ template <class T>
 GGM_HD void load_group(const T* logits, int64_t count, Floats (&g)[8]) {
   T padded[kGroup];
   if (count < kGroup) {
-    for (int64_t i = 0; i < kGroup; ++i) {
-      if (i < count) {
-        padded[i] = logits[i];
-      } else {
-        round_to(minus_infinity(), padded[i]);
-      }
-    }
+    T filling;
+    round_to(minus_infinity(), filling);
+    for (T& token : padded) token = filling;
+    memcpy(padded, logits, sizeof(T) * static_cast<size_t>(count));
     logits = padded;
   }
   for (int j = 0; j < 8; ++j) g[j] = load(logits + j * kLanes);
@@ -95,16 +92,44 @@ GGM_HD GroupWords group_words(const RaceCounter& counter, uint32_t first_block, 
   return group;
 }
 
-// The exact scores of a group in which some token may win.
+// A group of tokens on the way into the race, lane by lane.
+struct Entrants {
+  float z[kGroup];
+  uint32_t words[kGroup];
+  int64_t first_token;
+
+  __attribute__((always_inline)) void enter_lane(int64_t lane, RaceState& state) const {
+    enter(state, z[lane], race_score(z[lane], words[lane]), static_cast<uint32_t>(first_token + lane));
+  }
+};
+
+// The lane that seems to win: who enters it first is spared most of the others.
+GGM_HD int64_t likely_winner(const Floats (&z)[8], const GroupWords& group) {
+  Floats keys[8];
+  for (int j = 0; j < 8; ++j) keys[j] = winning_key(z[j], group.words[j]);
+  Floats largest = keys[0];
+  for (int j = 1; j < 8; ++j) largest = larger(keys[j], largest);
+  const Floats best = Floats{} + largest_lane(largest);
+  for (int j = 0; j < 8; ++j) {
+    const uint32_t lanes = lane_bits(keys[j] == best);
+    if (lanes != 0) return j * kLanes + __builtin_ctz(lanes);
+  }
+  return 0;
+}
+
+// The exact scores of those in a group that may win.
 __attribute__((noinline)) void enter_group(const Floats (&z)[8], const GroupWords& group, int64_t first_token,
                                            RaceState& state) {
-  float group_z[kGroup];
-  uint32_t words[kGroup];
-  memcpy(group_z, z, sizeof group_z);
-  memcpy(words, group.words, sizeof words);
-  for (int64_t i = 0; i < kGroup; ++i) {
-    if (may_win(group_z[i], words[i], state.score)) {
-      enter(state, group_z[i], race_score(group_z[i], words[i]), static_cast<uint32_t>(first_token + i));
+  Entrants entrants;
+  memcpy(entrants.z, z, sizeof entrants.z);
+  memcpy(entrants.words, group.words, sizeof entrants.words);
+  entrants.first_token = first_token;
+  if (!(state.score > minus_infinity())) entrants.enter_lane(likely_winner(z, group), state);
+  const Floats best = Floats{} + state.score;
+  for (int j = 0; j < 8; ++j) {
+    for (uint32_t lanes = lane_bits(may_win(z[j], group.words[j], best)); lanes != 0; lanes &= lanes - 1) {
+      const int64_t lane = j * kLanes + __builtin_ctz(lanes);
+      if (may_win(entrants.z[lane], entrants.words[lane], state.score)) entrants.enter_lane(lane, state);
     }
   }
 }
@@ -164,9 +189,7 @@ GGM_HD float chunk_top(const Span<T>& chunk, RaceState& state) {
   }
   if (any(nan)) state.has_nan = 1;
   for (int j = 1; j < 8; ++j) tops[0] = larger(tops[j], tops[0]);
-  float top = minus_infinity();
-  for (int lane = 0; lane < kLanes; ++lane) top = tops[0][lane] > top ? tops[0][lane] : top;
-  return top;
+  return largest_lane(tops[0]);
 }
 
 // Temperature 0: the first of the largest wins.

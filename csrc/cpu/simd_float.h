@@ -60,8 +60,27 @@ GGM_HD bool any(Mask mask) {
 #endif
 }
 
+// A bit per lane.
+GGM_HD uint32_t lane_bits(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= (mask[lane] != 0 ? 1u : 0u) << lane;
+  return bits;
+#endif
+}
+
 // NaN in `value` is passed over.
 GGM_HD Floats larger(Floats value, Floats than) { return value > than ? value : than; }
+
+GGM_HD float largest_lane(Floats lanes) {
+  float largest = lanes[0];
+  for (int lane = 1; lane < kLanes; ++lane) largest = lanes[lane] > largest ? lanes[lane] : largest;
+  return largest;
+}
 
 // exp(x) for x <= 0, within 2 units in the last place; 0 below -87. x = n log 2 + r with log 2 in two parts, of which
 // the first times n is exact; a minimax polynomial in r.

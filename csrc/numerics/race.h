@@ -39,11 +39,18 @@ GGM_HD auto log2_uniform_bound(Word word) {
   return float_of_int(float_bits(float_of_int(word >> 1))) - kExponentsOff;
 }
 
-// Never false for a token whose score beats `best`, and seldom true for others: saves two logarithms a token.
+constexpr float kLog2E = 0x1.715476p0f * 0x1p23f;
+
+// At least the score of a token, but for a rounding and up to a constant factor.
+template <class Word, class Real>
+GGM_HD auto winning_key(Real z, Word word) {
+  return z * kLog2E - log2_uniform_bound(word);
+}
+
+// Never false for a token whose score reaches `best`, and seldom true for others: saves two logarithms a token.
 // Word and Real are uint32_t and float, or many of them. A NaN (-inf against -inf) may not win.
 template <class Word, class Real>
 GGM_HD auto may_win(Real z, Word word, Real best) {
-  constexpr float kLog2E = 0x1.715476p0f * 0x1p23f;
   constexpr float kMargin = 1024.0f;
   return log2_uniform_bound(word) < (z - best) * kLog2E + kMargin;
 }

@@ -33,8 +33,9 @@ GGM_HD void rise_to(RaceState& state, float top, float inverse_temperature) {
   state.top = top;
 }
 
+// Of equal scores the first token's wins, in whatever order they come.
 GGM_HD void enter(RaceState& state, float z, float score, uint32_t token) {
-  if (score > state.score) {
+  if (score > state.score || (score == state.score && token < state.winner)) {
     state.score = score;
     state.z = z;
     state.winner = token;
