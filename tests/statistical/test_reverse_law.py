@@ -16,7 +16,7 @@ from enumerable import (
 
 from ggm.noising import Chain
 from ggm.sampling import LinearLogits, SamplingConfig, denoise, initial_tokens
-from ggm_kernels import glauber_step
+from ggm_kernels import glauber_step, linear_glauber_step
 
 SIZES = (10_000, 160_000)
 HEAT_BATH = SamplingConfig()
@@ -61,14 +61,15 @@ def test_exact_conditionals_return_the_data_law(name, noise, process, count):
     check_sampler(data, noise(data.vocab_size), PROCESSES[process], count, stop=data.length + 1)
 
 
-def test_logits_as_factors_return_the_data_law():
+@pytest.mark.parametrize("process", PROCESSES)
+def test_logits_as_factors_return_the_data_law(process):
     data = LAWS["potts"]()
     exact = ExactConditionals(data, uneven_chain(data.length), uniform(3))
 
     def factors(tokens, positions, time):
         return LinearLogits(exact(tokens, positions, time), torch.eye(3), torch.zeros(3))
 
-    check_sampler(data, uniform(3), HEAT_BATH, SIZES[-1], conditionals=factors)
+    check_sampler(data, uniform(3), PROCESSES[process], SIZES[-1], conditionals=factors)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -106,9 +107,9 @@ def test_sampler_notices_a_temperature():
 
 
 def _keep_or_replace_once(
-    data: Law, pi: torch.Tensor, time: int, count: int, rate_fault=None, bias_fault=None
+    data: Law, pi: torch.Tensor, time: int, count: int, rate_fault=None, bias_fault=None, linear=False
 ) -> torch.Tensor:
-    """X_t from exact samples of X_{t + 1} by one call of `glauber_step` with a noise rate."""
+    """X_t from exact samples of X_{t + 1} by one call of `glauber_step` (or the linear one) with a noise rate."""
     chain = uneven_chain(data.length)
     tokens = law_at(data, chain, time + 1, pi).sample(count, seed=31)
     position = chain.positions[time : time + 1]
@@ -117,20 +118,24 @@ def _keep_or_replace_once(
     rate = rate if rate_fault is None else rate_fault(chain, time)
     law = noise_law(pi) if bias_fault is None else bias_fault
     rates = torch.full((count,), float(rate))
-    return glauber_step(tokens, logits, position, seed=32, step=time, noise_rate=rates, noise=law)
+    arguments = {"seed": 32, "step": time, "noise_rate": rates, "noise": law}
+    if linear:
+        return linear_glauber_step(tokens, logits, torch.eye(data.vocab_size), position, **arguments)
+    return glauber_step(tokens, logits, position, **arguments)
 
 
-def check_keep_or_replace(data: Law, pi: torch.Tensor, time: int, count: int, **faults) -> None:
+def check_keep_or_replace(data: Law, pi: torch.Tensor, time: int, count: int, **how) -> None:
     """One posterior step leads from the law of X_{t + 1} to the law of X_t."""
-    tokens = _keep_or_replace_once(data, pi, time, count, **faults)
+    tokens = _keep_or_replace_once(data, pi, time, count, **how)
     assert_follows(tokens, law_at(data, uneven_chain(data.length), time, pi))
 
 
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("noise", [uniform, skewed])
 @pytest.mark.parametrize("time", [0, 3, 4, 7])
-def test_keep_or_replace_inverts_one_step(time, noise, count):
-    check_keep_or_replace(LAWS["potts"](), noise(3), time, count)
+@pytest.mark.parametrize("linear", [False, True])
+def test_keep_or_replace_inverts_one_step(linear, time, noise, count):
+    check_keep_or_replace(LAWS["potts"](), noise(3), time, count, linear=linear)
 
 
 @pytest.mark.parametrize(
