@@ -1,0 +1,103 @@
+"""Other people's kernels to measure against, and the list of those that could not be measured here."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import NoReturn
+
+import pytest
+import torch
+
+# Of hidden states [N, d], weight [V, d] and targets [N]: the loss of all rows, summed.
+CrossEntropy = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+_absent: dict[str, str] = {}
+
+
+def absent() -> Mapping[str, str]:
+    """What was asked for and could not be measured, with the reason of each."""
+    return dict(_absent)
+
+
+def record_absence(name: str, reason: str) -> None:
+    """Have `name` listed at the end of the run: a rival must not vanish unnoticed."""
+    _absent[name] = reason
+
+
+def skip(name: str, reason: str) -> NoReturn:
+    """Skip the benchmark that is running, and have `name` listed at the end of the run."""
+    record_absence(name, reason)
+    pytest.skip(f"{name}: {reason}")
+
+
+def rival(name: str, module: str, *, needs_cuda: bool = False) -> ModuleType | None:
+    """The rival's module, or None where it cannot run here; then its absence is recorded.
+
+    `name` is what pip installs it by, `module` what is imported; `needs_cuda` says that it runs on no CPU.
+    """
+    reasons = []
+    loaded = None
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == module.partition(".")[0]:
+            reasons.append(f"not installed (pip install {name})")
+        else:
+            reasons.append(f"installed without {missing}, which it needs (pip install {missing})")
+    except Exception as error:
+        reasons.append(f"does not import: {_first_line(error)}")
+    if needs_cuda and not torch.cuda.is_available():
+        reasons.append("needs a CUDA device")
+    if not reasons:
+        return loaded
+    record_absence(name, "; ".join(reasons))
+    return None
+
+
+def require(name: str, module: str, *, needs_cuda: bool = False) -> ModuleType:
+    """As `rival`, but where the rival is absent the benchmark is skipped."""
+    loaded = rival(name, module, needs_cuda=needs_cuda)
+    if loaded is None:
+        pytest.skip(f"{name}: {_absent[name]}")
+    return loaded
+
+
+def compiled(call: Callable, what: str, try_out: Callable[[Callable], object]) -> Callable:
+    """`call` under torch.compile, tried out once; where that fails the benchmark is skipped.
+
+    `what` names the call in the list of absences; `try_out` runs the compiled call, backward included where
+    that will be timed.
+    """
+    torch._dynamo.reset()
+    faster = torch.compile(call)
+    try:
+        try_out(faster)
+    except Exception as error:
+        skip(f"torch.compile of {what}", f"does not work here: {_first_line(error)}")
+    return faster
+
+
+def liger_kernel(dtype: torch.dtype) -> CrossEntropy:
+    module = require("liger-kernel", "liger_kernel.transformers.functional", needs_cuda=True)
+    return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
+
+
+def cut_cross_entropy(dtype: torch.dtype) -> CrossEntropy:
+    module = require("cut-cross-entropy", "cut_cross_entropy", needs_cuda=True)
+    if dtype == torch.float32:
+        skip("cut-cross-entropy in float32", "its backward takes bfloat16 and float16 only")
+    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum")
+
+
+def cut_cross_entropy_torch_compile(dtype: torch.dtype) -> CrossEntropy:
+    module = require("cut-cross-entropy", "cut_cross_entropy")
+    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum", impl="torch_compile")
+
+
+# Each gives the rival's cross-entropy of a head, or skips the benchmark that asks.
+CROSS_ENTROPIES = [liger_kernel, cut_cross_entropy, cut_cross_entropy_torch_compile]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
