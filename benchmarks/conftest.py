@@ -9,12 +9,23 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import pytest
 import torch
 
+from benchmarks import rivals
+
 if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter is for tests: its time means nothing
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-full", action="store_true", help="all sizes, the ones beyond cache included")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what could not be measured here: a table without a rival does not say that we beat it."""
+    absent = rivals.absent()
+    if absent:
+        terminalreporter.section("rivals absent")
+        for name, reason in sorted(absent.items()):
+            terminalreporter.write_line(f"{name}: {reason}")
 
 
 @pytest.fixture(scope="session")

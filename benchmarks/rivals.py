@@ -8,6 +8,9 @@ from typing import NoReturn
 import pytest
 import torch
 
+# Of hidden states [N, d], weight [V, d] and targets [N]: the loss of all rows, summed.
+CrossEntropy = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 _absent: dict[str, str] = {}
 
 
@@ -73,6 +76,27 @@ def compiled(call: Callable, what: str, try_out: Callable[[Callable], object]) -
     except Exception as error:
         skip(f"torch.compile of {what}", f"does not work here: {_first_line(error)}")
     return faster
+
+
+def liger_kernel(dtype: torch.dtype) -> CrossEntropy:
+    module = require("liger-kernel", "liger_kernel.transformers.functional", needs_cuda=True)
+    return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
+
+
+def cut_cross_entropy(dtype: torch.dtype) -> CrossEntropy:
+    module = require("cut-cross-entropy", "cut_cross_entropy", needs_cuda=True)
+    if dtype == torch.float32:
+        skip("cut-cross-entropy in float32", "its backward takes bfloat16 and float16 only")
+    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum")
+
+
+def cut_cross_entropy_torch_compile(dtype: torch.dtype) -> CrossEntropy:
+    module = require("cut-cross-entropy", "cut_cross_entropy")
+    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum", impl="torch_compile")
+
+
+# Each gives the rival's cross-entropy of a head, or skips the benchmark that asks.
+CROSS_ENTROPIES = [liger_kernel, cut_cross_entropy, cut_cross_entropy_torch_compile]
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks import rivals
 from benchmarks.timing import synchronise, times_faster
 from ggm_kernels import NoiseLaw, backends, corrupt
 
@@ -77,12 +78,7 @@ def test_torch_eager(benchmark, inputs):
 
 
 def test_torch_compile(benchmark, inputs):
-    torch._dynamo.reset()
-    compiled = torch.compile(eager)
-    try:
-        compiled(*inputs)
-    except Exception as error:
-        pytest.skip(f"torch.compile does not work here: {str(error).splitlines()[0]}")
+    compiled = rivals.compiled(eager, "corrupt", lambda call: call(*inputs))
     result = record(benchmark, lambda: compiled(*inputs), inputs, group_of(inputs[0]))
     assert_corrupted(result, inputs[0])
 

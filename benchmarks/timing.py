@@ -15,20 +15,36 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def times_faster(rival: Callable[[], object], ours: Callable[[], object], seconds: float = 0.5) -> float:
-    """Median time of `rival` over that of `ours`, calls interleaved so that both see the same machine."""
+def times_faster(
+    rival: Callable[[], object],
+    ours: Callable[[], object],
+    seconds: float = 0.5,
+    before: Callable[[], object] | None = None,
+) -> float:
+    """Median time of `rival` over that of `ours`, calls interleaved so that both see the same machine.
+
+    `before` runs ahead of every call and is not timed: `empty_caches`, say.
+    """
     taken: dict[Callable, list[float]] = {rival: [], ours: []}
     for call in taken:
         call()  # warm-up
     end = time.perf_counter() + seconds
     while not taken[ours] or time.perf_counter() < end:
         for call, times in taken.items():
+            if before is not None:
+                before()
             synchronise()
             start = time.perf_counter()
             call()
             synchronise()
             times.append(time.perf_counter() - start)
     return statistics.median(taken[rival]) / statistics.median(taken[ours])
+
+
+def empty_caches(device: torch.device) -> Callable[[], object]:
+    """What leaves nothing of a call's inputs in a cache, as in training, where a network runs in between."""
+    larger_than_any_cache = torch.zeros(2**28, dtype=torch.uint8, device=device)
+    return lambda: larger_than_any_cache.add_(1)
 
 
 def peak_extra_bytes(call: Callable[[], object]) -> int:

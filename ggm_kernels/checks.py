@@ -52,6 +52,7 @@ def tensor(
     """Check that `value` is a strided tensor of one of `dtypes` and of one of `shapes` or `dims`."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed: a torch.Tensor")
+    _refuse_dtensor(name, value)
     if value.dtype not in dtypes:
         allowed = ", ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{name}: got dtype {value.dtype}; allowed: {allowed}")
@@ -63,6 +64,16 @@ def tensor(
     if shapes is not None and value.shape not in shapes:
         allowed = " or ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {allowed}")
+
+
+def _refuse_dtensor(name: str, value: torch.Tensor) -> None:
+    # Each process holds a part of it, and a kernel sees the memory of one process. Known by its name, because
+    # importing torch.distributed takes long and most programs do without; other subclasses are let through.
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: got a DTensor; allowed: a plain tensor: call inside the forward of the module that "
+            f"FSDP shards, or give {name}.full_tensor()"
+        )
 
 
 def same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Tensor) -> None:

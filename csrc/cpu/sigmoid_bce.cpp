@@ -28,14 +28,31 @@ GGM_HD float noise_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
   return args.noise_weight[row * args.noise_row_stride + column * args.noise_stride];
 }
 
+GGM_HD bool in_vocabulary(const SigmoidBceArgs& args, int64_t token) {
+  return static_cast<uint64_t>(token) < static_cast<uint64_t>(args.vocab_size);
+}
+
 GGM_HD bool worth_threads(const SigmoidBceArgs& args) {
   return args.rows * args.count * (args.hidden_size + 16) >= kParallelFrom;
 }
 
+// Rows of weight lie at random places and are used once: the processor does not guess them, and waiting for each
+// takes longer than its arithmetic. So a row is asked for this many candidates before its turn.
+constexpr int64_t kAhead = 2;
+
+// The row of weight whose turn comes kAhead candidates after `index`, or null.
 template <class T>
-GGM_HD float candidate_logit(const SigmoidBceArgs& args, int64_t row, int64_t token) {
+GGM_HD const T* row_ahead(const SigmoidBceArgs& args, int64_t index) {
+  if (index + kAhead >= args.rows * args.count) return nullptr;
+  const int64_t token = candidate_at(args, index + kAhead);
+  return in_vocabulary(args, token) ? row_of<T>(args.weight, token, args.weight_stride) : nullptr;
+}
+
+template <class T>
+GGM_HD float candidate_logit(const SigmoidBceArgs& args, int64_t row, int64_t index, int64_t token) {
   const T* hidden = row_of<T>(args.hidden, row, args.hidden_stride);
-  float f = args.linear ? dot(hidden, row_of<T>(args.weight, token, args.weight_stride), args.hidden_size)
+  float f = args.linear ? dot(hidden, row_of<T>(args.weight, token, args.weight_stride), args.hidden_size,
+                              row_ahead<T>(args, index))
                         : to_float(hidden[token]);
   if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
   return args.offset == nullptr ? f : f + args.offset[row];
@@ -50,11 +67,11 @@ bool forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, i
     for (int64_t column = 0; column < args.count; ++column) {
       const int64_t index = row * args.count + column;
       const int64_t token = candidate_at(args, index);
-      if (static_cast<uint64_t>(token) >= static_cast<uint64_t>(args.vocab_size)) {
+      if (!in_vocabulary(args, token)) {
         valid = false;
         break;
       }
-      const float f = candidate_logit<T>(args, row, token);
+      const float f = candidate_logit<T>(args, row, index, token);
       candidate_logits[index] = f;
       total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
     }
@@ -69,20 +86,7 @@ GGM_HD float logit_gradient(const SigmoidBceArgs& args, const SigmoidBceGradient
   return gradients.loss[row] * candidate_loss_derivative(f, signal_at(args, row, column), noise_at(args, row, column));
 }
 
-template <class T>
-void logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(args))
-  for (int64_t row = 0; row < args.rows; ++row) {
-    T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
-    for (int64_t column = 0; column < args.count; ++column) {
-      // A repeated candidate finds the sum of the ones before: in T, as torch's scatter_add would leave it.
-      T& entry = out[candidate_at(args, row * args.count + column)];
-      round_to(to_float(entry) + logit_gradient(args, gradients, row, column), entry);
-    }
-  }
-}
-
-// Float32 sums of one row; the caller rounds them once.
+// Float32 sums, which are rounded once.
 struct Sums {
   float* values;
   explicit Sums(int64_t size) : values(static_cast<float*>(std::malloc(sizeof(float) * (size + 1)))) {}
@@ -90,6 +94,51 @@ struct Sums {
   Sums(const Sums&) = delete;
   Sums& operator=(const Sums&) = delete;
 };
+
+// One row of the logits' gradient. A repeated candidate adds to the ones before it: in float32, in `sums` of
+// vocab_size zeros, which it leaves zero.
+template <class T>
+void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row, T* out,
+                         float* sums) {
+  const int64_t first = row * args.count;
+  for (int64_t column = 0; column < args.count; ++column) {
+    sums[candidate_at(args, first + column)] += logit_gradient(args, gradients, row, column);
+  }
+  for (int64_t column = 0; column < args.count; ++column) {
+    const int64_t token = candidate_at(args, first + column);
+    if (sums[token] == 0.0f) continue;  // stored already, or nothing to add to the zero that is there
+    round_to(sums[token], out[token]);
+    sums[token] = 0.0f;
+  }
+}
+
+// The same where candidates are not repeated, or T is float32: no sums but those in place.
+template <class T>
+void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row, T* out) {
+  for (int64_t column = 0; column < args.count; ++column) {
+    T& entry = out[candidate_at(args, row * args.count + column)];
+    round_to(to_float(entry) + logit_gradient(args, gradients, row, column), entry);
+  }
+}
+
+template <class T>
+void logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
+  const bool in_place = sizeof(T) == sizeof(float) || args.count == 1;
+#pragma omp parallel num_threads(threads) if (worth_threads(args))
+  {
+    Sums sums(in_place ? 0 : args.vocab_size);
+    if (!in_place) memset(sums.values, 0, sizeof(float) * args.vocab_size);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < args.rows; ++row) {
+      T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
+      if (in_place) {
+        row_logits_gradient(args, gradients, row, out);
+      } else {
+        row_logits_gradient(args, gradients, row, out, sums.values);
+      }
+    }
+  }
+}
 
 template <class T>
 void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
@@ -102,8 +151,9 @@ void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
       for (int64_t column = 0; column < args.count; ++column) {
         const int64_t index = row * args.count + column;
         const int64_t token = candidate_at(args, index);
-          add_scaled(sums.values, logit_gradient(args, gradients, row, column),
-                   row_of<T>(args.weight, token, args.weight_stride), args.hidden_size);
+        add_scaled(sums.values, logit_gradient(args, gradients, row, column),
+                   row_of<T>(args.weight, token, args.weight_stride), args.hidden_size,
+                   row_ahead<T>(args, index));
       }
       store_rounded(static_cast<T*>(gradients.hidden) + row * args.hidden_size, sums.values, args.hidden_size);
     }

@@ -106,27 +106,41 @@ GGM_HD float sum(Floats lanes) {
   return total;
 }
 
-// Dot product in float32: four chains of sums, so that additions do not wait for each other.
+constexpr int64_t kLineBytes = 64;
+
+// Asks for the cache lines of row[begin .. end), into the second level: they are for later. Null asks for nothing.
 template <class T>
-GGM_HD float dot(const T* a, const T* b, int64_t size) {
+GGM_HD void prefetch(const T* row, int64_t begin, int64_t end) {
+  constexpr int64_t step = kLineBytes / sizeof(T);
+  if (row == nullptr) return;
+  for (int64_t i = begin; i < end; i += step) __builtin_prefetch(row + i, 0, 2);
+}
+
+// Dot product in float32: four chains of sums, so that additions do not wait for each other. On the way it asks
+// for `later`, a row of the same size: bit by bit, since memory answers only so many requests at a time.
+template <class T>
+GGM_HD float dot(const T* a, const T* b, int64_t size, const T* later = nullptr) {
   Floats sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
+    prefetch(later, i, i + 4 * kLanes);
     for (int chain = 0; chain < 4; ++chain) {
       sums[chain] = multiply_add(load(a + i + chain * kLanes), load(b + i + chain * kLanes), sums[chain]);
     }
   }
+  prefetch(later, i, size);
   for (; i + kLanes <= size; i += kLanes) sums[0] = multiply_add(load(a + i), load(b + i), sums[0]);
   float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < size; ++i) total += to_float(a[i]) * to_float(b[i]);
   return total;
 }
 
-// sums += scale * row
+// sums += scale * row. Asks for `later` as `dot` does.
 template <class T>
-GGM_HD void add_scaled(float* sums, float scale, const T* row, int64_t size) {
+GGM_HD void add_scaled(float* sums, float scale, const T* row, int64_t size, const T* later = nullptr) {
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
+    prefetch(later, i, i + kLanes);
     const Floats total = multiply_add(Floats{} + scale, load(row + i), load(sums + i));
     memcpy(sums + i, &total, sizeof total);
   }

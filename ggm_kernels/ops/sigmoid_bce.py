@@ -108,7 +108,20 @@ def linear_sigmoid_bce(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As `sigmoid_bce`.
+        As `sigmoid_bce`. TypeError, too, for a DTensor: under FSDP call this inside the forward of the
+        module that is sharded, where its parameters are plain tensors.
+
+    Notes
+    -----
+    Where all rows share one list of S candidates, a small matrix product computes the same loss,
+
+        f = linear(hidden, weight[shared]).float()
+        loss = (signal_weight * softplus(-f) + noise_weight * softplus(f)).sum(1)
+
+    (with ``bias[shared]`` and ``offset[:, None]`` added to f), and the larger S is, the faster it is than
+    this call on ``shared.expand(N, S)``. But PyTorch's gradient of ``weight[shared]`` writes all V rows,
+    while this call leaves those that no candidate names untouched: with a small S this call is the faster
+    one, backward included (benchmarks/test_sigmoid_bce.py times both).
     """
     checks.tensor("hidden", hidden, dtypes=_FLOATS, dims=(2,))
     checks.tensor("weight", weight, dtypes=_FLOATS, dims=(2,))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import linear, logsigmoid, softplus
 from torch.utils.checkpoint import checkpoint
 
 from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
@@ -96,6 +96,15 @@ def test_half_precision_is_as_near_to_float32_as_torch_is(backend, dtype):
     assert (ours - truth).abs().max() <= (in_torch.double() - truth).abs().max() + 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_repeated_candidates_are_summed_before_they_are_rounded(backend, dtype):
+    # In half precision, adding one by one stops growing long before the sum is reached.
+    logits = torch.zeros(2, 5, dtype=dtype, requires_grad=True)
+    candidates = torch.tensor([[3] * 3072, [1] * 2048 + [4] * 1024])
+    sigmoid_bce(logits, candidates, 0.0, 0.5, backend=backend).sum().backward()
+    assert logits.grad.tolist() == [[0, 0, 0, 768, 0], [0, 512, 0, 0, 256]]
+
+
 @pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
 def test_softplus_is_exact_far_out(backend, f):
     logits = torch.tensor([[f], [-f]])
@@ -161,6 +170,23 @@ def test_sparse_gradient_is_the_dense_one(backend):
     torch.testing.assert_close(sparse.to_dense(), dense)
     assert inputs["hidden"].grad is not None and inputs["bias"].grad is not None
     torch.optim.SGD([inputs["weight"]], lr=0.1).step()
+
+
+def test_shared_candidates_have_the_loss_and_gradients_of_one_small_product(backend):
+    inputs = problem()
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    shared = torch.tensor([5, 0, 3])
+    signal, noise = torch.rand(4, 3), torch.rand(4, 3)
+    candidates = shared.expand(4, 3)
+    per_row = linear_sigmoid_bce(
+        *leaves[:2], candidates, signal, noise, leaves[2], inputs["offset"], backend=backend
+    )
+    f = linear(leaves[0], leaves[1][shared], leaves[2][shared]) + inputs["offset"][:, None]
+    loss = (signal * softplus(-f) + noise * softplus(f)).sum(1)
+    torch.testing.assert_close(per_row, loss)
+    torch.testing.assert_close(
+        torch.autograd.grad(per_row.sum(), leaves), torch.autograd.grad(loss.sum(), leaves)
+    )
 
 
 def test_autocast_takes_hidden_of_another_precision(backend):
@@ -266,6 +292,19 @@ def test_compiles_as_one_graph_with_gradients(backend):
 def test_bad_arguments(backend, change, error, message):
     with pytest.raises(error, match=message):
         linear_sigmoid_bce(**{**problem(), **change}, backend=backend)
+
+
+def test_a_tensor_subclass_is_as_good_as_a_tensor(backend):
+    class Tagged(torch.Tensor):
+        pass
+
+    inputs = problem()
+    expected = linear_sigmoid_bce(**inputs, backend=backend)
+    tagged = inputs["weight"].detach().as_subclass(Tagged).requires_grad_()
+    loss = linear_sigmoid_bce(**{**inputs, "weight": tagged}, backend=backend)
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    assert tagged.grad.abs().sum() > 0
 
 
 def test_float64_is_the_references_alone():

@@ -1,0 +1,172 @@
+"""A whole training step, backbone and optimiser included: our head against heads over the whole vocabulary.
+
+Every head predicts the same masked positions from the same hidden states. The embedding is tied to the head,
+so its gradient is dense in any case, and Adam touches all of its V rows, whatever the head costs.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, linear
+
+from benchmarks import rivals
+from benchmarks.timing import peak_extra_bytes, synchronise, times_faster
+from ggm.backbones.masked import MaskedConfig, MaskedTransformer
+from ggm_kernels import linear_sigmoid_bce
+
+# Mean loss of a head from hidden states [N, d].
+HeadLoss = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sequences B, positions L, of which K are predicted, vocabulary V, and the transformer."""
+
+    batch: int = 4
+    length: int = 256
+    predicted: int = 128
+    vocab_size: int = 50257
+    width: int = 256
+    depth: int = 4
+    heads: int = 4
+
+    def __str__(self) -> str:
+        return f"B={self.batch}-L={self.length}-K={self.predicted}-V={self.vocab_size}-d={self.width}"
+
+
+SIZES = [Size()]
+FULL_SIZES = [*SIZES, Size(predicted=1), Size(batch=32), Size(width=768, depth=12, heads=12)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "size" in metafunc.fixturenames:
+        sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        metafunc.parametrize("size", sizes, ids=str)
+
+
+class Training:
+    """A model, its optimiser and one batch of random tokens."""
+
+    def __init__(self, size: Size, device: torch.device) -> None:
+        torch.manual_seed(0)
+        config = MaskedConfig(width=size.width, depth=size.depth, heads=size.heads, tied=True)
+        self.model = MaskedTransformer(config, size.vocab_size, size.length).to(device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.tokens = torch.randint(size.vocab_size, (size.batch, size.length), device=device)
+        by_sequence = torch.rand(size.batch, size.length, device=device).argsort(1)
+        self.positions = by_sequence[:, : size.predicted].contiguous()
+        self.time = torch.rand(size.batch, device=device)
+        self.keep_prob = torch.full((size.batch, size.length), 0.5, device=device)
+        self.data = self.tokens.gather(1, self.positions).flatten()
+        noise = torch.randint(size.vocab_size, self.data.shape, device=device)
+        self.candidates = torch.stack([self.data, noise], dim=1)
+        self.is_data = torch.tensor([[1.0, 0.0]], device=device)
+        # Log-odds of data against one uniform noise token: g + log V.
+        self.offset = torch.full(self.data.shape, math.log(size.vocab_size), device=device)
+
+    def hidden(self) -> torch.Tensor:
+        return self.model(self.tokens, self.positions, self.time, self.keep_prob).flatten(0, 1)
+
+    def sigmoid_bce(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Each row's data token against one noise token."""
+        weight, bias = self.model.head_weight, self.model.head_bias
+        candidates, is_data = self.candidates, self.is_data
+        return linear_sigmoid_bce(hidden, weight, candidates, is_data, bias=bias, offset=self.offset).mean()
+
+    def full_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(linear(hidden, self.model.head_weight, self.model.head_bias), self.data)
+
+    def cross_entropy_by(self, summed: rivals.CrossEntropy) -> HeadLoss:
+        """By a rival, without the bias: not all of them take one."""
+        return lambda hidden: summed(hidden, self.model.head_weight, self.data) / len(self.data)
+
+    def step(self, loss: HeadLoss) -> torch.Tensor:
+        """The loss before one step of training; then the gradients go."""
+        value = loss(self.hidden())
+        value.backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return value.detach()
+
+    def head_alone(self, loss: HeadLoss) -> Callable[[], None]:
+        """Forward and backward of the head, for hidden states that are there."""
+        hidden = self.hidden().detach().requires_grad_()
+
+        def run() -> None:
+            loss(hidden).backward()
+            hidden.grad = None
+            self.optimiser.zero_grad()
+
+        return run
+
+    def adam_of_embedding(self) -> Callable[[], object]:
+        """Adam on a parameter of the embedding's shape alone."""
+        weight = torch.zeros_like(self.model.head_weight, requires_grad=True)
+        weight.grad = torch.ones_like(weight)
+        return torch.optim.Adam([weight], lr=1e-3).step
+
+
+@pytest.fixture
+def training(size: Size, device: torch.device) -> Training:
+    return Training(size, device)
+
+
+def seconds(call: Callable[[], object], rounds: int = 3) -> float:
+    """Median time of a warm call."""
+    taken = []
+    for _ in range(rounds + 1):
+        synchronise()
+        start = time.perf_counter()
+        call()
+        synchronise()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def record(benchmark, training: Training, loss: HeadLoss, size: Size) -> None:
+    """Train on one batch: the loss must fall. Note where the time of a step goes, and its memory."""
+    benchmark.group = f"training step {size} {training.tokens.device.type}"
+
+    def step() -> float:
+        return training.step(loss).item()  # waits for the device
+
+    losses = [step() for _ in range(2)]
+    notes = benchmark.extra_info
+    notes["peak_extra_MB"] = round(peak_extra_bytes(step) / 1e6, 1)
+    losses.append(benchmark.pedantic(step, rounds=3))
+    assert all(map(math.isfinite, losses)) and losses == sorted(losses, reverse=True)
+    whole = benchmark.stats["median"]
+    notes["tokens_per_s"] = round(training.tokens.numel() / whole)
+    notes["head_share"] = round(seconds(training.head_alone(loss)) / whole, 3)
+    notes["adam_of_embedding_share"] = round(seconds(training.adam_of_embedding()) / whole, 3)
+    rival = training.full_cross_entropy
+    ratio = times_faster(lambda: training.step(rival), lambda: training.step(loss), seconds=2)
+    notes["times_faster_than_full_cross_entropy"] = round(ratio, 2)
+
+
+@pytest.mark.parametrize("head", ["sigmoid_bce", "full_cross_entropy"])
+def test_step(benchmark, training, size, head):
+    record(benchmark, training, getattr(training, head), size)
+
+
+@pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
+def test_rivals(benchmark, training, size, find):
+    summed = find(training.model.head_weight.dtype)
+    record(benchmark, training, training.cross_entropy_by(summed), size)
+
+
+def test_torch_compile(benchmark, training, size):
+    def loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(linear(hidden, weight, bias), training.data)
+
+    weight, bias = training.model.head_weight, training.model.head_bias
+    fused = rivals.compiled(
+        loss, "full cross-entropy", lambda call: call(training.hidden(), weight, bias).backward()
+    )
+    training.optimiser.zero_grad()
+    record(benchmark, training, lambda hidden: fused(hidden, weight, bias), size)
