@@ -22,6 +22,12 @@ def served_on(op: str, device: str) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise `backend` over all that serve the op named by the module's OP, on CPU."""
+    """Parametrise `backend` over all that serve the op named by the module's OP, on CPU.
+
+    A module that compares with the reference sets WITHOUT_REFERENCE.
+    """
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", served_on(metafunc.module.OP, "cpu"))
+        names = served_on(metafunc.module.OP, "cpu")
+        if getattr(metafunc.module, "WITHOUT_REFERENCE", False):
+            names.remove("reference")
+        metafunc.parametrize("backend", names)

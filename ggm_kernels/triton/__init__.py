@@ -1,6 +1,8 @@
 """The ops in Triton. Import only where `triton` is installed."""
 
 from ggm_kernels.triton.corrupt import corrupt
+from ggm_kernels.triton.glauber_step import glauber_step
+from ggm_kernels.triton.linear_glauber_step import linear_glauber_step
 from ggm_kernels.triton.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -10,6 +12,8 @@ from ggm_kernels.triton.sigmoid_bce import (
 
 __all__ = [
     "corrupt",
+    "glauber_step",
+    "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
     "sigmoid_bce",

@@ -8,8 +8,8 @@ import triton.language as tl
 def words_at(seed, step, sample_id, position_block, vocab_block, STREAM: tl.constexpr):
     """Four blocks of uint32 words.
 
-    `step` is an integer scalar, `sample_id` an int64 scalar; `position_block` is an integer scalar or
-    block, `vocab_block` a constant, a uint32 scalar or a block that broadcasts with it.
+    `step` is an integer scalar, `sample_id` int64, `position_block` any integer: scalars or blocks;
+    `vocab_block` a constant, a uint32 scalar or a block. Blocks broadcast.
     """
     sample_high = ((sample_id >> 32) << 24).to(tl.uint32)
     c0 = sample_high | vocab_block | (STREAM << 20)
