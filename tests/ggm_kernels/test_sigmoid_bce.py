@@ -98,11 +98,12 @@ def test_half_precision_is_as_near_to_float32_as_torch_is(backend, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_of_repeated_candidates_are_summed_before_they_are_rounded(backend, dtype):
-    # In half precision, adding one by one stops growing long before the sum is reached.
+    # A large gradient first: in half precision, each of the small ones after it would be lost.
     logits = torch.zeros(2, 5, dtype=dtype, requires_grad=True)
-    candidates = torch.tensor([[3] * 3072, [1] * 2048 + [4] * 1024])
-    sigmoid_bce(logits, candidates, 0.0, 0.5, backend=backend).sum().backward()
-    assert logits.grad.tolist() == [[0, 0, 0, 768, 0], [0, 512, 0, 0, 256]]
+    candidates = torch.tensor([[3] * 257, [1] * 129 + [4] * 128])
+    noise_weight = torch.tensor([4096.0] + [1.0] * 256)[None]
+    sigmoid_bce(logits, candidates, 0.0, noise_weight, backend=backend).sum().backward()
+    assert logits.grad.tolist() == [[0, 0, 0, 2176, 0], [0, 2112, 0, 0, 64]]
 
 
 @pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
