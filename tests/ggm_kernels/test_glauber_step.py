@@ -305,6 +305,17 @@ def test_linear_gives_the_same_by_products(backend):
         torch.testing.assert_close(ours[name], theirs[name], equal_nan=True)
 
 
+@pytest.mark.slow
+def test_logits_of_more_than_2_31_elements():
+    vocab_size, rows = 2**20, 2**11 + 3
+    logits = torch.full((1, rows, vocab_size), -30.0, dtype=torch.bfloat16)
+    favourites = torch.arange(rows) * 511
+    logits[0, torch.arange(rows), favourites] = 30.0
+    tokens = torch.zeros(1, rows, dtype=torch.int64)
+    glauber_step(tokens, logits, torch.arange(rows), seed=1, step=0, backend="cpu")
+    assert torch.equal(tokens[0], favourites)
+
+
 # The operator
 
 
