@@ -148,6 +148,10 @@ std::vector<std::string> isas() {
 }
 
 #if defined(GGM_WITH_CUDA)
+ggm::RaceSlots race_slots(uintptr_t states, int64_t slots, int64_t slot_begin, int64_t parts) {
+  return {pointer<ggm::RaceState>(states), slots, slot_begin, parts};
+}
+
 void check_cuda(const char* error) {
   if (error != nullptr) throw std::runtime_error(std::string("CUDA: ") + error);
 }
@@ -222,6 +226,22 @@ PYBIND11_MODULE(_native, module) {
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
              });
+  py::class_<ggm::RaceSlots>(module, "RaceSlots").def(py::init(&race_slots));
+  module.attr("RACE_STATE_BYTES") = sizeof(ggm::RaceState);
+  module.def("cuda_glauber_parts", &ggm::cuda::glauber_parts);
+  module.def("cuda_glauber_threshold", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                                          uintptr_t thresholds, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::glauber_threshold(args, tile, pointer<float>(thresholds), pointer<void>(stream), device));
+  });
+  module.def("cuda_glauber_race", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                                     const ggm::RaceSlots& slots, uintptr_t thresholds, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::glauber_race(args, tile, slots, pointer<const float>(thresholds), pointer<void>(stream),
+                                       device));
+  });
+  module.def("cuda_glauber_settle", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                                       const ggm::RaceSlots& slots, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::glauber_settle(args, tile, slots, pointer<void>(stream), device));
+  });
   module.def("cuda_philox", [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream,
                                int device) {
     check_cuda(ggm::cuda::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed},

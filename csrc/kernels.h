@@ -102,6 +102,15 @@ struct LogitsTile {
   int64_t token_begin, tokens;
 };
 
+// A race on the GPU: the tokens of a tile in `parts` parts a row, each with a state of its own. Several tiles of the
+// same rows fill slots side by side, which one settlement merges.
+struct RaceSlots {
+  RaceState* states;  // [rows, slots], rows as in the tile
+  int64_t slots;
+  int64_t slot_begin;
+  int64_t parts;
+};
+
 // What logits are the product of: hidden [batch * count, hidden_size] and weight [vocab_size, hidden_size], rows
 // contiguous.
 struct Factors {
@@ -163,6 +172,20 @@ const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidat
 // where the gradient of weight or bias is.
 const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
                                  const int64_t* tokens, const int64_t* order, void* stream, int device);
+
+// In how many parts to race `tokens` tokens of every row, so that few rows fill the device too.
+int64_t glauber_parts(int64_t rows, int64_t tokens, int device);
+// Filters: the largest logit and the least tempered logit that stays, thresholds [rows, 2]. The tile holds the whole
+// vocabulary.
+const char* glauber_threshold(const GlauberArgs& args, const LogitsTile& tile, float* thresholds, void* stream,
+                              int device);
+// Fills slots [slot_begin, slot_begin + parts) of the tile's rows. thresholds: of glauber_threshold where there are
+// filters, else null. tile.token_begin is a multiple of 4.
+const char* glauber_race(const GlauberArgs& args, const LogitsTile& tile, const RaceSlots& slots,
+                         const float* thresholds, void* stream, int device);
+// Writes tokens and by-products of the tile's rows, all slots of which are filled.
+const char* glauber_settle(const GlauberArgs& args, const LogitsTile& tile, const RaceSlots& slots, void* stream,
+                           int device);
 
 }  // namespace cuda
 

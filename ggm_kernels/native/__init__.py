@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ggm_kernels.native import cuda_glauber_step
+from ggm_kernels.native import glauber_step as cpu_glauber_step
 from ggm_kernels.native.compiled import LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
-from ggm_kernels.native.glauber_step import glauber_step, linear_glauber_step
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -34,6 +35,16 @@ _OPS = {
     "glauber_step": "glauber_race",
     "linear_glauber_step": "glauber_race",
 }
+
+
+def glauber_step(tokens: torch.Tensor, *rest) -> bool | None:
+    """`glauber_step` on checked arguments; on CPU False where a value is out of range."""
+    return (cuda_glauber_step if tokens.is_cuda else cpu_glauber_step).glauber_step(tokens, *rest)
+
+
+def linear_glauber_step(tokens: torch.Tensor, *rest) -> bool | None:
+    """`linear_glauber_step` on checked arguments; on CPU False where a value is out of range."""
+    return (cuda_glauber_step if tokens.is_cuda else cpu_glauber_step).linear_glauber_step(tokens, *rest)
 
 
 def why_not(backend: str) -> str | None:

@@ -17,7 +17,7 @@ _FILTERED_LOGITS = 6 * 2**20  # held at once where filters need whole rows; one 
 
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> bool:
     """`glauber_step` on checked arguments; False, and nothing written, where a value is out of range."""
-    step = _Step(tokens, update, logits.shape[2])
+    step = Step(tokens, update, logits.shape[2])
     if step.is_valid:
         logits = rows_contiguous(logits)
         strides = logits.stride(0), logits.stride(1)
@@ -34,7 +34,7 @@ def linear_glauber_step(
     update: Update,
 ) -> bool:
     """`linear_glauber_step` on checked arguments; False, and nothing written, if a value is out of range."""
-    step = _Step(tokens, update, weight.shape[0])
+    step = Step(tokens, update, weight.shape[0])
     if not step.is_valid:
         return False
     hidden, weight = rows_contiguous(hidden.flatten(0, 1)), rows_contiguous(weight)
@@ -48,7 +48,7 @@ def linear_glauber_step(
     return True
 
 
-def _undecided(step: _Step, hidden, weight, bias) -> torch.Tensor:
+def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
     """Ids of the rows that may draw; the present tokens of the others alone decide that they stay."""
     row_ids = torch.empty(hidden.shape[0], dtype=torch.int64)
     factors = core.Factors(
@@ -58,7 +58,7 @@ def _undecided(step: _Step, hidden, weight, bias) -> torch.Tensor:
     return row_ids[: core.cpu_glauber_undecided(step.args, factors, row_ids.data_ptr(), step.threads)]
 
 
-def _tiles(step: _Step, row_ids, hidden, weight, bias) -> None:
+def _tiles(step: Step, row_ids, hidden, weight, bias) -> None:
     """Race tile by tile, each consumed while it is in cache."""
     buffer = hidden.new_empty(min(_TILE_ROWS, len(hidden)) * _TILE_TOKENS)
     for ids, rows in zip(row_ids.split(_TILE_ROWS), hidden.split(_TILE_ROWS), strict=True):
@@ -71,7 +71,7 @@ def _tiles(step: _Step, row_ids, hidden, weight, bias) -> None:
         core.cpu_glauber_settle(step.args, ids.data_ptr(), states)
 
 
-def _whole_rows(step: _Step, row_ids, hidden, weight, bias) -> None:
+def _whole_rows(step: Step, row_ids, hidden, weight, bias) -> None:
     """A few rows of logits at a time: filters need all of a row."""
     count = max(1, _FILTERED_LOGITS // weight.shape[0])
     buffer = hidden.new_empty(min(count, len(hidden)) * weight.shape[0])
@@ -99,7 +99,7 @@ def _tile(logits: torch.Tensor, group, group_stride, row_stride, row_ids=None, t
     )  # fmt: skip
 
 
-class _Step:
+class Step:
     """A step's arguments in the form of the core."""
 
     def __init__(self, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
@@ -113,7 +113,7 @@ class _Step:
             or (update.min_p is not None and update.min_p > 0)
         )
         self.args = self._arguments(tokens, update, vocab_size)
-        self.is_valid = core.cpu_glauber_check(self.args)
+        self.is_valid = tokens.is_cuda or core.cpu_glauber_check(self.args)
 
     def _arguments(self, tokens: torch.Tensor, update: Update, vocab_size: int):
         positions, noise_rate = self._positions, self._noise_rate
