@@ -2,10 +2,10 @@
 // fate. Internal to each instruction set.
 #pragma once
 
-#include <cmath>
 #include <cstdlib>
 
 #include "cpu/race.h"
+#include "numerics/race_merge.h"
 
 namespace ggm::cpu::GGM_ISA {
 namespace {
@@ -76,12 +76,11 @@ GGM_HD uint32_t select_depth(const Depths& depths, int64_t tokens, uint32_t limi
   return prefix;
 }
 
-// ceil(top_p of the mass of all tokens no deeper than `limit`), at least 1.
+// The share top_p of the mass of all tokens no deeper than `limit`.
 GGM_HD uint64_t nucleus_mass(const Depths& depths, int64_t tokens, uint32_t limit, double top_p) {
   uint64_t total = 0;
   for (int64_t token = 0; token < tokens; ++token) total += depths.bits[token] <= limit ? Mass::of(depths, token) : 0;
-  const uint64_t target = static_cast<uint64_t>(std::ceil(top_p * static_cast<double>(total)));
-  return target == 0 ? 1 : target > total ? total : target;
+  return nucleus_target(top_p, total);
 }
 
 // Sets the top of the race; returns the least z that stays.
