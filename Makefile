@@ -15,7 +15,7 @@ TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types cuda-check clean
+.PHONY: help demo test bench lint types cuda-check gpu clean
 # An install that failed must not look like one that is done.
 .DELETE_ON_ERROR:
 
@@ -41,6 +41,9 @@ types: $(VENV)/.dev  ## check types
 
 cuda-check:  ## compile every .cu with warnings as errors, report registers, fail on spills
 	$(PYTHON) .ci/cuda_report.py csrc/cuda/*.cu
+
+gpu:  ## build, test and measure on an NVIDIA GPU, without network, with the packages that PYTHON has
+	PYTHON=$(PYTHON) .ci/gpu
 
 clean:  ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist *.egg-info ggm_kernels/_native*.so ggm_kernels/_build_info.json
