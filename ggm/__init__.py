@@ -8,11 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
     from ggm.model import GGM, GGMConfig
     from ggm.noising import Chain, ChainConfig
     from ggm.objective import ObjectiveConfig
-    from ggm.sampling import SampleResult, SamplingConfig
+    from ggm.redenoise import ReDenoise
+    from ggm.sampling import Ramp, SampleResult, SamplingConfig
     from ggm.training import TrainingConfig, train
 
 __all__ = [
@@ -20,8 +22,11 @@ __all__ = [
     "Chain",
     "ChainConfig",
     "GGMConfig",
+    "HollowConfig",
     "MaskedConfig",
     "ObjectiveConfig",
+    "Ramp",
+    "ReDenoise",
     "SampleResult",
     "SamplingConfig",
     "TrainingConfig",
@@ -29,11 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ggm.backbones.hollow": ("HollowConfig",),
     "ggm.backbones.masked": ("MaskedConfig",),
     "ggm.model": ("GGM", "GGMConfig"),
     "ggm.noising": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
-    "ggm.sampling": ("SampleResult", "SamplingConfig"),
+    "ggm.redenoise": ("ReDenoise",),
+    "ggm.sampling": ("Ramp", "SampleResult", "SamplingConfig"),
     "ggm.training": ("TrainingConfig", "train"),
 }
 

@@ -11,8 +11,16 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ggm.backbones.masked import MaskedConfig, MaskedTransformer
+from ggm.backbones import (
+    BackboneConfig,
+    HollowTransformer,
+    MaskedConfig,
+    backbone_from_dict,
+    backbone_to_dict,
+    make_backbone,
+)
 from ggm.draws import integers, uniforms
+from ggm.event_driven import AllConditionals, denoise_by_events
 from ggm.noising import Chain, ChainConfig
 from ggm.objective import (
     ObjectiveConfig,
@@ -42,13 +50,14 @@ class GGMConfig:
         Tokens V.
     chain : ChainConfig
         Length, sweeps, schedule and visit order.
-    backbone : MaskedConfig
+    backbone : MaskedConfig or HollowConfig
         The network.
     objective : ObjectiveConfig
         The loss.
     masked_counts : tuple of int
-        Positions K that a training pass predicts; training steps take turns. A sampler that
-        resamples K sites per step needs K among them.
+        Positions K that a training pass predicts; training steps take turns. For a masked network a
+        sampler that resamples K sites per step needs K among them. A hollow network learns exact
+        conditionals whatever K is; L costs it little more than 1.
     frozen_share : float
         Share of training sequences in which a random set of positions is left clean, as in
         infilling.
@@ -58,7 +67,7 @@ class GGMConfig:
 
     vocab_size: int
     chain: ChainConfig
-    backbone: MaskedConfig = field(default_factory=MaskedConfig)
+    backbone: BackboneConfig = field(default_factory=MaskedConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     masked_counts: tuple[int, ...] = (1,)
     frozen_share: float = 0.0
@@ -74,14 +83,14 @@ class GGMConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, numbers and strings."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "backbone": backbone_to_dict(self.backbone)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
         """Inverse of `to_dict`."""
         parts = {
             "chain": ChainConfig(**values["chain"]),
-            "backbone": MaskedConfig(**values["backbone"]),
+            "backbone": backbone_from_dict(values["backbone"]),
             "objective": ObjectiveConfig(**values["objective"]),
         }
         return cls(**{**values, **parts})
@@ -100,7 +109,7 @@ class GGM(nn.Module):
         super().__init__()
         self.config = config
         self.chain = Chain.from_config(config.chain)
-        self.backbone = MaskedTransformer(config.backbone, config.vocab_size, config.chain.length)
+        self.backbone = make_backbone(config.backbone, config.vocab_size, config.chain.length)
         self.noise = None
         if config.noise_probs is not None:
             self.noise = NoiseLaw(torch.tensor(config.noise_probs, dtype=torch.float64))
@@ -165,8 +174,12 @@ class GGM(nn.Module):
         hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob).flatten(0, 1)
         weight, bias = self.backbone.head_weight, self.backbone.head_bias
         if self.config.objective.sums_vocabulary:
-            return loss_from_logits(linear(hidden, weight, bias), candidates, self.noise).mean()
-        return loss_from_hidden(hidden, weight, bias, candidates, self.noise).mean()
+            losses = loss_from_logits(linear(hidden, weight, bias), candidates, self.noise)
+        else:
+            losses = loss_from_hidden(hidden, weight, bias, candidates, self.noise)
+        if frozen is not None:  # the chain never visits them: nothing to learn there
+            losses = losses.masked_fill(frozen.gather(1, positions).flatten(), 0.0)
+        return losses.mean()
 
     def sample(
         self,
@@ -190,25 +203,21 @@ class GGM(nn.Module):
         sample_ids : torch.Tensor, optional
             Coordinate of each sample, int64 [count]; default 0, 1, .., count - 1.
         **options
-            `progress` and `observe` of `ggm.sampling.denoise`.
+            `progress` and, unless event-driven, `observe` of `ggm.sampling.denoise`.
 
         Returns
         -------
         SampleResult
-            Tokens int64 [count, L], network evaluations, seconds.
+            Tokens int64 [count, L], network evaluations, site updates, seconds.
+
+        Raises
+        ------
+        ValueError
+            If the configuration is event-driven and the network is not hollow.
         """
         ids = self._sample_ids(count, sample_ids)
         tokens = self._initial(ids, seed)
-        return denoise(
-            self.conditionals(),
-            self.chain,
-            tokens,
-            config or SamplingConfig(),
-            seed=seed,
-            sample_ids=ids,
-            noise=self.noise,
-            **options,
-        )
+        return self._denoise(tokens, config, None, seed=seed, sample_ids=ids, **options)
 
     def infill(
         self,
@@ -238,17 +247,20 @@ class GGM(nn.Module):
         """
         ids = self._sample_ids(tokens.shape[0], sample_ids)
         start = torch.where(frozen, tokens, self._initial(ids, seed))
-        return denoise(
-            self.conditionals(frozen),
-            self.chain,
-            start,
-            config or SamplingConfig(),
-            seed=seed,
-            sample_ids=ids,
-            frozen=frozen,
-            noise=self.noise,
-            **options,
-        )
+        return self._denoise(start, config, frozen, seed=seed, sample_ids=ids, **options)
+
+    def _denoise(
+        self,
+        tokens: torch.Tensor,
+        config: SamplingConfig | None,
+        frozen: torch.Tensor | None,
+        **options: Any,
+    ) -> SampleResult:
+        config = config or SamplingConfig()
+        options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.config.vocab_size}
+        if config.event_driven:
+            return denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
+        return denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
 
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
         """Logits of the network as `ggm.sampling.denoise` takes them, given clean positions."""
@@ -262,6 +274,24 @@ class GGM(nn.Module):
                 self._keep_prob(times, frozen),
             )
             return LinearLogits(hidden, self.backbone.head_weight, self.backbone.head_bias)
+
+        return conditionals
+
+    def all_conditionals(self, frozen: torch.Tensor | None = None) -> AllConditionals:
+        """Logits at all positions as `ggm.event_driven` takes them, given clean positions.
+
+        Raises
+        ------
+        ValueError
+            If the network is not hollow: a masked one does not give all conditionals at once.
+        """
+        backbone = self.backbone
+        if not isinstance(backbone, HollowTransformer):
+            raise ValueError("event_driven: got a masked network; allowed: with a hollow one")
+
+        def conditionals(tokens: torch.Tensor, times: torch.Tensor) -> LinearLogits:
+            hidden = backbone(tokens, None, times / self.chain.steps, self._keep_prob(times, frozen))
+            return LinearLogits(hidden, backbone.head_weight, backbone.head_bias)
 
         return conditionals
 
@@ -305,25 +335,36 @@ class GGM(nn.Module):
     def _draw_visits(
         self, sample_ids: torch.Tensor, seed: int, step: int, count: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chain times t [B] and the steps t .. t + K - 1 [B, K], within one sweep."""
+        """Chain times t [B] and the K visits to be predicted from X_t, all in one sweep, as steps [B, K].
+
+        A masked network predicts the group t .. t + K - 1, as in sampling. A hollow network may predict
+        any position from any X_t: t is every step alike, its group goes on at the start of the sweep.
+        """
         counts = self.config.masked_counts
         sites = counts[step % len(counts)] if count is None else count
         draws = uniforms(sample_ids, 2, stream=Stream.TIME, seed=seed, step=step)
-        sweep = integers(draws[:, 0], self.chain.sweeps)
-        first = integers(draws[:, 1], self.chain.length - sites + 1)
-        times = sweep * self.chain.length + first
-        return times, times[:, None] + torch.arange(sites, device=times.device)
+        length, hollow = self.chain.length, isinstance(self.backbone, HollowTransformer)
+        start = integers(draws[:, 0], self.chain.sweeps) * length
+        first = integers(draws[:, 1], length if hollow else length - sites + 1)
+        group = (first[:, None] + torch.arange(sites, device=first.device)) % length
+        return start + first, start[:, None] + group
 
     def _draw_frozen(
         self, sample_ids: torch.Tensor, positions: torch.Tensor, seed: int, step: int
     ) -> torch.Tensor | None:
-        """Clean positions: in some sequences, a random share of those not to be predicted."""
+        """Clean positions: in some sequences, a random share of those that need not be predicted.
+
+        A hollow network is shown all positions that it predicts, so that of these, too, some may be
+        clean: all but the one that step t visits.
+        """
         if self.config.frozen_share == 0:
             return None
         length = self.chain.length
         draws = uniforms(sample_ids, length + 2, stream=Stream.FROZEN, seed=seed, step=step)
         conditional = draws[:, length] < self.config.frozen_share
         share = conditional * draws[:, length + 1]
+        if isinstance(self.backbone, HollowTransformer):
+            positions = positions[:, :1]
         return (draws[:, :length] < share[:, None]).scatter(1, positions, False)
 
     def _keep_prob(self, times: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:

@@ -42,9 +42,10 @@ class ChainConfig:
         Probability that a position still holds its data token at time T, in (0, 1). Sampling starts
         from pure noise, so what is not 0 here is an error of the sampler.
     order : str
-        "permutation" (one random permutation for all sweeps) or "raster" (0, 1, .., L - 1).
+        "permutation" (one random permutation for all sweeps), "reshuffled" (another one for each
+        sweep) or "raster" (0, 1, .., L - 1).
     order_seed : int
-        Seed of the permutation.
+        Seed of the permutations.
     """
 
     length: int
@@ -66,13 +67,16 @@ class ChainConfig:
 
 
 def _permutation(config: ChainConfig) -> torch.Tensor:
-    draws = uniforms(
-        torch.zeros(1, dtype=torch.int64),
-        config.length,
-        stream=Stream.VISIT_ORDER,
-        seed=config.order_seed,
-    )
-    return draws[0].argsort(stable=True).expand(config.sweeps, -1)
+    return _random_orders(config, 1).expand(config.sweeps, -1)
+
+
+def _reshuffled(config: ChainConfig) -> torch.Tensor:
+    return _random_orders(config, config.sweeps)
+
+
+def _random_orders(config: ChainConfig, count: int) -> torch.Tensor:
+    draws = uniforms(torch.arange(count), config.length, stream=Stream.VISIT_ORDER, seed=config.order_seed)
+    return draws.argsort(dim=1, stable=True)
 
 
 def _raster(config: ChainConfig) -> torch.Tensor:
@@ -82,6 +86,7 @@ def _raster(config: ChainConfig) -> torch.Tensor:
 # Position of every visit, int64 [S, L]: each row is a permutation of the positions.
 ORDERS: dict[str, Callable[[ChainConfig], torch.Tensor]] = {
     "permutation": _permutation,
+    "reshuffled": _reshuffled,
     "raster": _raster,
 }
 

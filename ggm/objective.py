@@ -1,8 +1,9 @@
 """The training loss: telling signal from noise at the visited position.
 
-Every form is one call of `ggm_kernels.linear_sigmoid_bce` (or `sigmoid_bce`): a row is a position
-to be predicted, with a list of candidate tokens and a signal and a noise weight for each. The
-derivations are in docs/mathematics.md.
+Every binary form is one call of `ggm_kernels.linear_sigmoid_bce` (or `sigmoid_bce`): a row is a
+position to be predicted, with a list of candidate tokens and a signal and a noise weight for each.
+Beside them stands softmax cross-entropy, with the same minimiser. The derivations are in
+docs/mathematics.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from ggm.noising import log_odds
 from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
 
-FORMS = ("observed", "summed", "marginal")
+BINARY_FORMS = ("observed", "summed", "marginal")
+FORMS = (*BINARY_FORMS, "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,15 @@ class ObjectiveConfig:
     form : str
         "observed": the paper's, the label drawn and one token looked at. "summed": summed over the
         label. "marginal": summed over the forward noise of the position, too, hence the least
-        noisy.
+        noisy. "cross_entropy": not a binary loss, but -log softmax(g) of the token of X_t, averaged
+        as in "marginal". It needs all V logits, and finds g up to a constant per context only.
     candidates : int or None
         Noise tokens drawn per row; None sums over the whole vocabulary, which is exact and right
-        for small V. Without meaning for "observed".
+        for small V. Without meaning for "observed"; None for "cross_entropy".
     noise_ratio : float or None
         nu, expected noise tokens per signal token. None is the chain's own eps / (1 - eps). Large
         values approach the gradient of maximum likelihood. Not for "observed", whose labels come
-        from the chain.
+        from the chain, nor for "cross_entropy".
     """
 
     form: str = "marginal"
@@ -47,8 +50,10 @@ class ObjectiveConfig:
             raise ValueError(f"candidates: got {self.candidates}; allowed: None or 1 and more")
         if self.noise_ratio is not None and not self.noise_ratio > 0:
             raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0")
-        if self.form == "observed" and self.noise_ratio is not None:
-            raise ValueError("noise_ratio: got a value for form 'observed'; allowed: None")
+        if self.form in ("observed", "cross_entropy") and self.noise_ratio is not None:
+            raise ValueError(f"noise_ratio: got a value for form {self.form!r}; allowed: None")
+        if self.form == "cross_entropy" and self.candidates is not None:
+            raise ValueError("candidates: got a value for form 'cross_entropy'; allowed: None")
 
     @property
     def sums_vocabulary(self) -> bool:
@@ -83,12 +88,17 @@ class Visits:
 
 @dataclass(frozen=True)
 class WeightedCandidates:
-    """Arguments of the loss kernels: candidate tokens and weights [R, C], offset [R]."""
+    """Arguments of the loss kernels: candidate tokens and weights [R, C], offset [R].
+
+    `softmax` tells that the signal weights are probabilities in a cross-entropy instead; then noise
+    weights and offset are 0.
+    """
 
     tokens: torch.Tensor
     signal: torch.Tensor
     noise: torch.Tensor
     offset: torch.Tensor
+    softmax: bool = False
 
 
 def weighted_candidates(
@@ -100,7 +110,7 @@ def weighted_candidates(
     step: int,
     noise: NoiseLaw | None = None,
 ) -> WeightedCandidates:
-    """Candidates and weights whose sigmoid cross-entropy is the configured loss.
+    """Candidates and weights whose cross-entropy, sigmoid or softmax, is the configured loss.
 
     Parameters
     ----------
@@ -130,7 +140,10 @@ def weighted_candidates(
         return _observed(visits, vocab_size, seed, step, noise)
     rate = visits.noise_rate.flatten()
     signal_total, noise_total, offset = 1.0 - rate, rate, log_odds(rate)
-    if config.noise_ratio is not None:
+    if config.form == "cross_entropy":
+        signal_total, noise_total = torch.ones_like(rate), torch.zeros_like(rate)
+        offset = torch.zeros_like(rate)
+    elif config.noise_ratio is not None:
         signal_total = torch.ones_like(rate)
         noise_total = torch.full_like(rate, config.noise_ratio)
         offset = -noise_total.log()
@@ -146,6 +159,7 @@ def weighted_candidates(
         signal=(signal_total[:, None] * torch.cat(signal, dim=1)).float(),
         noise=torch.cat([nothing, noise_total[:, None] * share], dim=1).float(),
         offset=offset.float(),
+        softmax=config.form == "cross_entropy",
     )
 
 
@@ -218,7 +232,7 @@ def loss_from_hidden(
     weight, bias : torch.Tensor
         Head: g = hidden @ weight.T + bias, [V, d] and [V].
     candidates : WeightedCandidates
-        Of the R rows.
+        Of the R rows, of a binary form: cross-entropy needs all logits.
     noise : NoiseLaw, optional
         pi; None is uniform.
 
@@ -242,6 +256,10 @@ def loss_from_logits(
     logits: torch.Tensor, candidates: WeightedCandidates, noise: NoiseLaw | None = None
 ) -> torch.Tensor:
     """Loss per row from all logits g, float [R, V]; otherwise as `loss_from_hidden`."""
+    if candidates.softmax:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        log_probs = logits.log_softmax(dim=1, dtype=wide)
+        return -(candidates.signal * log_probs.gather(1, candidates.tokens)).sum(dim=1)
     shifted = logits + minus_log_noise(logits.shape[1], noise, logits)
     return sigmoid_bce(
         shifted, candidates.tokens, candidates.signal, candidates.noise, offset=candidates.offset

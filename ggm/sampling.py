@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from ggm.noising import Chain
 from ggm.progress import progress_bar
+from ggm.redenoise import ReDenoise, renoise
 from ggm_kernels import NoiseLaw, Stream, glauber_step, linear_glauber_step, random_tokens
 
 
@@ -36,6 +37,18 @@ class Conditionals(Protocol):
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """A setting that is linear in chain time: `start` at T, where sampling starts, and `end` at 0."""
+
+    start: float
+    end: float
+
+    def at(self, progress: float) -> float:
+        """Value after a share `progress` in [0, 1] of the way from T to 0."""
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How the reverse process is run.
 
@@ -47,22 +60,37 @@ class SamplingConfig:
     keep_or_replace : bool
         Whether a token is first kept with the classifier's probability that it is signal (the
         posterior of the chain) rather than always resampled (heat bath). Equally exact.
-    temperature : float
+    event_driven : bool
+        Whether one evaluation of all L conditionals serves every step up to the next token that
+        changes (`ggm.event_driven`); for networks that give all L at once, with one site per step.
+    horizon : int or None
+        Event-driven only: steps that an evaluation serves at most, 1 being exact; None is up to the
+        end of the sweep, which bounds it in any case.
+    temperature : float or Ramp
         Divides the logits of a draw.
     top_k, top_p, min_p : optional
-        Filters of a draw, as in `ggm_kernels.glauber_step`.
+        Filters of a draw, as in `ggm_kernels.glauber_step`; top_p may be a `Ramp`.
+    redenoise : ReDenoise or None
+        What follows when time 0 is reached.
     """
 
     sites_per_step: int = 1
     keep_or_replace: bool = False
-    temperature: float = 1.0
+    event_driven: bool = False
+    horizon: int | None = None
+    temperature: float | Ramp = 1.0
     top_k: int | None = None
-    top_p: float | None = None
+    top_p: float | Ramp | None = None
     min_p: float | None = None
+    redenoise: ReDenoise | None = None
 
     def __post_init__(self) -> None:
         if self.sites_per_step < 1:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 or more")
+        if self.event_driven and self.sites_per_step != 1:
+            raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 if event_driven")
+        if self.horizon is not None and not (self.event_driven and self.horizon >= 1):
+            raise ValueError(f"horizon: got {self.horizon}; allowed: None or, if event_driven, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -75,13 +103,22 @@ class SampleResult:
         Samples, int64 [B, L].
     network_evaluations : int
         Evaluations of the conditionals, each on the whole batch.
+    site_updates : int
+        Visits that were undone, over all sequences: decisions on one token each, whether it changed
+        or not. Frozen positions are not visited.
     seconds : float
         Wall-clock time.
     """
 
     tokens: torch.Tensor
     network_evaluations: int
+    site_updates: int
     seconds: float
+
+    @property
+    def site_updates_per_second(self) -> float:
+        """Speed, comparable between samplers of one chain."""
+        return self.site_updates / self.seconds
 
 
 class VisitGroup(NamedTuple):
@@ -93,7 +130,7 @@ class VisitGroup(NamedTuple):
 
 
 def visit_groups(
-    chain: Chain, sites_per_step: int, visited: torch.Tensor | None = None
+    chain: Chain, sites_per_step: int, visited: torch.Tensor | None = None, sweeps: int | None = None
 ) -> Iterator[VisitGroup]:
     """Visits of the chain in groups that stay within a sweep, from the last group to the first.
 
@@ -105,6 +142,8 @@ def visit_groups(
         Largest size of a group.
     visited : torch.Tensor, optional
         bool [L]: the positions to be visited; the others are left out. None is all.
+    sweeps : int, optional
+        How many sweeps, of the first in time, there are to undo; None is all.
 
     Yields
     ------
@@ -115,7 +154,7 @@ def visit_groups(
     if visited is not None and not visited.any():
         return
     order = chain.positions.view(chain.sweeps, chain.length)
-    for sweep in reversed(range(chain.sweeps)):
+    for sweep in reversed(range(chain.sweeps if sweeps is None else sweeps)):
         ranks = torch.arange(chain.length)
         if visited is not None:
             ranks = ranks[visited.cpu()[order[sweep]]]
@@ -136,6 +175,102 @@ def initial_tokens(
     return random_tokens(sample_ids, length, vocab_size, stream=Stream.INITIAL, seed=seed, noise=noise)
 
 
+@dataclass(frozen=True)
+class Reversal:
+    """What all steps of one run share, and the steps that all samplers have in common.
+
+    A run is a first pass from time T to 0 and then those of `ReDenoise`, from the end of a sweep to 0.
+    """
+
+    chain: Chain
+    config: SamplingConfig
+    seed: int
+    sample_ids: torch.Tensor
+    frozen: torch.Tensor | None
+    noise: NoiseLaw | None
+    vocab_size: int | None
+
+    def __post_init__(self) -> None:
+        again = self.config.redenoise
+        if again is not None and again.sweeps > self.chain.sweeps:
+            raise ValueError(f"redenoise: got {again.sweeps} sweeps; allowed: 1 to {self.chain.sweeps}")
+        if again is not None and self.vocab_size is None:
+            raise ValueError("vocab_size: got None with redenoise; allowed: the number of tokens")
+
+    @property
+    def sweeps(self) -> list[int]:
+        """Sweeps that each pass undoes."""
+        again = self.config.redenoise
+        return [self.chain.sweeps] + ([] if again is None else [again.sweeps] * again.repeats)
+
+    @property
+    def visited(self) -> torch.Tensor | None:
+        """Positions [L] that are visited in some sequence, as `visit_groups` takes them."""
+        return None if self.frozen is None else ~self.frozen.all(dim=0)
+
+    def site_updates(self) -> int:
+        """Visits to undo in the whole run."""
+        per_sweep = len(self.sample_ids) * self.chain.length
+        if self.frozen is not None:
+            per_sweep -= int(self.frozen.sum())
+        return per_sweep * sum(self.sweeps)
+
+    def start(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
+        """State at the start of a pass, given what was before; a new tensor."""
+        if number == 0:
+            return tokens.clone()
+        assert self.vocab_size is not None
+        return renoise(
+            tokens,
+            self.chain,
+            self.sweeps[number],
+            self.vocab_size,
+            seed=self.seed,
+            step=number,
+            sample_ids=self.sample_ids,
+            frozen=self.frozen,
+            noise=self.noise,
+        )
+
+    def resample(
+        self,
+        tokens: torch.Tensor,
+        logits: torch.Tensor | LinearLogits,
+        group: VisitGroup,
+        number: int,
+        rows: torch.Tensor | None = None,
+    ) -> None:
+        """Undo the visits of a group in place, in pass `number`; `rows` tell which sequences these are."""
+        config, ids, frozen = self.config, self.sample_ids, self.frozen
+        if rows is not None:
+            ids, frozen = ids[rows], None if frozen is None else frozen[rows]
+        positions, rate = self.chain.visits(group.steps.to(tokens.device))
+        progress = 1.0 - group.time / self.chain.steps
+        options: dict[str, Any] = {
+            "seed": self.seed,
+            # Another coordinate for every step of every pass.
+            "step": number * self.chain.steps + group.time,
+            "temperature": _at(config.temperature, progress),
+            "top_k": config.top_k,
+            "top_p": _at(config.top_p, progress),
+            "min_p": config.min_p,
+            "noise_rate": rate.float().expand(len(tokens), -1) if config.keep_or_replace else None,
+            "noise": self.noise,
+            "normalize": config.keep_or_replace,
+            "sample_ids": ids,
+            "frozen": frozen,
+        }
+        if isinstance(logits, LinearLogits):
+            hidden, weight, bias = logits
+            linear_glauber_step(tokens, hidden, weight, positions, bias=bias, **options)
+        else:
+            glauber_step(tokens, logits, positions, **options)
+
+
+def _at(setting: float | Ramp | None, progress: float) -> float | None:
+    return setting.at(progress) if isinstance(setting, Ramp) else setting
+
+
 @torch.inference_mode()
 def denoise(
     conditionals: Conditionals,
@@ -147,6 +282,7 @@ def denoise(
     sample_ids: torch.Tensor | None = None,
     frozen: torch.Tensor | None = None,
     noise: NoiseLaw | None = None,
+    vocab_size: int | None = None,
     progress: bool = False,
     observe: Callable[[int, torch.Tensor], None] | None = None,
 ) -> SampleResult:
@@ -170,12 +306,14 @@ def denoise(
     frozen : torch.Tensor, optional
         bool [B, L]: positions that keep their tokens (infilling).
     noise : NoiseLaw, optional
-        pi in the keep decision; None is uniform.
+        pi in the keep decision and of new noise; None is uniform.
+    vocab_size : int, optional
+        V, which `ReDenoise` needs to draw noise.
     progress : bool
         Whether to show a progress bar (needs tqdm).
     observe : callable, optional
-        Called with (T, tokens) at the start, then with (t, X_t) after every group of steps. The
-        tensor is the state itself: copy what must last.
+        Called with (T, tokens) at the start, then with (t, X_t) after every group of steps and where
+        samples were noised again. The tensor is the state itself: copy what must last.
 
     Returns
     -------
@@ -189,46 +327,22 @@ def denoise(
     Glauber dynamics of arXiv 2405.17035; groups and keep-or-replace are our derivation
     (docs/mathematics.md).
     """
-    tokens = tokens.clone()
-    visited = None if frozen is None else ~frozen.all(dim=0)
-    groups = list(visit_groups(chain, config.sites_per_step, visited))
+    if sample_ids is None:
+        sample_ids = torch.arange(len(tokens), device=tokens.device)
+    run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
+    passes = [list(visit_groups(chain, config.sites_per_step, run.visited, sweeps)) for sweeps in run.sweeps]
+    evaluations = sum(len(groups) for groups in passes)
     started = time.perf_counter()
-    if observe is not None:
-        observe(chain.steps, tokens)
-    with progress_bar(progress, len(groups), "sampling", unit="step") as bar:
-        for group in groups:
-            positions = group.positions.to(tokens.device)
-            rate = None
-            if config.keep_or_replace:
-                rate = chain.noise_rate[group.steps].float().to(tokens.device)
-                rate = rate.expand(tokens.shape[0], -1)
-            _resample(
-                tokens,
-                conditionals(tokens, positions, group.time),
-                positions,
-                seed=seed,
-                step=group.time,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                min_p=config.min_p,
-                noise_rate=rate,
-                noise=noise,
-                normalize=config.keep_or_replace,
-                sample_ids=sample_ids,
-                frozen=frozen,
-            )
+    with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
+        for number, groups in enumerate(passes):
+            tokens = run.start(tokens, number)
             if observe is not None:
-                observe(group.time, tokens)
-            bar.update(1)
-    return SampleResult(tokens, len(groups), time.perf_counter() - started)
-
-
-def _resample(
-    tokens: torch.Tensor, logits: torch.Tensor | LinearLogits, positions: torch.Tensor, **options
-) -> None:
-    if isinstance(logits, LinearLogits):
-        hidden, weight, bias = logits
-        linear_glauber_step(tokens, hidden, weight, positions, bias=bias, **options)
-    else:
-        glauber_step(tokens, logits, positions, **options)
+                observe(run.sweeps[number] * chain.length, tokens)
+            for group in groups:
+                logits = conditionals(tokens, group.positions.to(tokens.device), group.time)
+                run.resample(tokens, logits, group, number)
+                if observe is not None:
+                    observe(group.time, tokens)
+                bar.update(1)
+    seconds = time.perf_counter() - started
+    return SampleResult(tokens, evaluations, run.site_updates(), seconds)

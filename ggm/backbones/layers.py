@@ -1,4 +1,4 @@
-"""Layers that the backbones share: features, rotary positions, transformer block with adaLN."""
+"""Layers that the backbones share: features, positions, transformer block with adaLN."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import math
 import torch
 from torch import nn
 
-from ggm.backbones.attention import attend
+from ggm.backbones.attention import IMPLEMENTATIONS, attend
+
+TIME_FEATURES = 32
+KEEP_FEATURES = 16
+POSITIONS = ("learned", "rotary", "both")
+
+
+def check_make(width: int, heads: int, positions: str, attention: str) -> None:
+    """Raise ValueError for values that no transformer of ours can be made with."""
+    if width % heads:
+        raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
+    if positions not in POSITIONS:
+        raise ValueError(f"positions: got {positions!r}; allowed: {POSITIONS}")
+    if attention not in IMPLEMENTATIONS:
+        raise ValueError(f"attention: got {attention!r}; allowed: {IMPLEMENTATIONS}")
 
 
 def cosine_features(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -48,11 +62,38 @@ def rotary_angles(grid: tuple[int, ...], head_size: int, base: float = 100.0) ->
     return torch.cat([-half, half], dim=1)[:, None]
 
 
+def position_angles(
+    positions: str, grid: tuple[int, ...] | None, length: int, head_size: int
+) -> torch.Tensor | None:
+    """`rotary_angles` of a sequence of `length`, or None where positions are only learned.
+
+    Raises
+    ------
+    ValueError
+        If the grid has not `length` positions.
+    """
+    grid = grid or (length,)
+    if math.prod(grid) != length:
+        raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
+    return None if positions == "learned" else rotary_angles(grid, head_size)
+
+
 def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotate channel pairs (c, c + D / 2) of heads [B, L, heads, D] by angles [1 or B, L, 1, D]."""
     half = heads.shape[-1] // 2
     # (x, y) -> (x cos - y sin, y cos + x sin): the angles of the first half carry the minus sign.
     return torch.addcmul(heads * angles.cos(), heads.roll(half, dims=-1), angles.sin())
+
+
+def time_network(width: int) -> nn.Sequential:
+    """From `TIME_FEATURES` features of the chain time to the condition of adaLN, of size `width`."""
+    return nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+
+def mlp(width: int, ratio: float) -> nn.Sequential:
+    """Two layers with a hidden one of ``ratio * width``."""
+    hidden = int(ratio * width)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
 
 
 class Modulation(nn.Module):
@@ -85,18 +126,23 @@ class AdaptiveNorm(nn.Module):
 class Block(nn.Module):
     """Transformer block with adaLN: attention, then an MLP, each in a gated residual."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, condition_size: int, attention: str) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        condition_size: int,
+        attention: str,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
-        hidden = int(mlp_ratio * width)
-        self.heads, self.attention = heads, attention
+        self.heads, self.attention, self.causal = heads, attention, causal
         self.modulation = Modulation(condition_size, width, 6)
         self.norm = AdaptiveNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
-        )
+        self.mlp = mlp(width, mlp_ratio)
 
     def forward(
         self,
@@ -117,6 +163,7 @@ class Block(nn.Module):
             Of `rotary_angles`.
         positions : torch.Tensor, optional
             int64 [B, K]: the only positions wanted. The last block of a network saves the others.
+            Not in a causal block.
 
         Returns
         -------
@@ -143,7 +190,8 @@ class Block(nn.Module):
         if angles is not None:
             query = rotate(query, angles[None] if positions is None else angles[positions])
             key = rotate(key, angles[None])
-        return self.output(attend(query, key, value, self.attention).flatten(2))
+        mixed = attend(query, key, value, self.attention, causal=self.causal)
+        return self.output(mixed.flatten(2))
 
 
 def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ggm.backbones.attention import IMPLEMENTATIONS
-from ggm.backbones.layers import AdaptiveNorm, Block, Modulation, cosine_features, rotary_angles
-
-_TIME_FEATURES = 32
-_KEEP_FEATURES = 16
-POSITIONS = ("learned", "rotary", "both")
+from ggm.backbones.layers import (
+    KEEP_FEATURES,
+    TIME_FEATURES,
+    AdaptiveNorm,
+    Block,
+    Modulation,
+    check_make,
+    cosine_features,
+    position_angles,
+    time_network,
+)
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,9 @@ class MaskedConfig:
     attention: str = "sdpa"
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width: got {self.width}; allowed: multiples of heads = {self.heads}")
+        check_make(self.width, self.heads, self.positions, self.attention)
         if self.depth < 1:
             raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions: got {self.positions!r}; allowed: {POSITIONS}")
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"attention: got {self.attention!r}; allowed: {IMPLEMENTATIONS}")
 
 
 class MaskedTransformer(nn.Module):
@@ -74,16 +74,12 @@ class MaskedTransformer(nn.Module):
     def __init__(self, config: MaskedConfig, vocab_size: int, length: int) -> None:
         super().__init__()
         width = config.width
-        grid = config.grid or (length,)
-        if math.prod(grid) != length:
-            raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
+        angles = position_angles(config.positions, config.grid, length, width // config.heads)
         self.token = nn.Embedding(vocab_size, width)
         self.mask = nn.Parameter(torch.empty(width))
-        self.keep = nn.Linear(_KEEP_FEATURES, width)
+        self.keep = nn.Linear(KEEP_FEATURES, width)
         self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
-        self.time = nn.Sequential(
-            nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
+        self.time = time_network(width)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, width, config.attention) for _ in range(config.depth)
         )
@@ -91,9 +87,6 @@ class MaskedTransformer(nn.Module):
         self.norm = AdaptiveNorm(width)
         self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size))
-        angles = None
-        if config.positions != "learned":
-            angles = rotary_angles(grid, width // config.heads)
         self.angles: torch.Tensor | None
         self.register_buffer("angles", angles, persistent=False)
         self._initialise(vocab_size)
@@ -139,10 +132,10 @@ class MaskedTransformer(nn.Module):
         masked = masked.scatter(1, positions, True)[..., None]
         dtype = self.mask.dtype
         x = torch.where(masked, self.mask, self.token(tokens))
-        x = x + self.keep(cosine_features(keep_prob, _KEEP_FEATURES).to(dtype))
+        x = x + self.keep(cosine_features(keep_prob, KEEP_FEATURES).to(dtype))
         if self.position is not None:
             x = x + self.position
-        condition = self.time(cosine_features(time, _TIME_FEATURES).to(dtype))
+        condition = self.time(cosine_features(time, TIME_FEATURES).to(dtype))
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, condition, self.angles)

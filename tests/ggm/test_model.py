@@ -30,6 +30,7 @@ OBJECTIVES = [
     ObjectiveConfig("observed"),
     ObjectiveConfig("summed", candidates=3),
     ObjectiveConfig("marginal"),
+    ObjectiveConfig("cross_entropy"),
     ObjectiveConfig("marginal", candidates=2, noise_ratio=8.0),
 ]
 
@@ -147,6 +148,8 @@ def test_bad_configurations_are_refused(bad):
         {"candidates": 0},
         {"noise_ratio": 0.0},
         {"form": "observed", "noise_ratio": 2.0},
+        {"form": "cross_entropy", "noise_ratio": 2.0},
+        {"form": "cross_entropy", "candidates": 2},
     ],
 )
 def test_bad_objectives_are_refused(bad):

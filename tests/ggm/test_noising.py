@@ -68,12 +68,15 @@ def test_every_sweep_visits_every_position_once(order):
     chain = Chain.from_config(ChainConfig(length=7, sweeps=3, order=order))
     visits = chain.positions.view(3, 7)
     assert torch.equal(visits.sort(dim=1).values, torch.arange(7).expand(3, -1))
-    assert torch.equal(visits[0], visits[2])
+    assert torch.equal(visits[0], visits[2]) == (order != "reshuffled")
+    assert (order == "raster") == torch.equal(visits[0], torch.arange(7))
 
 
-def test_order_is_a_function_of_its_seed():
+@pytest.mark.parametrize("order", ["permutation", "reshuffled"])
+def test_order_is_a_function_of_its_seed(order):
     first, second, other = (
-        Chain.from_config(ChainConfig(length=50, order_seed=seed)).positions for seed in (1, 1, 2)
+        Chain.from_config(ChainConfig(length=50, order=order, order_seed=seed)).positions
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)

@@ -1,5 +1,7 @@
 """The losses by enumeration: equal expectations, one minimiser, and checks that notice faults."""
 
+import dataclasses
+
 import pytest
 import torch
 from enumerable import FALSE_ALARM, law_at, noise_law, potts_ring, skewed, uneven_chain, uniform
@@ -21,13 +23,18 @@ TIMES = range(2 * DATA.length)  # the last sweep is all noise: there eps is 1 an
 
 
 class Case:
-    """All outcomes (x0_i, X_{t,-i}, X_{t,i}) at one step of the chain, with probabilities."""
+    """All outcomes (x0_i, X_{t,-i}, X_{t,i}) at one step of the chain, with probabilities.
 
-    def __init__(self, time: int, pi: torch.Tensor) -> None:
+    The position is that of step `visit`, by default of step t itself. A hollow network predicts those
+    of all visits in the sweep of t.
+    """
+
+    def __init__(self, time: int, pi: torch.Tensor, visit: int | None = None) -> None:
+        visit = time if visit is None else visit
         self.time, self.pi, self.noise = time, pi, noise_law(pi)
-        self.position = int(CHAIN.positions[time])
+        self.position = int(CHAIN.positions[visit])
         self.alpha = CHAIN.keep_prob(torch.tensor([time]))[0, self.position]
-        self.rate = CHAIN.noise_rate[time]
+        self.rate = CHAIN.noise_rate[visit]
         keep = CHAIN.keep_prob(torch.tensor([time]))[0].tolist()
         keep[self.position] = 1.0
         # Everything but the position itself is noised: states hold x0_i beside X_{t,-i}.
@@ -92,9 +99,9 @@ def check_expectation(case: Case, candidates: WeightedCandidates) -> None:
     torch.testing.assert_close(case.expectation(g, candidates), case.paper_expectation(g), rtol=1e-6, atol=0)
 
 
-def check_minimiser(case: Case, candidates: WeightedCandidates) -> None:
-    """The loss is convex in g, and its gradient vanishes at the true conditionals."""
-    g = case.true_logits().requires_grad_()
+def check_minimiser(case: Case, candidates: WeightedCandidates, constant: float = 0.0) -> None:
+    """The loss is convex in g, and its gradient vanishes at the true conditionals (plus a constant)."""
+    g = (case.true_logits() + constant).requires_grad_()
     (gradient,) = torch.autograd.grad(case.expectation(g, candidates), g)
     # Weights are float32: what cancels is of the order of the noise weight.
     scale = float(candidates.noise.max()) + 1.0
@@ -116,6 +123,40 @@ def test_sums_have_the_expectation_of_the_paper(form, time, noise):
 def test_true_conditionals_minimise_every_loss(form, noise_ratio, time, noise):
     case = Case(time, NOISES[noise])
     check_minimiser(case, case.candidates(ObjectiveConfig(form, noise_ratio=noise_ratio)))
+
+
+@pytest.mark.parametrize("form", ["summed", "marginal", "cross_entropy"])
+@pytest.mark.parametrize(("time", "visit"), [(4, 3), (4, 5), (3, 5), (0, 2), (2, 0)])
+def test_true_conditionals_of_other_positions_minimise_too(time, visit, form):
+    case = Case(time, NOISES["skewed"], visit)
+    check_minimiser(case, case.candidates(ObjectiveConfig(form)))
+
+
+@pytest.mark.parametrize("constant", [0.0, 2.5])
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("time", TIMES)
+def test_true_conditionals_minimise_cross_entropy_whatever_their_normalisation(time, noise, constant):
+    case = Case(time, NOISES[noise])
+    candidates = case.candidates(ObjectiveConfig("cross_entropy"))
+    check_minimiser(case, candidates, constant)
+    # At its minimum it is the entropy of X_{t,i} given X_{t,-i}.
+    g = case.true_logits()
+    weights = torch.zeros(case.contexts, dtype=torch.float64).index_add(0, case.context, case.probs)
+    entropy = weights @ -(g.exp() * g).sum(1)
+    torch.testing.assert_close(case.expectation(g + constant, candidates), entropy, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("fault", ["alpha for 1 - alpha", "data for X_t"])
+def test_check_of_cross_entropy_notices(fault, noise):
+    case = Case(4, NOISES[noise])
+    visits = case.visits()
+    keep_prob = torch.ones_like(visits.keep_prob) if fault == "data for X_t" else 1 - visits.keep_prob
+    visits = dataclasses.replace(visits, keep_prob=keep_prob)
+    config = ObjectiveConfig("cross_entropy")
+    faulty = weighted_candidates(config, visits, VOCAB, seed=3, step=1, noise=case.noise)
+    with pytest.raises(AssertionError):
+        check_minimiser(case, faulty)
 
 
 def _mean_loss(config: ObjectiveConfig, case: Case, count: int) -> tuple[float, float]:

@@ -1,0 +1,69 @@
+"""Noising samples again, to denoise them again: what ReDenoise adds to a sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ggm.draws import uniforms
+from ggm.noising import Chain
+from ggm_kernels import NoiseLaw, Stream, random_tokens
+
+
+@dataclass(frozen=True)
+class ReDenoise:
+    """Noise samples again by the chain's first `sweeps` sweeps and denoise them, `repeats` times."""
+
+    sweeps: int
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1 or self.repeats < 1:
+            raise ValueError(f"sweeps, repeats: got {self.sweeps}, {self.repeats}; allowed: 1 or more")
+
+
+def renoise(
+    tokens: torch.Tensor,
+    chain: Chain,
+    sweeps: int,
+    vocab_size: int,
+    *,
+    seed: int,
+    step: int,
+    sample_ids: torch.Tensor,
+    frozen: torch.Tensor | None = None,
+    noise: NoiseLaw | None = None,
+) -> torch.Tensor:
+    """Run the chain forwards from time 0 through its first sweeps.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        X_0, int32 or int64 [B, L]; not written to.
+    chain : Chain
+        Visit order and noise rates.
+    sweeps : int
+        How many sweeps, 0 to S.
+    vocab_size : int
+        V.
+    seed, step, sample_ids
+        Coordinates of the draws, which come from the stream REDENOISE; step below 2**31.
+    frozen : torch.Tensor, optional
+        bool [B, L]: positions that keep their tokens.
+    noise : NoiseLaw, optional
+        pi; None is uniform.
+
+    Returns
+    -------
+    torch.Tensor
+        X_t at t = `sweeps` * L, of the dtype and shape of `tokens`.
+    """
+    times = torch.tensor([sweeps * chain.length], device=tokens.device)
+    coordinates: dict[str, Any] = {"stream": Stream.REDENOISE, "seed": seed}
+    kept = uniforms(sample_ids, chain.length, step=2 * step, **coordinates) < chain.keep_prob(times)
+    drawn = random_tokens(sample_ids, chain.length, vocab_size, step=2 * step + 1, noise=noise, **coordinates)
+    if frozen is not None:
+        kept = kept | frozen
+    return torch.where(kept, tokens, drawn.to(tokens.dtype))
