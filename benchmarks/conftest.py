@@ -9,10 +9,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import pytest
 import torch
 
-from benchmarks import rivals
+from benchmarks import machine, rivals
+from benchmarks.ceilings import Ceilings
+from benchmarks.recording import Recorder
 
 if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter is for tests: its time means nothing
+
+_ceilings: dict[torch.device, Ceilings] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +32,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{name}: {reason}")
 
 
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Write beside the results what they ran on, what it can do at best, and which rivals are missing."""
+    machine_info["ggm"] = {
+        **machine.describe(),
+        "ceilings": {device.type: ceilings.measured() for device, ceilings in _ceilings.items()},
+        "absent": dict(sorted(rivals.absent().items())),
+    }
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def ceilings(device: torch.device) -> Ceilings:
+    return _ceilings.setdefault(device, Ceilings(device))
+
+
+@pytest.fixture
+def record(benchmark, ceilings: Ceilings) -> Recorder:
+    return Recorder(benchmark, ceilings)

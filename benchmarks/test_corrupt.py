@@ -1,19 +1,18 @@
 """corrupt against PyTorch, eager and compiled, and against copying the same bytes."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from benchmarks import rivals
-from benchmarks.timing import synchronise, times_faster
-from ggm_kernels import NoiseLaw, backends, corrupt
+from benchmarks.ceilings import Work
+from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
+from ggm_kernels import NoiseLaw, corrupt
 
 VOCAB_SIZE = 50257
-SIZES = [(64, 1024)]
-FULL_SIZES = [(1, 1024), (64, 1024), (512, 1024), (4096, 1024)]
-BACKENDS = ["reference", "cpu", "cuda", "triton"]
-VARIANTS = ["uniform", "noise law", "keep_prob per position", "int32"]
+SIZES = [(1, 1024), (64, 1024), (512, 1024)]
+FULL_SIZES = [*SIZES, (4096, 1024)]
+VARIANTS = ["noise law", "keep_prob per position", "int32"]
+Noised = tuple[torch.Tensor, torch.Tensor]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,96 +23,87 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def inputs(size, device) -> tuple[torch.Tensor, torch.Tensor]:
+    return make_inputs(size, device)
+
+
+def make_inputs(size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.randint(VOCAB_SIZE, size, device=device)
     return tokens, torch.rand(size[0], device=device)
 
 
-def eager(tokens: torch.Tensor, keep_prob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def eager(tokens: torch.Tensor, keep_prob: torch.Tensor, probs: torch.Tensor | None = None) -> Noised:
     """The op as PyTorch users write it."""
-    is_signal = torch.rand(tokens.shape, device=tokens.device) < keep_prob[:, None]
-    noise = torch.randint(VOCAB_SIZE, tokens.shape, device=tokens.device)
+    keep_prob = keep_prob if keep_prob.dim() == 2 else keep_prob[:, None]
+    is_signal = torch.rand(tokens.shape, device=tokens.device) < keep_prob
+    if probs is None:
+        noise = torch.randint(VOCAB_SIZE, tokens.shape, device=tokens.device, dtype=tokens.dtype)
+    else:
+        noise = torch.multinomial(probs, tokens.numel(), replacement=True).view(tokens.shape)
     return torch.where(is_signal, tokens, noise), is_signal
 
 
-def copy(tokens: torch.Tensor, keep_prob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def copy(tokens: torch.Tensor) -> Noised:
     """The bytes that no version can avoid: tokens in, tokens and one bool out, newly allocated."""
     return tokens.clone(), torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device).fill_(True)
 
 
-def assert_corrupted(result: tuple[torch.Tensor, torch.Tensor], tokens: torch.Tensor) -> None:
+def case_of(tokens: torch.Tensor, keep_prob: torch.Tensor, form: str = "", rival=None) -> Case:
+    batch, length = tokens.shape
+    moved = tokens.numel() * (2 * tokens.element_size() + 1) + keep_prob.numel() * keep_prob.element_size()
+    op = f"corrupt, {form}" if form else "corrupt"
+    rival = rival or (lambda: eager(tokens, keep_prob))
+    return Case(op, {"B": batch, "L": length}, tokens.device, Work(moved), ("eager", rival))
+
+
+def assert_corrupted(result: Noised, tokens: torch.Tensor) -> None:
     noisy, is_signal = result
     assert torch.equal(noisy[is_signal], tokens[is_signal])
     assert ((noisy >= 0) & (noisy < VOCAB_SIZE)).all()
     assert 0.3 < is_signal.float().mean() < 0.7 or tokens.shape[0] == 1
 
 
-def record(benchmark, call: Callable[[], object], inputs, group: str) -> object:
-    """Time `call`; note its rate and its ratio to eager PyTorch, measured side by side."""
-    tokens = inputs[0]
-    benchmark.group = group
-
-    def synchronised() -> object:
-        result = call()
-        synchronise()
-        return result
-
-    result = benchmark.pedantic(synchronised, warmup_rounds=3, rounds=20)
-    moved = tokens.numel() * (2 * tokens.element_size() + 1)
-    benchmark.extra_info["GB/s"] = round(moved / benchmark.stats["median"] / 1e9, 2)
-    benchmark.extra_info["times_faster_than_eager"] = round(times_faster(lambda: eager(*inputs), call), 2)
-    return result
+def test_copy(record, inputs):
+    record(case_of(*inputs), "copy", lambda: copy(inputs[0]), "floor", rounds=20)
 
 
-def group_of(tokens: torch.Tensor) -> str:
-    return f"corrupt {tuple(tokens.shape)} {tokens.device.type}, {torch.get_num_threads()} threads"
-
-
-def test_copy(benchmark, inputs):
-    record(benchmark, lambda: copy(*inputs), inputs, group_of(inputs[0]))
-
-
-def test_torch_eager(benchmark, inputs):
-    result = record(benchmark, lambda: eager(*inputs), inputs, group_of(inputs[0]))
+def test_torch_eager(record, inputs):
+    result = record(case_of(*inputs), "eager", lambda: eager(*inputs), rounds=20)
     assert_corrupted(result, inputs[0])
 
 
-def test_torch_compile(benchmark, inputs):
+def test_torch_compile(record, inputs):
     compiled = rivals.compiled(eager, "corrupt", lambda call: call(*inputs))
-    result = record(benchmark, lambda: compiled(*inputs), inputs, group_of(inputs[0]))
+    result = record(case_of(*inputs), "torch.compile", lambda: compiled(*inputs), rounds=20)
     assert_corrupted(result, inputs[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ggm_kernels(benchmark, inputs, backend, device):
-    state = backends()[backend]
-    if not state:
-        pytest.skip(f"{backend}: {state.reason}")
-    if backend in ("cpu", "cuda") and backend != device.type:
-        pytest.skip(f"{backend}: the tensors are on {device.type}")
-    result = record(
-        benchmark,
-        lambda: corrupt(*inputs, VOCAB_SIZE, seed=1, backend=backend),
-        inputs,
-        group_of(inputs[0]),
-    )
+def test_ggm_kernels(record, inputs, backend, device):
+    skip_unless_served("corrupt", backend, device)
+    call = lambda: corrupt(*inputs, VOCAB_SIZE, seed=1, backend=backend)  # noqa: E731
+    result = record(case_of(*inputs), name_of(backend), call, role_of(backend), rounds=20)
     assert_corrupted(result, inputs[0])
     expected = corrupt(*inputs, VOCAB_SIZE, seed=1, backend="reference")
     assert torch.equal(result[0], expected[0])
 
 
+@pytest.mark.parametrize("implementation", ["eager", "ggm_kernels"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(benchmark, inputs, variant):
-    """The best backend on the other forms of the call."""
-    tokens, keep_prob = inputs
-    noise = NoiseLaw(torch.rand(VOCAB_SIZE).softmax(0)) if variant == "noise law" else None
+def test_variants(record, device, variant, implementation):
+    """The other forms of the call, each against eager PyTorch."""
+    tokens, keep_prob = make_inputs((64, 1024), device)
+    probs = torch.rand(VOCAB_SIZE, device=device).softmax(0) if variant == "noise law" else None
+    noise = None if probs is None else NoiseLaw(probs)
     if variant == "keep_prob per position":
         keep_prob = keep_prob[:, None].expand(tokens.shape).contiguous()
     if variant == "int32":
         tokens = tokens.to(torch.int32)
-    result = record(
-        benchmark,
-        lambda: corrupt(tokens, keep_prob, VOCAB_SIZE, seed=1, noise=noise),
-        inputs,
-        f"{group_of(inputs[0])}, variants",
-    )
+    rival = lambda: eager(tokens, keep_prob, probs)  # noqa: E731
+    case = case_of(tokens, keep_prob, variant, rival)
+    if implementation == "eager":
+        result = record(case, "eager", rival)
+    else:
+        backend = best_backend(device)
+        ours = lambda: corrupt(tokens, keep_prob, VOCAB_SIZE, seed=1, noise=noise, backend=backend)  # noqa: E731
+        result = record(case, name_of(backend), ours, role_of(backend), rounds=20)
     assert_corrupted(result, tokens)

@@ -11,19 +11,38 @@ import torch
 from torch.nn.functional import linear
 
 from benchmarks import rivals
-from benchmarks.timing import peak_extra_bytes, synchronise, times_faster
-from ggm_kernels import backends, glauber_step, linear_glauber_step
+from benchmarks.ceilings import Work
+from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
+from ggm_kernels import glauber_step, linear_glauber_step
 
-BACKENDS = ["reference", "cpu", "cuda", "triton"]
-VOCAB_SIZE, HIDDEN_SIZE = 50257, 768
+HIDDEN_SIZE = 768
 LOGITS_LIMIT = 8 * 2**30  # bytes of logits beyond which a size is left to the calls that make none
 FILTERS = {"top-k 50": {"top_k": 50}, "top-p 0.9": {"top_p": 0.9}, "min-p 0.05": {"min_p": 0.05}}
 
 
+@dataclass(frozen=True)
+class Size:
+    """Rows N, vocabulary V."""
+
+    rows: int = 256
+    vocab_size: int = 50257
+
+    def __str__(self) -> str:
+        return f"N={self.rows}-V={self.vocab_size}"
+
+
+FULL_SIZES = [Size(rows=rows) for rows in (1, 16, 256, 4096, 65536)]
+# Rows, then vocabulary: few implementations, for the curves.
+CURVES = [Size(rows=rows) for rows in (1, 16)] + [Size(vocab_size=v) for v in (1024, 8192, 262144)]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "rows" in metafunc.fixturenames:
-        full = metafunc.config.getoption("--bench-full")
-        metafunc.parametrize("rows", [1, 16, 256, 4096, 65536] if full else [256], ids=lambda n: f"N={n}")
+    if "size" in metafunc.fixturenames:
+        if "curve" in metafunc.fixturenames:
+            sizes = CURVES
+        else:
+            sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else [Size()]
+        metafunc.parametrize("size", sizes, ids=str)
 
 
 @dataclass
@@ -51,23 +70,27 @@ class Rows:
         return self.logits
 
 
+def make_rows(size: Size, device: torch.device) -> Rows:
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    hidden = torch.randn(size.rows, HIDDEN_SIZE, device=device, dtype=dtype)
+    weight = torch.randn(size.vocab_size, HIDDEN_SIZE, device=device, dtype=dtype) * 0.05
+    fits = size.rows * size.vocab_size * 4 <= LOGITS_LIMIT
+    tokens = torch.randint(size.vocab_size, (1, size.rows), device=device)
+    positions = torch.arange(size.rows, device=device)
+    return Rows(tokens, positions, hidden, weight, linear(hidden, weight) if fits else None)
+
+
 @pytest.fixture(scope="module")
-def cached() -> dict[int, Rows]:
+def cached() -> dict[Size, Rows]:
     return {}
 
 
 @pytest.fixture
-def inputs(rows: int, device, cached) -> Rows:
-    if rows not in cached:
+def inputs(size: Size, device, cached) -> Rows:
+    if size not in cached:
         cached.clear()
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        hidden = torch.randn(rows, HIDDEN_SIZE, device=device, dtype=dtype)
-        weight = torch.randn(VOCAB_SIZE, HIDDEN_SIZE, device=device, dtype=dtype) * 0.05
-        fits = rows * VOCAB_SIZE * 4 <= LOGITS_LIMIT
-        tokens = torch.randint(VOCAB_SIZE, (1, rows), device=device)
-        positions = torch.arange(rows, device=device)
-        cached[rows] = Rows(tokens, positions, hidden, weight, linear(hidden, weight) if fits else None)
-    return cached[rows]
+        cached[size] = make_rows(size, device)
+    return cached[size]
 
 
 # What PyTorch users write
@@ -97,33 +120,44 @@ def filtered(logits: torch.Tensor, top_k=None, top_p=None, min_p=None) -> torch.
     return multinomial(logits)
 
 
-def record(benchmark, rows: Rows, call: Callable[[], torch.Tensor], rival: Callable, name: str, group: str):
-    """Time `call`; note its ratio to `rival`, measured side by side, its memory and its rate."""
-    count, device = rows.tokens.shape[1], rows.tokens.device.type
-    benchmark.group = f"{group}, N={count}, V={VOCAB_SIZE}, {device}, {torch.get_num_threads()} threads"
-
-    def synchronised() -> torch.Tensor:
-        result = call()
-        synchronise()
-        return result
-
-    benchmark.extra_info["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
-    result = benchmark.pedantic(synchronised, rounds=5)
-    benchmark.extra_info["tokens/s"] = round(count / benchmark.stats["median"])
-    benchmark.extra_info[f"times_faster_than_{name}"] = round(times_faster(rival, call), 2)
-    assert ((result >= 0) & (result < VOCAB_SIZE)).all()
+# What is timed
 
 
-def record_step(benchmark, rows: Rows, call: Callable[[], torch.Tensor]) -> None:
-    record(benchmark, rows, call, lambda: multinomial(rows.need_logits()), "multinomial", "glauber_step")
+def step_case(rows: Rows, form: str = "", rival: tuple[str, Callable] | None = None) -> Case:
+    """Resampling from logits: they must be read once."""
+    logits = rows.need_logits()
+    op = f"glauber_step, {form}" if form else "glauber_step"
+    size = {"N": logits.shape[0], "V": logits.shape[1]}
+    work = Work(logits.numel() * logits.element_size())
+    return Case(op, size, logits.device, work, rival or ("multinomial", lambda: multinomial(logits)))
 
 
-def skip_unless_served(op: str, backend: str, device: torch.device) -> None:
-    state = backends()[backend]
-    if not state or op not in state.ops:
-        pytest.skip(f"{backend}: {state.reason}")
-    if backend in ("cpu", "cuda") and backend != device.type:
-        pytest.skip(f"{backend}: the tensors are on {device.type}")
+def linear_case(rows: Rows) -> Case:
+    """Resampling from hidden states: hidden and weight must be read and multiplied once."""
+    (count, width), vocab_size = rows.hidden.shape, rows.weight.shape[0]
+    read = (rows.hidden.numel() + rows.weight.numel()) * rows.weight.element_size()
+    work = Work(read, 2 * count * vocab_size * width, rows.weight.dtype)
+    size = {"N": count, "V": vocab_size, "d": width}
+    product = ("F.linear", lambda: linear(rows.hidden, rows.weight))
+    return Case("linear_glauber_step", size, rows.weight.device, work, product)
+
+
+def keep_case(rows: Rows) -> Case:
+    """Keep or replace: the verdict of every row needs one dot product, and hardly any row more."""
+    whole = linear_case(rows)
+    work = Work(2 * rows.hidden.numel() * rows.hidden.element_size())
+    return Case("linear_glauber_step, keep or replace", whole.size, whole.device, work, whole.rival)
+
+
+@pytest.fixture
+def timed(record) -> Callable:
+    """`record`, with tokens per second, of calls that return one token per row."""
+
+    def timed(case: Case, name: str, call: Callable[[], torch.Tensor], role: str = "rival") -> None:
+        result = record(case, name, call, role, rounds=5, per_second={"tokens": case.size["N"]})
+        assert ((result >= 0) & (result < case.size["V"])).all()
+
+    return timed
 
 
 def assert_agrees(rows: Rows, step: Callable[[str], torch.Tensor], backend: str, allowed: float) -> None:
@@ -139,89 +173,91 @@ def assert_agrees(rows: Rows, step: Callable[[str], torch.Tensor], backend: str,
 # From logits
 
 
-def test_floor_row_maximum(benchmark, inputs):
-    logits = inputs.need_logits()
-    record_step(benchmark, inputs, lambda: logits.max(-1).indices)
+def test_floor_row_maximum(timed, inputs):
+    case = step_case(inputs)
+    timed(case, "row maximum", lambda: inputs.logits.max(-1).indices, "floor")
 
 
-def test_torch_multinomial(benchmark, inputs):
-    logits = inputs.need_logits()
-    record_step(benchmark, inputs, lambda: multinomial(logits))
+def test_torch_multinomial(timed, inputs):
+    timed(step_case(inputs), "multinomial", lambda: multinomial(inputs.logits))
 
 
-def test_torch_gumbel(benchmark, inputs):
-    logits = inputs.need_logits()
-    record_step(benchmark, inputs, lambda: gumbel(logits))
+def test_torch_gumbel(timed, inputs):
+    timed(step_case(inputs), "Gumbel maximum", lambda: gumbel(inputs.logits))
 
 
-def test_torch_compiled_gumbel(benchmark, inputs):
-    logits = inputs.need_logits()
-    compiled = rivals.compiled(gumbel, "the Gumbel maximum", lambda call: call(logits))
-    record_step(benchmark, inputs, lambda: compiled(logits))
+def test_torch_compiled_gumbel(timed, inputs):
+    case = step_case(inputs)
+    compiled = rivals.compiled(gumbel, "the Gumbel maximum", lambda call: call(inputs.logits))
+    timed(case, "Gumbel, torch.compile", lambda: compiled(inputs.logits))
 
 
-def test_flashinfer(benchmark, inputs):
+def test_flashinfer(timed, inputs):
     flashinfer = rivals.require("flashinfer-python", "flashinfer", needs_cuda=True)
-    logits = inputs.need_logits()
-    record_step(benchmark, inputs, lambda: flashinfer.sampling.sampling_from_logits(logits.float()))
+    case = step_case(inputs)
+    timed(case, "FlashInfer", lambda: flashinfer.sampling.sampling_from_logits(inputs.logits.float()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ggm_kernels(benchmark, inputs, backend, device):
+def test_ggm_kernels(timed, inputs, backend, device):
     skip_unless_served("glauber_step", backend, device)
-    record_step(benchmark, inputs, lambda: inputs.step(backend))
+    timed(step_case(inputs), name_of(backend), lambda: inputs.step(backend), role_of(backend))
     assert_agrees(inputs, Rows.step, backend, allowed=0.004)
+
+
+@pytest.mark.parametrize("curve", ["multinomial", "ggm_kernels"])
+def test_curves(timed, inputs, device, curve):
+    """Time against rows and against the vocabulary."""
+    backend = best_backend(device)
+    if curve == "multinomial":
+        timed(step_case(inputs), curve, lambda: multinomial(inputs.logits))
+    else:
+        timed(step_case(inputs), name_of(backend), lambda: inputs.step(backend), role_of(backend))
 
 
 # With filters
 
 
+@pytest.mark.parametrize("implementation", ["sort and multinomial", "ggm_kernels"])
 @pytest.mark.parametrize("name", FILTERS)
-def test_torch_filters(benchmark, inputs, name):
-    logits = inputs.need_logits()
-    call = lambda: filtered(logits, **FILTERS[name])  # noqa: E731
-    record(benchmark, inputs, call, call, "torch", f"glauber_step {name}")
-
-
-@pytest.mark.parametrize("name", FILTERS)
-def test_ggm_kernels_filters(benchmark, inputs, name):
-    rival = lambda: filtered(inputs.need_logits(), **FILTERS[name])  # noqa: E731
-    record(
-        benchmark, inputs, lambda: inputs.step(**FILTERS[name]), rival, "torch", f"glauber_step {name}"
-    )  # fmt: skip
+def test_filters(timed, inputs, device, name, implementation):
+    case = step_case(inputs, name, ("torch", lambda: filtered(inputs.logits, **FILTERS[name])))
+    backend = best_backend(device)
+    if implementation == "ggm_kernels":
+        timed(case, name_of(backend), lambda: inputs.step(backend, **FILTERS[name]), role_of(backend))
+    else:
+        timed(case, *case.rival)
 
 
 # From hidden states
 
 
-def record_linear(benchmark, rows: Rows, call: Callable[[], torch.Tensor]) -> None:
-    rival = lambda: linear(rows.hidden, rows.weight)  # noqa: E731
-    record(benchmark, rows, call, rival, "F.linear", "linear_glauber_step")
-
-
-def test_floor_matrix_product(benchmark, inputs):
+def test_floor_matrix_product(timed, inputs):
     inputs.need_logits()
 
     def product() -> torch.Tensor:
         linear(inputs.hidden, inputs.weight)
         return inputs.tokens
 
-    record_linear(benchmark, inputs, product)
+    timed(linear_case(inputs), "F.linear", product, "floor")
 
 
-def test_torch_product_and_multinomial(benchmark, inputs):
+def test_torch_product_and_multinomial(timed, inputs):
     inputs.need_logits()
-    record_linear(benchmark, inputs, lambda: multinomial(linear(inputs.hidden, inputs.weight)))
+    call = lambda: multinomial(linear(inputs.hidden, inputs.weight))  # noqa: E731
+    timed(linear_case(inputs), "F.linear, multinomial", call)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ggm_kernels_linear(benchmark, inputs, backend, device):
+def test_ggm_kernels_linear(timed, inputs, backend, device):
     skip_unless_served("linear_glauber_step", backend, device)
-    record_linear(benchmark, inputs, lambda: inputs.linear_step(backend))
+    timed(linear_case(inputs), name_of(backend), lambda: inputs.linear_step(backend), role_of(backend))
     assert_agrees(inputs, Rows.linear_step, backend, allowed=0.004)
 
 
-def test_ggm_kernels_keep_or_replace(benchmark, inputs, device):
+def test_ggm_kernels_keep_or_replace(timed, inputs, device):
     """At a noise rate at which few tokens change, few rows need the product."""
     rate = torch.full((1,), 1e-3, device=device)
-    record_linear(benchmark, inputs, lambda: inputs.linear_step(noise_rate=rate, normalize=False))
+    backend = best_backend(device)
+    call = lambda: inputs.linear_step(backend, noise_rate=rate, normalize=False)  # noqa: E731
+    timed(keep_case(inputs), name_of(backend), call, role_of(backend))

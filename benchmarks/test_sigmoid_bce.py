@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import cross_entropy, embedding, linear, softplus
 
 from benchmarks import rivals
-from benchmarks.timing import empty_caches, peak_extra_bytes, synchronise, times_faster
-from ggm_kernels import backends, linear_sigmoid_bce
-
-BACKENDS = ["reference", "cpu", "cuda", "triton"]
+from benchmarks.ceilings import Work
+from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
+from benchmarks.timing import empty_caches, peak_extra_bytes, times_faster
+from ggm_kernels import linear_sigmoid_bce
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,20 @@ FULL_SIZES = [
     *(Size(count=count) for count in (4, 16, 64)),
     *(Size(hidden_size=hidden_size) for hidden_size in (256, 4096)),
 ]
+# Vocabulary, then rows, then hidden size: few implementations and rows, for the curves.
+CURVES = [
+    *(Size(rows=256, vocab_size=vocab_size) for vocab_size in (1024, 8192, 50257, 262144)),
+    *(Size(rows=rows) for rows in (16, 1024)),
+    *(Size(rows=256, hidden_size=hidden_size) for hidden_size in (256, 2048)),
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
-        sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        if "curve" in metafunc.fixturenames:
+            sizes = CURVES
+        else:
+            sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
         metafunc.parametrize("size", sizes, ids=str)
 
 
@@ -118,82 +127,119 @@ def pass_of(head: Head, loss: Callable[[], torch.Tensor], what: str) -> Callable
     return head.step(loss) if what == "forward+backward" else loss
 
 
-def record(
-    benchmark,
-    head: Head,
-    loss: Callable[[], torch.Tensor],
-    group: str,
-    what: str,
-    rounds: int = 10,
-    rival: tuple[str, Callable[[], torch.Tensor]] | None = None,
-):
-    """Time a pass; note its memory and its ratio to a rival's (the hand-written gather), side by side."""
-    benchmark.group = f"linear_sigmoid_bce {what} {group} {head.hidden.device.type}"
-    name, rival_loss = rival or ("gather", head.gather)
-    call = pass_of(head, loss, what)
+def work_of(head: Head, what: str) -> Work:
+    """Rows of hidden and weight in; backward the same again, and both gradients out, the weight's dense."""
+    rows, element = head.candidates.numel(), head.hidden.element_size()
+    read = (head.hidden.numel() + rows * head.hidden.shape[1]) * element
+    if what == "forward":
+        return Work(read)
+    return Work(2 * read + (head.hidden.numel() + head.weight.numel()) * element)
 
-    def synchronised() -> None:
-        call()
-        synchronise()
 
-    benchmark.extra_info["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
-    benchmark.pedantic(synchronised, rounds=rounds)  # warm: the memory was measured on a call
-    ratio = times_faster(pass_of(head, rival_loss, what), call)
-    benchmark.extra_info[f"times_faster_than_{name}"] = float(f"{ratio:.3g}")
+def case_of(head: Head, what: str, form: str = "", rival=None) -> Case:
+    """A pass of the loss; the rival interleaved is the hand-written gather unless another is named."""
+    rows, count = head.candidates.shape
+    dtype = "" if head.hidden.dtype == torch.float32 else f" {head.hidden.dtype}".replace("torch.", "")
+    name, loss = rival or ("gather", head.gather)
+    return Case(
+        f"linear_sigmoid_bce {what}{dtype}{form and ', '}{form}",
+        {"N": rows, "C": count, "V": head.weight.shape[0], "d": head.hidden.shape[1]},
+        head.hidden.device,
+        work_of(head, what),
+        (name, pass_of(head, loss, what)),
+    )
 
 
 PASSES = ["forward", "forward+backward"]
 
 
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("name", ["gather", "full_logits", "full_cross_entropy"])
-def test_torch(benchmark, head, size, what, name):
-    if name != "gather" and size.rows * size.vocab_size * 12 > 8 * 2**30:
+def skip_beyond_memory(size: Size, name: str) -> None:
+    if name.startswith("full") and size.rows * size.vocab_size * 12 > 8 * 2**30:
         rivals.skip(f"{name} {size}", "its logits would take more than 8 GiB")
-    record(benchmark, head, getattr(head, name), str(size), what, rounds=10 if name == "gather" else 1)
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_torch_compile(benchmark, head, size, what):
+@pytest.mark.parametrize("name", ["gather", "full_logits"])
+def test_torch(record, head, size, what, name):
+    skip_beyond_memory(size, name)
+    record(case_of(head, what), name.replace("_", " "), pass_of(head, getattr(head, name), what))
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_torch_compile(record, head, what):
     compiled = rivals.compiled(head.gather, "the gather", lambda call: head.step(call)())
-    record(benchmark, head, compiled, str(size), what)
+    record(case_of(head, what), "gather, torch.compile", pass_of(head, compiled, what))
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ggm_kernels(record, head, size, device, backend, what):
+    skip_unless_served("linear_sigmoid_bce", backend, device)
+    ours = pass_of(head, lambda: head.ours(backend), what)
+    record(case_of(head, what), name_of(backend), ours, role_of(backend))
+    assert_equals_gather(head, size.dtype, backend)
+
+
+@pytest.mark.parametrize("curve", ["full_logits", "gather", "ggm_kernels"])
+def test_curves(record, head, size, device, curve):
+    """Time against the vocabulary, the rows and the hidden size."""
+    case, backend = case_of(head, "forward+backward"), best_backend(device)
+    if curve == "ggm_kernels":
+        record(case, name_of(backend), head.step(lambda: head.ours(backend)), role_of(backend), rounds=5)
+    else:
+        skip_beyond_memory(size, curve)
+        record(case, curve.replace("_", " "), head.step(getattr(head, curve)), rounds=5)
+
+
+def assert_equals_gather(head: Head, dtype: torch.dtype, backend: str) -> None:
+    leaves = [head.hidden, head.weight]
+    gradients = torch.autograd.grad(head.ours(backend).sum(), leaves)
+    expected = torch.autograd.grad(head.gather().sum(), leaves)
+    tolerance = 1e-4 if dtype == torch.float32 else 5e-2  # the gather itself rounds to half precision
+    near = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    torch.testing.assert_close(head.ours(backend), head.gather(), **near)
+    torch.testing.assert_close(gradients, expected, **near)
+
+
+# What a head over the whole vocabulary trains with
+
+
+def cross_entropy_case(head: Head, what: str) -> Case:
+    """Another loss in the same place. It needs all logits, and backward two products of that size more."""
+    ours = case_of(head, what)
+    products = 1 if what == "forward" else 3
+    flops = products * 2 * head.hidden.shape[0] * head.weight.numel()
+    return replace(ours, work=Work(ours.work.bytes, flops, head.hidden.dtype))
+
+
+@pytest.mark.parametrize("what", PASSES)
+def test_full_cross_entropy(record, head, size, what):
+    skip_beyond_memory(size, "full_cross_entropy")
+    call = pass_of(head, head.full_cross_entropy, what)
+    record(cross_entropy_case(head, what), "full cross-entropy", call)
 
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
-def test_rivals(benchmark, head, size, what, find):
+def test_rivals(record, head, size, what, find):
     summed_loss = find(size.dtype)
     few = Head(*(part[:64] if part is not head.weight else part for part in vars(head).values()))
     expected = few.full_cross_entropy().sum()
     torch.testing.assert_close(
         few.cross_entropy_by(summed_loss), expected, rtol=1e-2, atol=0, check_dtype=False
     )
-    record(benchmark, head, lambda: head.cross_entropy_by(summed_loss), str(size), what, rounds=1)
+    call = pass_of(head, lambda: head.cross_entropy_by(summed_loss), what)
+    record(cross_entropy_case(head, what), find.__name__.replace("_", " "), call)
 
 
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ggm_kernels(benchmark, head, size, device, backend, what):
-    state = backends()[backend]
-    if not state or "linear_sigmoid_bce" not in state.ops:
-        pytest.skip(f"{backend}: {state.reason}")
-    if backend in ("cpu", "cuda") and backend != device.type:
-        pytest.skip(f"{backend}: the tensors are on {device.type}")
-    record(benchmark, head, lambda: head.ours(backend), str(size), what)
-    leaves = [head.hidden, head.weight]
-    gradients = torch.autograd.grad(head.ours(backend).sum(), leaves)
-    expected = torch.autograd.grad(head.gather().sum(), leaves)
-    tolerance = 1e-4 if size.dtype == torch.float32 else 5e-2  # the gather itself rounds to half precision
-    near = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
-    torch.testing.assert_close(head.ours(backend), head.gather(), **near)
-    torch.testing.assert_close(gradients, expected, **near)
+# Shapes of their own
 
 
 SMALL, LARGE = Size(vocab_size=4096), Size(vocab_size=262144)
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_the_vocabulary_costs_no_time_or_memory(benchmark, heads, device, what):
+def test_the_vocabulary_costs_no_time_or_memory(record, heads, device, what):
     """Two vocabularies in one run. A large cache keeps all of the small weight from call to call, and little
     of the large one: memory then makes a difference that no kernel can undo. So the ratio that counts is that
     with caches emptied, as a network between two calls empties them; the other is noted, too.
@@ -201,11 +247,13 @@ def test_the_vocabulary_costs_no_time_or_memory(benchmark, heads, device, what):
     heads.clear()
     small, large = make_head(SMALL, device), make_head(LARGE, device)
     calls = [pass_of(head, head.ours, what) for head in (large, small)]
-    record(benchmark, large, large.ours, f"{LARGE} against V={SMALL.vocab_size}", what)
+    backend = best_backend(device)
+    case = case_of(large, what, f"against V={SMALL.vocab_size}")
+    record(case, name_of(backend), calls[0], role_of(backend))
     # The best of three: work that others do meanwhile makes the ratio larger or smaller, the kernel does not.
     empty = empty_caches(device)
     cold = min(times_faster(*calls, seconds=1, before=empty) for _ in range(3))
-    notes, name = benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
+    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
     notes[f"time_over_{name}"] = round(cold, 2)
     notes[f"time_over_{name}_in_cache"] = round(times_faster(*calls), 2)
     memory, memory_of_small = (peak_extra_bytes(call) for call in calls)
@@ -218,7 +266,7 @@ def test_the_vocabulary_costs_no_time_or_memory(benchmark, heads, device, what):
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("form", ["per row", "one product"])
 @pytest.mark.parametrize("count", [16, 256])
-def test_shared_candidates(benchmark, head, size, what, form, count):
+def test_shared_candidates(record, head, size, device, what, form, count):
     """One list of candidates for all rows: gathered row by row, or as linear_sigmoid_bce's notes have it."""
     shared = torch.randperm(size.vocab_size, device=head.hidden.device)[:count]
 
@@ -234,6 +282,12 @@ def test_shared_candidates(benchmark, head, size, what, form, count):
 
     tolerance = 1e-3 if size.dtype == torch.float32 else 5e-2
     torch.testing.assert_close(one_product(), per_row(), rtol=tolerance, atol=tolerance)
-    loss = per_row if form == "per row" else one_product
-    group = f"{replace(size, count=count)} shared"
-    record(benchmark, head, loss, group, what, rounds=3, rival=("per_row", per_row))
+    backend = best_backend(device)
+    shared_head = replace(head, candidates=shared.expand(size.rows, count))
+    case = case_of(shared_head, what, "shared candidates", ("per row", per_row))
+    # The list's rows of the weight are read once, not once per row of hidden.
+    case = replace(case, work=work_of(replace(head, candidates=shared[None]), what))
+    if form == "per row":
+        record(case, name_of(backend), pass_of(head, per_row, what), role_of(backend), rounds=3)
+    else:
+        record(case, "one product", pass_of(head, one_product, what), rounds=3)

@@ -1,0 +1,144 @@
+"""Sampling whole sequences through `GGM.sample`: its kernel against softmax and multinomial on one network.
+
+Weights are random, as large as trained ones: what is drawn is noise, what it costs is not.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from benchmarks.recording import Case
+from benchmarks.timing import synchronise
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, SamplingConfig
+from ggm_kernels import linear_glauber_step
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model and how many sequences are drawn from it at a time."""
+
+    name: str
+    batch: int
+    length: int
+    vocab_size: int
+    backbone: MaskedConfig
+    sweeps: int = 1
+
+    def model(self, sites: int) -> GGM:
+        torch.manual_seed(0)
+        model = GGM(
+            GGMConfig(
+                self.vocab_size,
+                ChainConfig(self.length, sweeps=self.sweeps),
+                self.backbone,
+                masked_counts=(sites,),
+            )
+        )
+        with torch.no_grad():
+            model.backbone.head_weight.normal_(std=self.backbone.width**-0.5)
+        return model.eval()
+
+
+# The demo's digits, and a vocabulary of text.
+SETTINGS = [
+    Setting("digits", 64, 64, 4, MaskedConfig(64, 3, 4, 2.0, "both", (8, 8)), sweeps=2),
+    Setting("text", 16, 64, 50257, MaskedConfig(256, 4, 4)),
+]
+FULL_SETTINGS = [*SETTINGS, Setting("long text", 16, 1024, 50257, MaskedConfig(768, 12, 12))]
+SITES = [1, 4, 16]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "setting" in metafunc.fixturenames:
+        settings = FULL_SETTINGS if metafunc.config.getoption("--bench-full") else SETTINGS
+        metafunc.parametrize("setting", settings, ids=lambda setting: setting.name)
+
+
+class Sampling:
+    """One model, and the two ways of drawing from it."""
+
+    def __init__(self, setting: Setting, sites: int, device: torch.device) -> None:
+        self.setting, self.sites = setting, sites
+        self.model = setting.model(sites).to(device)
+        self.evaluations = 0
+
+    def ours(self) -> torch.Tensor:
+        result = self.model.sample(self.setting.batch, SamplingConfig(sites_per_step=self.sites), seed=1)
+        self.evaluations = result.network_evaluations
+        return result.tokens
+
+    @torch.inference_mode()
+    def rival(self) -> torch.Tensor:
+        """The same visits and the same network, drawn from as PyTorch users do."""
+        conditionals, chain = self.model.conditionals(), self.model.chain
+        setting, device = self.setting, self.model.backbone.head_bias.device
+        tokens = torch.randint(setting.vocab_size, (setting.batch, setting.length), device=device)
+        self.evaluations = 0
+        for first, positions in visits(chain.positions.view(setting.sweeps, -1), self.sites):
+            hidden, weight, bias = conditionals(tokens, positions.to(device), first)
+            tokens[:, positions] = multinomial(hidden, weight, bias)
+            self.evaluations += 1
+        return tokens
+
+    @torch.inference_mode()
+    def one_draw(self, name: str) -> Callable[[], object]:
+        """What follows one evaluation of the network, alone."""
+        setting = self.setting
+        positions = self.model.chain.positions[: self.sites].to(self.model.backbone.head_bias.device)
+        tokens = torch.zeros(setting.batch, setting.length, dtype=torch.int64, device=positions.device)
+        hidden, weight, bias = self.model.conditionals()(tokens, positions, 0)
+        if name == "rival":
+            return lambda: multinomial(hidden, weight, bias)
+        return lambda: linear_glauber_step(tokens, hidden, weight, positions, bias=bias, seed=1, step=0)
+
+
+def visits(order: torch.Tensor, sites: int) -> list[tuple[int, torch.Tensor]]:
+    """Groups of positions from the last visit to the first, each with its first step; order [S, L]."""
+    sweeps, length = order.shape
+    return [
+        (sweep * length + rank, order[sweep, rank : rank + sites])
+        for sweep in reversed(range(sweeps))
+        for rank in reversed(range(0, length, sites))
+    ]
+
+
+def multinomial(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    probs = linear(hidden, weight, bias).float().softmax(-1)
+    return torch.multinomial(probs.flatten(0, 1), 1).view(hidden.shape[:2])
+
+
+@torch.inference_mode()
+def median_seconds(call: Callable[[], object], rounds: int = 20) -> float:
+    taken = []
+    for _ in range(rounds + 1):
+        synchronise()
+        start = time.perf_counter()
+        call()
+        synchronise()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+@pytest.mark.parametrize("implementation", ["rival", "ours"])
+@pytest.mark.parametrize("sites", SITES, ids=lambda sites: f"K={sites}")
+def test_sampling(record, device, setting, sites, implementation):
+    sampling = Sampling(setting, sites, device)
+    extents = {"B": setting.batch, "L": setting.length, "V": setting.vocab_size, "K": sites}
+    case = Case(f"sampling {setting.name}", extents, device, rival=("multinomial", sampling.rival))
+    name, role = ("GGM.sample", "ours") if implementation == "ours" else ("multinomial", "rival")
+    visited = setting.batch * setting.sweeps * setting.length
+    evaluations = setting.sweeps * -(-setting.length // sites)
+    rates = {"sites": visited, "network evaluations": evaluations}
+    call = getattr(sampling, implementation)
+    tokens = record(case, name, call, role, rounds=3, per_second=rates)
+    assert sampling.evaluations == evaluations
+    assert tokens.shape == (setting.batch, setting.length)
+    assert ((tokens >= 0) & (tokens < setting.vocab_size)).all()
+    draws = median_seconds(sampling.one_draw(implementation)) * evaluations
+    notes = record.benchmark.extra_info
+    notes["kernel_share"] = round(draws / record.benchmark.stats["median"], 3)
