@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
+from ggm.config import build
 from ggm.draws import integers, uniforms
+from ggm.hub import HubWeights
 from ggm.noising import Chain, ChainConfig
 from ggm.objective import (
     ObjectiveConfig,
@@ -78,17 +80,15 @@ class GGMConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
-        """Inverse of `to_dict`."""
-        parts = {
-            "chain": ChainConfig(**values["chain"]),
-            "backbone": MaskedConfig(**values["backbone"]),
-            "objective": ObjectiveConfig(**values["objective"]),
-        }
-        return cls(**{**values, **parts})
+        """Inverse of `to_dict`; lists serve for tuples, as JSON has them."""
+        return build(cls, values)
 
 
-class GGM(nn.Module):
+class GGM(nn.Module, HubWeights):
     """A Glauber generative model.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face Hub
+    (`ggm.hub`); `save` and `load` need no package but torch.
 
     Parameters
     ----------
@@ -167,6 +167,9 @@ class GGM(nn.Module):
         if self.config.objective.sums_vocabulary:
             return loss_from_logits(linear(hidden, weight, bias), candidates, self.noise).mean()
         return loss_from_hidden(hidden, weight, bias, candidates, self.noise).mean()
+
+    # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
+    forward = loss
 
     def sample(
         self,
@@ -301,6 +304,11 @@ class GGM(nn.Module):
         model = cls(GGMConfig.from_dict(saved["config"]))
         model.load_state_dict(saved["weights"])
         return model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GGM:
+        """Model of a configuration as `GGMConfig.to_dict` gives it, with new weights."""
+        return cls(GGMConfig.from_dict(config))
 
     def _draw_visits(
         self, sample_ids: torch.Tensor, seed: int, step: int, count: int | None = None
