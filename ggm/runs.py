@@ -112,6 +112,7 @@ def _accelerator(config: RunConfig) -> Any:
     elif tracker and not accelerate.utils.is_tensorboard_available():
         tracker = None
     accelerator = accelerate.Accelerator(
+        cpu=not torch.cuda.is_available(),  # several processes on CPUs are not several runs
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulation,
         log_with=tracker,

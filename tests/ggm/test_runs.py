@@ -71,7 +71,10 @@ def test_a_run_leaves_checkpoints_that_are_models(tmp_path):
     assert result.steps == 12 and result.stopped_by is None
     out = tmp_path / "run"
     assert [step for step, _ in curve(out)] == list(range(1, 13))
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000000010", "step-000000012"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "step-000000010",
+        "step-000000012",
+    ]
     assert list((out / "tensorboard").glob("events*"))
     averaged, training = (GGM.from_pretrained(result.checkpoint, weights=w) for w in ("averaged", "training"))
     assert averaged.config.vocab_size == 4
@@ -115,7 +118,7 @@ def test_bf16_follows_fp32(tmp_path):
 def test_two_processes_have_the_curve_of_one(tmp_path):
     trained(tmp_path, out="one")
     config = written(tmp_path, out="two")
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = command(*words, "-m", "ggm", "train", str(config), "--quiet")
     told, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -238,7 +241,9 @@ def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
 )
 def test_errors_are_one_line(words, told, tmp_path, capsys):
     config = written(tmp_path)
-    assert main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
+    assert (
+        main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
+    )
     error = capsys.readouterr().err
     assert error.startswith("ggm: error: ") and told in error
     assert error.count("\n") == 1
