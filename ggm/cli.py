@@ -1,12 +1,13 @@
-"""The command line: ``ggm demo``."""
+"""The command line: ``ggm demo | train | sample | infill``."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ggm.extras import MissingExtraError
 
@@ -20,6 +21,31 @@ samples and of held-out digits to the training set, the share of samples that co
 image, and the calibration sum_a exp g, which is 1 for a perfect model.
 
 The three minutes of training are for two CPU cores; the rest takes less than two."""
+
+_TRAIN = """\
+Train the model that a YAML file describes; configs/ holds some.
+
+Writes into the folder `out` of the file: checkpoints/step-N (the last few, each complete and usable by
+`ggm sample` and by GGM.from_pretrained), metrics.jsonl (a line per step), tensorboard/ if tensorboard
+is installed. SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it, after a kill
+or a power cut, too: at most the steps since the last checkpoint are lost, and the loss curve is that of a
+run that was never stopped.
+
+Several processes:  torchrun --nproc-per-node 8 -m ggm train CONFIG
+               or:  accelerate launch -m ggm train CONFIG
+They train on the same batches with the same noise as one process."""
+
+_SAMPLE = """\
+Draw samples from a checkpoint and print them: text where the model is one of text, tokens otherwise.
+
+A sample depends on the seed and on its number only, not on --batch or --count."""
+
+_INFILL = """\
+Fill the gaps of a text, which keeps all that is given.
+
+    ggm infill outputs/pydoc-char --text 'The ______ statement' --count 4
+
+Every character of a gap is one token to be drawn: one character, if the vocabulary is one of characters."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (MissingExtraError, ValueError, OSError) as error:
-        print(f"ggm: error: {error}", file=sys.stderr)
+    except (MissingExtraError, ValueError, OSError, FloatingPointError) as error:
+        # Other packages' messages may have several lines.
+        print(f"ggm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ggm: interrupted", file=sys.stderr)
@@ -52,17 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ggm import demo
-
     parser = argparse.ArgumentParser(prog="ggm", description="Glauber generative models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    defaults = demo.DemoConfig()
-    command = commands.add_parser(
-        "demo",
-        help="learn handwritten digits in minutes and draw what was learnt",
-        description=_DEMO,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+    def command(name: str, summary: str, description: str, run: Callable[[argparse.Namespace], None]) -> Any:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    _add_demo(
+        command("demo", "learn handwritten digits in minutes and draw what was learnt", _DEMO, _run_demo)
     )
+    _add_train(command("train", "train the model that a YAML file describes", _TRAIN, _run_train))
+    _add_sample(command("sample", "draw samples from a checkpoint", _SAMPLE, _run_sample))
+    _add_infill(command("infill", "fill the gaps of a text", _INFILL, _run_infill))
+    return parser
+
+
+def _add_demo(command: argparse.ArgumentParser) -> None:
+    from ggm import demo
+
+    defaults = demo.DemoConfig()
     command.add_argument(
         "--seconds",
         type=float,
@@ -88,11 +130,118 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.samples,
         help="digits to draw, and held-out digits to compare them with (default: %(default)s)",
     )
-    command.set_defaults(run=_run_demo)
-    return parser
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the file, as model.backbone.depth=2; may be given again",
+    )
+    command.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if any")
+    command.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop after N steps in all, with the learning rates of the whole run",
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    _add_drawing(command)
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write them there: .npy (tokens), .jsonl (tokens and text) or .txt (text)",
+    )
+
+
+def _add_infill(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--text", required=True, help="text with gaps")
+    command.add_argument(
+        "--gap", default="_", metavar="C", help="character that stands for a gap (default: %(default)s)"
+    )
+    _add_drawing(command)
+
+
+def _add_drawing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint or a run"
+    )
+    command.add_argument("--count", type=int, default=1, metavar="N", help="samples (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="same seed, same samples (default: %(default)s)")
+    command.add_argument("--batch", type=int, default=64, help="samples at a time (default: %(default)s)")
+    command.add_argument(
+        "--sites-per-step",
+        type=int,
+        metavar="K",
+        help="positions resampled together; 1 is exact, more is faster (default: least of masked_counts)",
+    )
+    command.add_argument("--temperature", type=float, default=1.0, help="default: %(default)g")
+    command.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this sum"
+    )
+    command.add_argument(
+        "--keep-or-replace", action="store_true", help="keep a token with the probability that it is data"
+    )
+    command.add_argument("--device", default="cpu", help="cpu, cuda, .. (default: %(default)s)")
 
 
 def _run_demo(options: argparse.Namespace) -> None:
     from ggm import demo
 
     demo.run(demo.DemoConfig(options.seconds, options.seed, options.out, options.samples))
+
+
+def _run_train(options: argparse.Namespace) -> None:
+    from ggm.run_config import read_config
+    from ggm.runs import run
+
+    config = read_config(options.config, options.set)
+    result = run(config, resume=options.resume, max_steps=options.max_steps, progress=not options.quiet)
+    if result.is_main_process:
+        stopped = f"stopped by {result.stopped_by}, --resume continues; " if result.stopped_by else ""
+        print(f"{stopped}{result.steps} steps; checkpoint {result.checkpoint}")
+
+
+def _run_sample(options: argparse.Namespace) -> None:
+    from ggm import generate
+
+    checkpoint, config = _open(options)
+    generate.check_output(options.out, checkpoint.tokenizer)
+    tokens = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
+    texts = generate.texts(checkpoint, tokens)
+    if options.out is not None:
+        generate.write_samples(options.out, tokens, texts)
+        return
+    for line in texts or (" ".join(map(str, row)) for row in tokens.tolist()):
+        print(line)
+
+
+def _run_infill(options: argparse.Namespace) -> None:
+    from ggm import generate
+
+    checkpoint, config = _open(options)
+    progress = sys.stderr.isatty()
+    for text in generate.infill(checkpoint, options.text, options.gap, config, progress=progress):
+        print(text)
+
+
+def _open(options: argparse.Namespace) -> Any:
+    """Checkpoint and configuration of `_add_drawing`."""
+    from ggm import generate
+    from ggm.sampling import SamplingConfig
+
+    checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
+    sampling = SamplingConfig(
+        sites_per_step=options.sites_per_step or min(checkpoint.model.config.masked_counts),
+        keep_or_replace=options.keep_or_replace,
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
+    return checkpoint, generate.GenerateConfig(options.count, sampling, options.seed, options.batch)

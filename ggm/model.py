@@ -11,16 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ggm.backbones import (
-    BackboneConfig,
-    HollowTransformer,
-    MaskedConfig,
-    backbone_from_dict,
-    backbone_to_dict,
-    make_backbone,
-)
+from ggm.backbones import BackboneConfig, HollowTransformer, MaskedConfig, make_backbone
+from ggm.config import build
 from ggm.draws import integers, uniforms
 from ggm.event_driven import AllConditionals, denoise_by_events
+from ggm.hub import HubWeights
 from ggm.noising import Chain, ChainConfig
 from ggm.objective import (
     ObjectiveConfig,
@@ -83,21 +78,19 @@ class GGMConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, numbers and strings."""
-        return {**dataclasses.asdict(self), "backbone": backbone_to_dict(self.backbone)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
-        """Inverse of `to_dict`."""
-        parts = {
-            "chain": ChainConfig(**values["chain"]),
-            "backbone": backbone_from_dict(values["backbone"]),
-            "objective": ObjectiveConfig(**values["objective"]),
-        }
-        return cls(**{**values, **parts})
+        """Inverse of `to_dict`; lists serve for tuples, as JSON has them."""
+        return build(cls, values)
 
 
-class GGM(nn.Module):
+class GGM(nn.Module, HubWeights):
     """A Glauber generative model.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face Hub
+    (`ggm.hub`); `save` and `load` need no package but torch.
 
     Parameters
     ----------
@@ -180,6 +173,9 @@ class GGM(nn.Module):
         if frozen is not None:  # the chain never visits them: nothing to learn there
             losses = losses.masked_fill(frozen.gather(1, positions).flatten(), 0.0)
         return losses.mean()
+
+    # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
+    forward = loss
 
     def sample(
         self,
@@ -331,6 +327,11 @@ class GGM(nn.Module):
         model = cls(GGMConfig.from_dict(saved["config"]))
         model.load_state_dict(saved["weights"])
         return model
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GGM:
+        """Model of a configuration as `GGMConfig.to_dict` gives it, with new weights."""
+        return cls(GGMConfig.from_dict(config))
 
     def _draw_visits(
         self, sample_ids: torch.Tensor, seed: int, step: int, count: int | None = None

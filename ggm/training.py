@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ggm.draws import uniforms
+from ggm.data.batches import index_batches
 from ggm.model import GGM
 from ggm.progress import progress_bar
-from ggm_kernels import Stream
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,17 @@ def train(
     TrainingResult
         The averaged weights are in its model, the last ones in `model`.
     """
-    optimizer = _optimizer(model, config)
+    optimizer = make_optimizer(model, config)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     batch_size = min(config.batch_size, len(data))
-    batches = _batches(len(data), batch_size, config.seed)
+    batches = index_batches(len(data), batch_size, seed=config.seed)
     losses: list[float] = []
     started = time.perf_counter()
     done = 0.0
-    with progress_bar(progress, 1.0, "training", bar_format=_BAR) as bar:
+    with progress_bar(progress, 1.0, "training", bar_format=BAR_FORMAT) as bar:
         while done < 1.0:
             step = len(losses)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate(done, config)
+            set_learning_rate(optimizer, config, done)
             batch = next(batches).to(data.device)
             loss = model.loss(data[batch], config.seed, step, sample_ids=batch)
             optimizer.zero_grad(set_to_none=True)
@@ -117,7 +114,7 @@ def train(
             averaged.update_parameters(model)
             losses.append(float(loss.detach()))
             elapsed = time.perf_counter() - started
-            share = _share_done(config, len(losses), elapsed)
+            share = share_done(config, len(losses), elapsed)
             bar.set_postfix_str(_status(losses, batch_size * data.shape[1], elapsed), refresh=False)
             bar.update(share - done)
             done = share
@@ -127,10 +124,11 @@ def train(
     return TrainingResult(result, len(losses), elapsed, sum(recent) / len(recent))
 
 
-_BAR = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+BAR_FORMAT = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 
-def _optimizer(model: GGM, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay for matrices only."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [
@@ -140,12 +138,16 @@ def _optimizer(model: GGM, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def _batches(count: int, batch_size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Indices of batches: a new permutation every epoch, without an incomplete last batch."""
-    for epoch in itertools.count():
-        keys = uniforms(torch.arange(count), 1, stream=Stream.DATA_ORDER, seed=seed, step=epoch)
-        order = keys[:, 0].argsort(stable=True)
-        yield from order[: count // batch_size * batch_size].split(batch_size)
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, done: float) -> None:
+    """Set the learning rate for when a share `done` of the run is over."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * _rate(done, config)
+
+
+def share_done(config: TrainingConfig, steps: int, elapsed: float) -> float:
+    """Share of the budget that so many steps and seconds have spent, up to 1."""
+    by_steps = 0.0 if config.steps is None else steps / config.steps
+    return min(1.0, max(by_steps, elapsed / config.seconds))
 
 
 def _rate(done: float, config: TrainingConfig) -> float:
@@ -156,11 +158,6 @@ def _rate(done: float, config: TrainingConfig) -> float:
     progress = (done - config.warmup) / (1.0 - config.warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.final_share + (1.0 - config.final_share) * cosine
-
-
-def _share_done(config: TrainingConfig, steps: int, elapsed: float) -> float:
-    by_steps = 0.0 if config.steps is None else steps / config.steps
-    return min(1.0, max(by_steps, elapsed / config.seconds))
 
 
 def _status(losses: list[float], tokens_per_step: int, elapsed: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -48,6 +49,8 @@ class HollowConfig:
     attention : str
         "sdpa" or "flash", in the streams. The mixing layers have a mask that flash-attn does not
         know, and always run on "sdpa".
+    kind : str
+        Tells it from other networks in a file.
     """
 
     width: int = 128
@@ -59,6 +62,7 @@ class HollowConfig:
     grid: tuple[int, ...] | None = None
     tied: bool = False
     attention: str = "sdpa"
+    kind: Literal["hollow"] = "hollow"
 
     def __post_init__(self) -> None:
         check_make(self.width, self.heads, self.positions, self.attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -39,6 +40,8 @@ class MaskedConfig:
         Whether the head's weight is the token embedding.
     attention : str
         "sdpa" or "flash".
+    kind : str
+        Tells it from other networks in a file.
     """
 
     width: int = 128
@@ -49,6 +52,7 @@ class MaskedConfig:
     grid: tuple[int, ...] | None = None
     tied: bool = False
     attention: str = "sdpa"
+    kind: Literal["masked"] = "masked"
 
     def __post_init__(self) -> None:
         check_make(self.width, self.heads, self.positions, self.attention)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig
-from ggm.backbones import backbone_from_dict, hollow
+from ggm.backbones import hollow
 from ggm.backbones.hollow import HollowTransformer
 
 LENGTH, VOCAB = 12, 5
@@ -151,10 +151,11 @@ def test_configurations_carry_their_kind_of_network(backbone):
     config = dataclasses.replace(CONFIG, backbone=backbone)
     values = config.to_dict()
     assert GGMConfig.from_dict(values) == config
-    listed = {**values["backbone"], "grid": [2, 3]}
-    assert backbone_from_dict(listed) == backbone
-    with pytest.raises(ValueError, match="kind: got 'other'"):
-        backbone_from_dict({**listed, "kind": "other"})
+    listed = {**values["backbone"], "grid": [2, 3]}  # as JSON has tuples
+    gridded = dataclasses.replace(backbone, grid=(2, 3))
+    assert GGMConfig.from_dict({**values, "backbone": listed}).backbone == gridded
+    with pytest.raises(ValueError, match="backbone.kind: got 'other'; allowed: hollow, masked"):
+        GGMConfig.from_dict({**values, "backbone": {**listed, "kind": "other"}})
 
 
 def test_saved_and_loaded_models_agree(tmp_path):

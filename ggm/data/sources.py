@@ -1,0 +1,237 @@
+"""The data sets that a configuration can name."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy
+import torch
+
+from ggm.data import text
+from ggm.data.batches import Tokens
+from ggm.data.digits import SIDE, load_digits
+
+
+@dataclass(frozen=True)
+class DigitsData:
+    """The 8 x 8 digits of scikit-learn: sequences of 64 grey levels."""
+
+    kind: Literal["digits"] = "digits"
+    levels: int = 4
+    held_out: int = 360
+
+
+@dataclass(frozen=True)
+class PydocData:
+    """English that every Python has (`ggm.data.text.pydoc_documents`).
+
+    Attributes
+    ----------
+    tokenizer : str
+        "char", "bpe:N", or any other as in `TextData`.
+    held_out : int
+        Sequences kept for evaluation.
+    """
+
+    kind: Literal["pydoc"] = "pydoc"
+    tokenizer: str = "char"
+    held_out: int = 64
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Text of a local file or of the Hugging Face Hub.
+
+    Attributes
+    ----------
+    source : str
+        A .txt, .jsonl, .json or .parquet file, or a name on the Hub.
+    subset, split : str
+        Configuration and split of a data set on the Hub.
+    column : str
+        Column that holds the text.
+    tokenizer : str
+        "char", "bpe:N" (trained on the spot), a tokenizer.json, or a name on the Hub, as "gpt2".
+    end : str
+        Token after every document.
+    streaming : bool
+        Whether to read as training goes: in the order of the source, nothing kept on disk. To
+        resume, what was read before is read again.
+    held_out : int
+        Sequences kept for evaluation: the first ones.
+    """
+
+    source: str
+    kind: Literal["text"] = "text"
+    subset: str | None = None
+    split: str = "train"
+    column: str = "text"
+    tokenizer: str = "char"
+    end: str = text.END
+    streaming: bool = False
+    held_out: int = 64
+
+    def __post_init__(self) -> None:
+        if self.streaming and self.tokenizer == "char":
+            # The whole stream would have to be read for its characters.
+            raise ValueError("tokenizer: got 'char' for a stream; allowed: bpe:N, a file, a name on the Hub")
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """Sequences that are tokens already, as those of images: an integer array [N, L] in a .npy file.
+
+    Attributes
+    ----------
+    source : str
+        The file. It is not read into memory as a whole.
+    vocab_size : int
+        Tokens there are.
+    held_out : int
+        Sequences kept for evaluation: the first ones.
+    """
+
+    source: str
+    vocab_size: int
+    kind: Literal["tokens"] = "tokens"
+    held_out: int = 64
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model is trained on.
+
+    Attributes
+    ----------
+    train : Tokens or TokenStream
+        Training sequences.
+    held_out : torch.Tensor
+        Others, int64 [M, L].
+    vocab_size : int
+        V.
+    tokenizer : tokenizers.Tokenizer or None
+        For text.
+    """
+
+    train: Tokens | text.TokenStream
+    held_out: torch.Tensor
+    vocab_size: int
+    tokenizer: Any = None
+
+
+DataConfig = PydocData | DigitsData | TextData | TokenData
+
+
+def load_data(config: DataConfig, length: int, tokenizer: Any = None) -> Data:
+    """Load a data set.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Which.
+    length : int
+        Tokens per sequence L.
+    tokenizer : tokenizers.Tokenizer, optional
+        To be used in place of the one that the configuration names: that of a checkpoint.
+
+    Returns
+    -------
+    Data
+        Sequences and vocabulary.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it cannot be had, does not fit the length, or is too small.
+    """
+    if isinstance(config, DigitsData):
+        if length != SIDE * SIDE:
+            raise ValueError(f"model.chain.length: got {length}; allowed for digits: {SIDE * SIDE}")
+        digits = load_digits(config.levels, config.held_out)
+        return Data(digits.train, digits.held_out, digits.levels)
+    if isinstance(config, TokenData):
+        return _load_tokens(config, length)
+    if isinstance(config, PydocData):
+        return _load_pydoc(config, length, tokenizer)
+    return _load_text(config, length, tokenizer)
+
+
+def _load_pydoc(config: PydocData, length: int, tokenizer: Any) -> Data:
+    documents = text.pydoc_documents()
+    tokenizer = tokenizer or text.make_tokenizer(config.tokenizer, documents)
+    end = text.end_token(tokenizer, text.END)
+    rows = torch.tensor(list(text.pack(tokenizer, documents, end, length)))
+    held_out, train = _split(rows, config.held_out)
+    return Data(train, held_out, tokenizer.get_vocab_size(), tokenizer)
+
+
+def _load_text(config: TextData, length: int, tokenizer: Any) -> Data:
+    documents = text.open_documents(
+        config.source, subset=config.subset, split=config.split, streaming=config.streaming
+    )
+    columns = documents.column_names
+    if columns is not None and config.column not in columns:
+        raise ValueError(f"data.column: got {config.column!r}; allowed: {', '.join(columns)}")
+    texts = (row[config.column] for row in documents)
+    tokenizer = tokenizer or text.make_tokenizer(config.tokenizer, texts)
+    end = text.end_token(tokenizer, config.end)
+    packing = (documents, config.column, tokenizer, end, length)
+    vocab_size = tokenizer.get_vocab_size()
+    if config.streaming:
+        stream = text.TokenStream(*packing)
+        held_out = torch.stack(list(itertools.islice(stream, config.held_out)))
+        return Data(text.TokenStream(*packing, skipped=config.held_out), held_out, vocab_size, tokenizer)
+    held_out, train = _split(text.PackedTokens(*packing), config.held_out)
+    return Data(train, held_out, vocab_size, tokenizer)
+
+
+def _load_tokens(config: TokenData, length: int) -> Data:
+    try:
+        rows = numpy.load(config.source, mmap_mode="r")
+    except ValueError as error:
+        raise ValueError(f"{config.source}: not a .npy file of numbers") from error
+    if rows.ndim != 2 or rows.shape[1] != length or rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"{config.source}: got {rows.dtype} {list(rows.shape)}; allowed: integers [N, {length}]"
+        )
+    held_out, train = _split(_ArrayTokens(rows, config.vocab_size, config.source), config.held_out)
+    return Data(train, held_out, config.vocab_size)
+
+
+class _ArrayTokens:
+    """Rows of an array that may lie on disk, checked as they are read."""
+
+    def __init__(self, rows: Any, vocab_size: int, source: str) -> None:
+        self._rows, self._vocab_size, self._source = rows, vocab_size, source
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens = torch.from_numpy(self._rows[ids.numpy()].astype("int64"))
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
+            raise ValueError(f"{self._source}: got tokens outside; allowed: 0 to {self._vocab_size - 1}")
+        return tokens
+
+
+class _Shifted:
+    """All sequences but the first ones."""
+
+    def __init__(self, tokens: Tokens, skipped: int) -> None:
+        self._tokens, self._skipped = tokens, skipped
+
+    def __len__(self) -> int:
+        return len(self._tokens) - self._skipped
+
+    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+        return self._tokens[ids + self._skipped]
+
+
+def _split(tokens: Tokens, held_out: int) -> tuple[torch.Tensor, Tokens]:
+    if not 1 <= held_out < len(tokens):
+        raise ValueError(
+            f"data.held_out: got {held_out} of {len(tokens)} sequences; allowed: 1 and more, not all"
+        )
+    return tokens[torch.arange(held_out)], _Shifted(tokens, held_out)

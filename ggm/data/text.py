@@ -1,0 +1,238 @@
+"""Text as tokens: vocabularies, documents, and packing into sequences of one length.
+
+Every vocabulary is a `tokenizers.Tokenizer`, that of single characters too, so that one file,
+tokenizer.json, tells how to read and write what a model was trained on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ggm.extras import require
+
+END = "<|endoftext|>"
+_BPE_DOCUMENTS = 100_000
+# What `datasets` reads each kind of file with; a .txt file is one document.
+_READERS = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+def pydoc_documents() -> list[str]:
+    """English that every Python has: the language reference behind ``help()``, 0.4 MB, by topic.
+
+    Line breaks and indentation become single blanks.
+    """
+    from pydoc_data.topics import topics
+
+    return [" ".join(topics[name].split()) for name in sorted(topics)]
+
+
+def open_documents(
+    source: str, *, subset: str | None = None, split: str = "train", streaming: bool = False
+) -> Any:
+    """Documents of a local file or of a data set on the Hugging Face Hub.
+
+    Parameters
+    ----------
+    source : str
+        A .txt, .jsonl, .json or .parquet file, or a name on the Hub.
+    subset : str, optional
+        Configuration of a data set on the Hub.
+    split : str
+        Split of a data set on the Hub.
+    streaming : bool
+        Whether to read as training goes, and to keep nothing on disk.
+
+    Returns
+    -------
+    datasets.Dataset or datasets.IterableDataset
+        One row per document.
+    """
+    datasets = require("datasets", extra="train")
+    path = Path(source)
+    if not path.exists() and path.suffix not in _READERS:
+        return datasets.load_dataset(source, subset, split=split, streaming=streaming)
+    if not path.is_file() or path.suffix not in _READERS:
+        raise FileNotFoundError(f"{source}: no such file of {', '.join(_READERS)}, nor a name on the Hub")
+    reader, options = _READERS[path.suffix]
+    return datasets.load_dataset(
+        reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+    )
+
+
+def char_tokenizer(documents: Iterable[str]) -> Any:
+    """Vocabulary of all characters that occur, in order of their code points, and of `END`."""
+    tokenizers = require("tokenizers", extra="train")
+    characters = sorted(set().union(*documents))
+    vocabulary = {character: i for i, character in enumerate([*characters, END])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return tokenizer
+
+
+def bpe_tokenizer(documents: Iterable[str], vocab_size: int) -> Any:
+    """Byte-level BPE trained on the documents; `END` is its token 0."""
+    tokenizers = require("tokenizers", extra="train")
+    bytes_ = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size <= len(bytes_):
+        raise ValueError(f"bpe:{vocab_size}: allowed: bpe:N with N above {len(bytes_)}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=bytes_, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
+    """Make or read a tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        "char" and "bpe:N" are made from the documents (BPE from the first 100 000 of them);
+        otherwise a tokenizer.json, or the name of one on the Hub, as "gpt2".
+    documents : iterable of str
+        Read only if needed.
+
+    Returns
+    -------
+    tokenizers.Tokenizer
+        The vocabulary.
+    """
+    tokenizers = require("tokenizers", extra="train")
+    if name == "char":
+        return char_tokenizer(documents)
+    if made := re.fullmatch(r"bpe:(\d+)", name):
+        return bpe_tokenizer(islice(documents, _BPE_DOCUMENTS), int(made[1]))
+    if Path(name).is_file():
+        return read_tokenizer(Path(name))
+    try:
+        return tokenizers.Tokenizer.from_pretrained(name)
+    except Exception as error:  # what the library raises
+        raise FileNotFoundError(
+            f"tokenizer: {name!r} is no file, and the Hub does not give it: {error}"
+        ) from error
+
+
+def read_tokenizer(path: Path) -> Any:
+    """Tokenizer of a tokenizer.json."""
+    tokenizers = require("tokenizers", extra="train")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # what the library raises
+        raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text.
+
+    Raises
+    ------
+    ValueError
+        If the text holds what the vocabulary does not.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as error:  # what the library raises
+        unknown = sorted({c for c in text if tokenizer.token_to_id(c) is None})
+        raise ValueError(f"not in the vocabulary: {' '.join(map(repr, unknown))}") from error
+
+
+def decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Text of tokens, special ones included."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+
+def end_token(tokenizer: Any, end: str) -> int:
+    """Token that is put after every document."""
+    token = tokenizer.token_to_id(end)
+    if token is None:
+        raise ValueError(f"data.end: got {end!r}; allowed: a token of the tokenizer")
+    return token
+
+
+def pack(tokenizer: Any, documents: Iterable[str], end: int, length: int) -> Iterator[list[int]]:
+    """Sequences of one length: documents one after the other, each with its end; a short rest is dropped."""
+    rest: list[int] = []
+    for document in documents:
+        rest += [*encode(tokenizer, document), end]
+        whole = len(rest) // length * length
+        for start in range(0, whole, length):
+            yield rest[start : start + length]
+        del rest[:whole]
+
+
+@lru_cache(maxsize=2)
+def _tokenizer_of(text: str) -> Any:
+    return require("tokenizers", extra="train").Tokenizer.from_str(text)
+
+
+def _pack_columns(documents: list[str], tokenizer: str, end: int, length: int) -> dict[str, list[list[int]]]:
+    return {"tokens": list(pack(_tokenizer_of(tokenizer), documents, end, length))}
+
+
+class PackedTokens:
+    """Packed documents on disk, as `datasets` keeps them: ``tokens[ids]`` is int64 [B, L].
+
+    Documents are packed in parts of 1000, so that the work is the same whatever came before, and
+    is found again by the next run.
+    """
+
+    def __init__(self, documents: Any, column: str, tokenizer: Any, end: int, length: int) -> None:
+        packed = documents.map(
+            _pack_columns,
+            batched=True,
+            input_columns=column,
+            remove_columns=documents.column_names,
+            fn_kwargs={"tokenizer": tokenizer.to_str(), "end": end, "length": length},
+            desc="packing",
+        )
+        self._rows = packed.with_format("numpy")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = self._rows[ids.tolist()]["tokens"]
+        return torch.stack([torch.tensor(row, dtype=torch.int64) for row in rows])
+
+
+class TokenStream:
+    """Packed documents without end, read as they are asked for, and from the start when they are over.
+
+    The first `skipped` sequences of every round are left out.
+    """
+
+    def __init__(
+        self, documents: Any, column: str, tokenizer: Any, end: int, length: int, *, skipped: int = 0
+    ) -> None:
+        self._documents, self._column = documents, column
+        self._pack, self._skipped = (tokenizer, end, length), skipped
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        tokenizer, end, length = self._pack
+        while True:
+            texts = (row[self._column] for row in self._documents)
+            empty = True
+            for row in islice(pack(tokenizer, texts, end, length), self._skipped, None):
+                empty = False
+                yield torch.tensor(row)
+            if empty:
+                raise ValueError(
+                    f"data: got no more than {self._skipped} sequences of {length} tokens; allowed: more"
+                )

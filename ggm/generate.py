@@ -1,0 +1,187 @@
+"""`ggm sample` and `ggm infill`: what a checkpoint has learnt, as text or tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from ggm.checkpoints import TOKENIZER, find
+from ggm.data.text import decode, encode, read_tokenizer
+from ggm.model import GGM
+from ggm.sampling import SamplingConfig
+
+_SUFFIXES = (".npy", ".jsonl", ".txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, and the vocabulary if it is one of text."""
+
+    model: GGM
+    tokenizer: Any
+
+    @classmethod
+    def open(cls, path: Path, device: str = "cpu") -> Checkpoint:
+        """Read the averaged weights of a checkpoint, or of the last one of a run.
+
+        Raises
+        ------
+        OSError, ValueError
+            If there is none, or its files do not belong together.
+        """
+        folder = find(path)
+        model = GGM.from_pretrained(folder, map_location=device)
+        tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
+        if tokenizer is not None and tokenizer.get_vocab_size() != model.config.vocab_size:
+            raise ValueError(
+                f"{folder / TOKENIZER}: got {tokenizer.get_vocab_size()} tokens; "
+                f"allowed: {model.config.vocab_size}, the vocabulary of the model"
+            )
+        return cls(model, tokenizer)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How to draw.
+
+    Attributes
+    ----------
+    count : int
+        Samples.
+    sampling : SamplingConfig
+        How the reverse process is run.
+    seed : int
+        Same seed, same samples, whatever `batch`.
+    batch : int
+        Samples at a time.
+    """
+
+    count: int = 1
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch < 1:
+            raise ValueError(f"--count, --batch: got {self.count}, {self.batch}; allowed: 1 or more")
+
+
+def sample(model: GGM, config: GenerateConfig, *, progress: bool = False) -> torch.Tensor:
+    """Draw sequences, int64 [count, L] on the CPU."""
+
+    def draw(ids: torch.Tensor) -> torch.Tensor:
+        return model.sample(
+            len(ids), config.sampling, seed=config.seed, sample_ids=ids, progress=progress
+        ).tokens
+
+    return _in_batches(draw, config, model)
+
+
+def infill(
+    checkpoint: Checkpoint, text: str, gap: str, config: GenerateConfig, *, progress: bool = False
+) -> list[str]:
+    """Fill the gaps of a text.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        A model of text.
+    text : str
+        What is there, and `gap` for every token that is not: with a vocabulary of characters, for
+        every character. What the model's length leaves after it is drawn, too, and not returned.
+    gap : str
+        One character.
+    config : GenerateConfig
+        How to draw.
+
+    Returns
+    -------
+    list of str
+        Filled texts.
+
+    Raises
+    ------
+    ValueError
+        If the model is not one of text, the text is too long or holds unknown characters.
+    """
+    if checkpoint.tokenizer is None:
+        raise ValueError("this checkpoint holds no vocabulary of text: infilling needs one")
+    if len(gap) != 1:
+        raise ValueError(f"--gap: got {gap!r}; allowed: one character")
+    model, length = checkpoint.model, checkpoint.model.chain.length
+    given: list[int | None] = []
+    for part in re.split(f"({re.escape(gap)}+)", text):
+        given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
+    if not 1 <= len(given) <= length:
+        raise ValueError(f"--text: got {len(given)} tokens; allowed: 1 to {length}")
+    rest = [None] * (length - len(given))
+    frozen = torch.tensor([token is not None for token in [*given, *rest]])
+    tokens = torch.tensor([token or 0 for token in [*given, *rest]])
+
+    def draw(ids: torch.Tensor) -> torch.Tensor:
+        rows = (len(ids), -1)
+        device = ids.device
+        return model.infill(
+            tokens.to(device).expand(rows),
+            frozen.to(device).expand(rows),
+            config.sampling,
+            seed=config.seed,
+            sample_ids=ids,
+            progress=progress,
+        ).tokens
+
+    filled = _in_batches(draw, config, model)[:, : len(given)]
+    return [decode(checkpoint.tokenizer, row) for row in filled.tolist()]
+
+
+def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
+    """Texts of tokens [N, L]; None if the model is not one of text."""
+    if checkpoint.tokenizer is None:
+        return None
+    return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
+
+
+def check_output(path: Path | None, tokenizer: Any) -> None:
+    """Check that samples can be written there, before the work is done.
+
+    Raises
+    ------
+    ValueError
+        If the ending is not one of .npy, .jsonl and .txt, or .txt is asked of what is not text.
+    FileNotFoundError
+        If its folder is not there.
+    """
+    if path is None:
+        return
+    allowed = _SUFFIXES if tokenizer is not None else _SUFFIXES[:2]
+    if path.suffix not in allowed:
+        raise ValueError(f"--out: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--out: there is no folder {path.parent}")
+
+
+def write_samples(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
+    """Write samples as the ending says: array of tokens, lines of JSON, or texts between empty lines."""
+    if path.suffix == ".npy":
+        numpy.save(path, tokens.numpy())
+    elif path.suffix == ".jsonl":
+        rows = [{"tokens": row} for row in tokens.tolist()]
+        lines = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)] if texts else rows
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        path.write_text("\n\n".join(texts or []) + "\n", encoding="utf-8")
+
+
+def _in_batches(
+    draw: Callable[[torch.Tensor], torch.Tensor], config: GenerateConfig, model: GGM
+) -> torch.Tensor:
+    device = model.backbone.head_bias.device
+    parts = torch.arange(config.count, device=device).split(config.batch)
+    return torch.cat([draw(ids).cpu() for ids in parts])

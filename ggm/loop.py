@@ -1,0 +1,197 @@
+"""The steps of a run of `ggm train`, on one of its processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ggm.checkpoints import Checkpoints, TrainingState
+from ggm.config import ConfigError
+from ggm.data.batches import Batch, batches
+from ggm.data.sources import Data
+from ggm.data.text import TokenStream
+from ggm.metrics import Metrics
+from ggm.model import GGM
+from ggm.progress import progress_bar
+from ggm.run_config import RunConfig
+from ggm.training import BAR_FORMAT, set_learning_rate, share_done
+
+_EVALUATED = 64
+
+
+class Loop:
+    """The steps of a run, on one of its processes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Any,
+        state: TrainingState,
+        data: Data,
+        checkpoints: Checkpoints,
+        metrics: Metrics | None,
+    ) -> None:
+        size = config.training.batch_size
+        if not isinstance(data.train, TokenStream) and len(data.train) < size:
+            raise ConfigError(
+                f"training.batch_size: got {size}; allowed: at most the {len(data.train)} sequences there are"
+            )
+        self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
+        self.checkpoints, self.metrics = checkpoints, metrics
+        self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
+        # A look at the numbers makes the device wait: they are kept until a look is due.
+        self.pending: list[_Step] = []
+
+    def train(self, received: list[int], max_steps: int | None, progress: bool) -> str | None:
+        """Make steps until the budget is spent or a signal came; return its name."""
+        config, state = self.config, self.state
+        alone = self.accelerator.num_processes == 1
+        clock = _Clock(state, config.training.batch_size * config.model.chain.length)
+        done = self._done()
+        if self._over(max_steps):
+            return None
+        with progress_bar(progress, 1.0, "training", initial=done, bar_format=BAR_FORMAT) as bar:
+            for batch in self._batches():
+                set_learning_rate(state.optimizer, config.training, done)
+                self._step(batch)
+                clock.tick(state)
+                bar.update(self._done() - done)
+                done = self._done()
+                over = self._over(max_steps)
+                saving = over or state.step % config.checkpoint_every == 0
+                stopped = None
+                # Several processes must agree on when to stop, and talk at every look only.
+                if saving or state.step % config.log_every == 0 or (alone and received):
+                    stopped, status = self._look(received)
+                    bar.set_postfix_str(f"{status}, {clock.rate(state) / 1e3:.1f}k tokens/s", refresh=False)
+                if saving or stopped:
+                    self._save()
+                if over or stopped:
+                    return stopped
+        raise AssertionError("batches never end")
+
+    def _over(self, max_steps: int | None) -> bool:
+        return self._done() >= 1.0 or (max_steps is not None and self.state.step >= max_steps)
+
+    def _done(self) -> float:
+        return share_done(self.config.training, self.state.step, self.state.seconds)
+
+    def _batches(self) -> Iterator[Batch]:
+        return batches(
+            self.data.train,
+            self.config.training.batch_size,
+            seed=self.config.training.seed,
+            start=self.state.step,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+
+    def _step(self, batch: Batch) -> None:
+        """One step of the optimiser."""
+        training, device = self.config.training, self.accelerator.device
+        losses = []
+        size = len(batch.tokens) // self.config.accumulation
+        for ids, tokens in zip(batch.sample_ids.split(size), batch.tokens.split(size), strict=True):
+            with self.accelerator.accumulate(self.loss):
+                loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.state.model.parameters(), training.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.state.averaged.update_parameters(self.state.model)
+        self.state.step += 1
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        self.pending.append(_Step(torch.stack(losses).mean(), norm, batch.sample_ids, rate))
+
+    def _look(self, received: list[int]) -> tuple[str | None, str]:
+        """Read the numbers of the steps since the last look; return the signal and a status line."""
+        signal_number = float(received[0]) if received else 0.0
+        numbers = [torch.stack([step.loss.float(), step.gradient_norm.float()]) for step in self.pending]
+        table = torch.stack([*numbers, torch.full_like(numbers[0], signal_number)])
+        of_processes = self.accelerator.gather(table[None]).cpu()
+        self._check_finite(of_processes[:, :-1])
+        lines = self._lines(of_processes[:, :-1].double().mean(dim=0))
+        self.pending.clear()
+        signal_number = int(of_processes[:, -1].max())
+        status = self._report(lines) if self.metrics is not None else ""
+        return (signal.Signals(signal_number).name if signal_number else None), status
+
+    def _check_finite(self, numbers: torch.Tensor) -> None:
+        """Raise for the first step whose loss or gradient is not finite on some process."""
+        bad = (~numbers.isfinite()).any(dim=2)
+        if not bad.any():
+            return
+        first = int(bad.any(dim=0).nonzero()[0])
+        ids = self.accelerator.gather(self.pending[first].sample_ids.to(self.accelerator.device)[None])
+        rank = int(bad[:, first].nonzero()[0])
+        loss, norm = numbers[rank, first].tolist()
+        step = self.state.step - len(self.pending) + first + 1
+        names = ", ".join(map(str, ids[rank].tolist()))
+        raise FloatingPointError(
+            f"step {step}: loss {loss:g}, norm of the gradient {norm:g}; sample ids {names}; "
+            f"last checkpoint: {self.checkpoints.latest() or 'none'}"
+        )
+
+    def _lines(self, numbers: torch.Tensor) -> list[dict[str, float]]:
+        first = self.state.step - len(self.pending) + 1
+        return [
+            {"step": first + i, "loss": loss, "gradient_norm": norm, "learning_rate": step.learning_rate}
+            for i, (step, (loss, norm)) in enumerate(zip(self.pending, numbers.tolist(), strict=True))
+        ]
+
+    def _report(self, lines: list[dict[str, float]]) -> str:
+        """Write the numbers, with those of held-out data under the averaged weights."""
+        assert self.metrics is not None
+        lines[-1] |= self._evaluate()
+        self.metrics.write(lines)
+        recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
+        self.accelerator.log(recent, step=self.state.step)
+        return (
+            f"loss {recent['loss']:.4f}, held out {recent['held_out_loss']:.4f}, "
+            f"calibration {recent['calibration']:.3f}"
+        )
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        model = self.state.averaged.module
+        assert isinstance(model, GGM)
+        tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
+        # Always the same noise, hence comparable.
+        return {
+            "held_out_loss": float(model.loss(tokens, seed=0, step=0)),
+            "calibration": float(model.calibration(tokens, seed=0).mean()),
+        }
+
+    def _save(self) -> None:
+        if self.metrics is not None:
+            self.checkpoints.save(self.state, self.data.tokenizer)
+        self.accelerator.wait_for_everyone()
+
+
+class _Step(NamedTuple):
+    """Numbers of a step that are still on the device, and what they are of."""
+
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor
+    sample_ids: torch.Tensor
+    learning_rate: float
+
+
+class _Clock:
+    """Training time over all parts of a run, and tokens per second in this one."""
+
+    def __init__(self, state: TrainingState, tokens_per_step: int) -> None:
+        self._started = time.perf_counter()
+        self._earlier, self._first, self._tokens = state.seconds, state.step, tokens_per_step
+
+    def tick(self, state: TrainingState) -> None:
+        state.seconds = self._earlier + time.perf_counter() - self._started
+
+    def rate(self, state: TrainingState) -> float:
+        return (state.step - self._first) * self._tokens / (state.seconds - self._earlier)

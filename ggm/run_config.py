@@ -1,0 +1,86 @@
+"""The YAML file of `ggm train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ggm.config import ConfigError, build, read_yaml
+from ggm.data.sources import DataConfig, PydocData
+from ggm.model import GGMConfig
+from ggm.noising import ChainConfig
+from ggm.training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run.
+
+    Attributes
+    ----------
+    out : str
+        Folder for checkpoints and metrics.
+    data : DataConfig
+        What to learn.
+    model : GGMConfig
+        The model. Its vocab_size is that of the data, and is not given.
+    training : TrainingConfig
+        Budget and optimiser. Its seed is that of the weights, too; its batch_size is over all
+        processes.
+    precision : str
+        "fp32", or "bf16": autocast to bfloat16.
+    accumulation : int
+        Parts in which each process computes its share of a batch, to save memory.
+    checkpoint_every : int
+        Steps between checkpoints. There is one at the end, too.
+    keep_checkpoints : int
+        How many to keep.
+    log_every : int
+        Steps between looks at the loss and at held-out data.
+    tracker : str
+        "tensorboard" (if it is installed), "wandb" or "none". metrics.jsonl is always written.
+    """
+
+    out: str
+    data: DataConfig = field(default_factory=PydocData)
+    model: GGMConfig = field(default_factory=lambda: GGMConfig(1, ChainConfig(64)))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=1000))
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = 1
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 50
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    def __post_init__(self) -> None:
+        for name in ("accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Run of a YAML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    overrides : sequence of str
+        As in `ggm.config.read_yaml`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ConfigError
+        If a key or a value is not allowed.
+    """
+    values = read_yaml(path, overrides)
+    model = values.get("model")
+    if isinstance(model, dict):
+        if "vocab_size" in model:
+            raise ConfigError("model.vocab_size: got a value; allowed: none, the data decide it")
+        model["vocab_size"] = 1
+    return build(RunConfig, values)

@@ -1,0 +1,178 @@
+"""`ggm train`: a run described by a YAML file, on one process or many, that can be stopped and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, restore
+from ggm.config import ConfigError
+from ggm.data.sources import Data, load_data
+from ggm.data.text import read_tokenizer
+from ggm.extras import require
+from ggm.loop import Loop
+from ggm.metrics import Metrics
+from ggm.model import GGM
+from ggm.run_config import RunConfig
+from ggm.training import make_optimizer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gives.
+
+    Attributes
+    ----------
+    steps : int
+        Steps made in all.
+    checkpoint : Path
+        The last checkpoint.
+    stopped_by : str or None
+        Name of the signal that ended it.
+    is_main_process : bool
+        Whether this process is the one to tell of it.
+    """
+
+    steps: int
+    checkpoint: Path
+    stopped_by: str | None
+    is_main_process: bool
+
+
+def run(
+    config: RunConfig, *, resume: bool = False, max_steps: int | None = None, progress: bool = True
+) -> RunResult:
+    """Train as configured.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    resume : bool
+        Whether to go on from the last checkpoint, if there is one.
+    max_steps : int, optional
+        Stop after so many steps in all; learning rates are those of the whole run.
+    progress : bool
+        Whether the main process shows a bar.
+
+    Returns
+    -------
+    RunResult
+        Where the checkpoint is.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite: tells the step and the sample ids. Nothing is saved.
+    ValueError, OSError
+        If the configuration does not fit the data, the processes or the checkpoint, or a file
+        cannot be read or written.
+
+    Notes
+    -----
+    Order of the data, chain times and noise are functions of seed, sample id and step: the loss
+    curve does not depend on the number of processes nor on `accumulation` but by rounding.
+    """
+    accelerator = _accelerator(config)
+    out = Path(config.out)
+    checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
+    last = checkpoints.latest()
+    if last is not None and not resume:
+        raise ValueError(
+            f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
+        )
+    data = _load_data(config, accelerator, fresh=last is None)
+    state = _new_state(config, data, accelerator.device)
+    if last is not None:
+        restore(state, last)
+    metrics = Metrics(out / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    loop = Loop(config, accelerator, state, data, checkpoints, metrics)
+    with metrics or nullcontext(), _signals() as received:
+        stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
+    accelerator.end_training()
+    final = checkpoints.latest()
+    assert final is not None
+    return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
+
+
+def _accelerator(config: RunConfig) -> Any:
+    accelerate = require("accelerate", extra="train")
+    tracker = None if config.tracker == "none" else config.tracker
+    if tracker == "wandb":
+        require("wandb", extra="wandb")
+    elif tracker and not accelerate.utils.is_tensorboard_available():
+        tracker = None
+    accelerator = accelerate.Accelerator(
+        cpu=not torch.cuda.is_available(),  # several processes on CPUs are not several runs
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        gradient_accumulation_steps=config.accumulation,
+        log_with=tracker,
+        project_dir=config.out,
+    )
+    kinds = accelerate.DistributedType
+    if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_GPU, kinds.MULTI_CPU):
+        raise ValueError(
+            f"got {accelerator.distributed_type.value} from accelerate; allowed: one process or DDP"
+        )
+    parts = accelerator.num_processes * config.accumulation
+    if config.training.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size: got {config.training.batch_size}; "
+            f"allowed: multiples of processes x accumulation = {parts}"
+        )
+    if accelerator.num_processes > 1 and math.isfinite(config.training.seconds):
+        # Clocks of processes differ, and with them their learning rates.
+        raise ConfigError(
+            "training.seconds: got a value with several processes; allowed: training.steps alone"
+        )
+    accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "ggm")
+    return accelerator
+
+
+def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
+    """Load data; all processes, and all continuations, use the vocabulary that the first one made."""
+    kept = Path(config.out) / TOKENIZER
+    with accelerator.main_process_first():
+        if fresh and accelerator.is_main_process:
+            kept.unlink(missing_ok=True)
+        tokenizer = read_tokenizer(kept) if kept.is_file() else None
+        data = load_data(config.data, config.model.chain.length, tokenizer)
+        if data.tokenizer is not None and tokenizer is None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(data.tokenizer.to_str(), encoding="utf-8")
+    return data
+
+
+def _new_state(config: RunConfig, data: Data, device: torch.device) -> TrainingState:
+    torch.manual_seed(config.training.seed)
+    model = GGM(dataclasses.replace(config.model, vocab_size=data.vocab_size)).to(device)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
+    return TrainingState(model, averaged, make_optimizer(model, config.training))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Numbers of the signals that ask for an end; the second one has its usual effect."""
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,257 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ggm import GGM
+from ggm.checkpoints import Checkpoints
+from ggm.cli import main
+from ggm.config import ConfigError
+from ggm.metrics import Metrics, read_metrics
+from ggm.run_config import read_config
+from ggm.runs import run
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+ROOT = Path(__file__).parents[2]
+RUN = """\
+data: {kind: digits}
+model:
+  chain: {length: 64, sweeps: 2}
+  backbone: {width: 16, depth: 1, heads: 2}
+  objective: {noise_ratio: 10.0}
+  masked_counts: [8, 4]
+training: {steps: 12, batch_size: 8, seed: 3}
+checkpoint_every: 5
+log_every: 2
+tracker: none
+"""
+
+
+def written(folder: Path, *, out: str = "run", **lines: str) -> Path:
+    path = folder / f"{out}.yaml"
+    extra = "".join(f"{key}: {value}\n" for key, value in lines.items())
+    path.write_text(f"out: {folder / out}\n{RUN}{extra}")
+    return path
+
+
+def trained(folder: Path, *overrides: str, out: str = "run", **options):
+    return run(read_config(written(folder, out=out), overrides), progress=False, **options)
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(out / "metrics.jsonl")]
+
+
+def command(*words: str) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("nothing happened for a minute")
+
+
+def test_a_run_leaves_checkpoints_that_are_models(tmp_path):
+    result = trained(tmp_path, "tracker=tensorboard")
+    assert result.steps == 12 and result.stopped_by is None
+    out = tmp_path / "run"
+    assert [step for step, _ in curve(out)] == list(range(1, 13))
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "step-000000010",
+        "step-000000012",
+    ]
+    assert list((out / "tensorboard").glob("events*"))
+    averaged, training = (GGM.from_pretrained(result.checkpoint, weights=w) for w in ("averaged", "training"))
+    assert averaged.config.vocab_size == 4
+    assert not torch.equal(averaged.backbone.bias, training.backbone.bias)
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["held_out_loss"] > 0 and 0.5 < last["calibration"] < 2
+    assert 0 < last["learning_rate"] < 2e-3 and last["gradient_norm"] > 0
+
+
+def test_resumed_runs_go_on_as_if_nothing_had_been(tmp_path):
+    whole = trained(tmp_path, out="whole")
+    assert trained(tmp_path, max_steps=7).steps == 7
+    with pytest.raises(ValueError, match="--resume continues"):
+        trained(tmp_path)
+    parts = trained(tmp_path, resume=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+    for name in ("model", "training"):
+        file = f"{name}.safetensors"
+        assert (parts.checkpoint / file).read_bytes() == (whole.checkpoint / file).read_bytes()
+    assert trained(tmp_path, resume=True).steps == 12  # there is nothing left to do
+
+
+def test_accumulation_does_not_change_the_curve(tmp_path):
+    trained(tmp_path, out="whole")
+    trained(tmp_path, "accumulation=4", out="parts")
+    whole, parts = (torch.tensor(curve(tmp_path / out)) for out in ("whole", "parts"))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=0)
+
+
+def test_bf16_follows_fp32(tmp_path):
+    trained(tmp_path, out="whole")
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trained(tmp_path, "precision=bf16", out="half")
+    whole, half = (torch.tensor(curve(tmp_path / out)) for out in ("whole", "half"))
+    torch.testing.assert_close(half, whole, rtol=0.02, atol=0)
+    assert not torch.equal(half, whole)
+
+
+def test_two_processes_have_the_curve_of_one(tmp_path):
+    trained(tmp_path, out="one")
+    config = written(tmp_path, out="two")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = command(*words, "-m", "ggm", "train", str(config), "--quiet")
+    told, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert told.count("12 steps; checkpoint") == 1
+    one, two = (torch.tensor(curve(tmp_path / out)) for out in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=0)
+    # Another seed is another curve: the comparison can fail.
+    trained(tmp_path, "training.seed=4", out="other")
+    assert (torch.tensor(curve(tmp_path / "other")) - one).abs().max() > 1e-3
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
+    steps = "training.steps=400"
+    config = written(tmp_path)
+    process = command("-m", "ggm", "train", str(config), "--set", steps, "--quiet")
+    folder = tmp_path / "run" / "checkpoints"
+    wait_for(lambda: len(list(folder.glob("step-*"))) >= 2, process)
+    time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    saved = Checkpoints(folder, 2).latest()
+    assert saved is not None
+    at = int(saved.name.removeprefix("step-"))
+    assert at < 390
+    GGM.from_pretrained(saved)
+    stop = at + 12
+    trained(tmp_path, steps, resume=True, max_steps=stop)
+    trained(tmp_path, steps, out="whole", max_steps=stop)
+    killed, whole = curve(tmp_path / "run"), curve(tmp_path / "whole")
+    assert [step for step, _ in killed] == list(range(1, stop + 1))
+    torch.testing.assert_close(torch.tensor(killed), torch.tensor(whole), rtol=1e-4, atol=0)
+    assert not list(folder.glob(".*"))
+
+
+def test_sigterm_saves_and_ends_well(tmp_path):
+    config = written(tmp_path, checkpoint_every="100000").read_text()
+    (tmp_path / "run.yaml").write_text(config.replace("checkpoint_every: 5\n", "").replace("12", "100000"))
+    process = command("-m", "ggm", "train", str(tmp_path / "run.yaml"), "--quiet")
+    wait_for(lambda: len(curve(tmp_path / "run")) > 3, process)
+    process.terminate()
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert told.startswith("stopped by SIGTERM, --resume continues; ")
+    saved = Checkpoints(tmp_path / "run" / "checkpoints", 2).latest()
+    assert saved is not None and str(saved) in told
+    assert int(saved.name.removeprefix("step-")) == curve(tmp_path / "run")[-1][0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, capsys):
+    config = written(tmp_path)
+    # Weights explode with the first step, while the learning rate warms up.
+    words = ["--set", "training.learning_rate=1e30", "--set", "log_every=1"]
+    assert main(["train", str(config), *words, "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("ggm: error: step 2: loss ")
+    ids = error.split("sample ids ")[1].split(";")[0].split(", ")
+    assert len({int(i) for i in ids}) == 8
+    assert "last checkpoint: none" in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path, capsys):
+    config = written(tmp_path)
+    trained(tmp_path, max_steps=5)
+    folder = tmp_path / "run" / "checkpoints"
+    before = {path: path.read_bytes() for path in folder.glob("*/*")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # As on a disk with little room: the kernel refuses to write beyond the first kilobytes of a file.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        status = main(["train", str(config), "--resume", "--quiet"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert status == 1 and error.count("\n") == 1
+    assert "the checkpoint could not be written" in error
+    assert f"last good one: {folder / 'step-000000005'}" in error
+    assert {path: path.read_bytes() for path in folder.glob("*/*")} == before
+    assert not list(folder.glob(".*"))
+    assert trained(tmp_path, resume=True).steps == 12
+
+
+def test_half_written_checkpoints_are_never_seen(tmp_path):
+    trained(tmp_path, max_steps=5)
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / ".step-000000009-123").mkdir()
+    saved = Checkpoints(folder, 2).latest()
+    assert saved is not None and saved.name == "step-000000005"
+    trained(tmp_path, resume=True)
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.backbone.width=32"], "model.backbone.width: got 32; allowed: 16"),
+        (["data.levels=5"], "model.vocab_size: got 5; allowed: 4"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
+    trained(tmp_path, max_steps=2)
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path, *overrides, resume=True)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["{config}", "--set", "training.lr=1"], "training.lr: unknown key"),
+        (["{config}", "--set", "training.batch_size=1000000"], "at most the 1437 sequences"),
+        (["{config}", "--set", "accumulation=3"], "multiples of processes x accumulation = 3"),
+        (["{config}", "--set", "tracker=wandb"], "wandb is not installed: pip install 'ggm-kernels[wandb]'"),
+        (["{config}", "--set", "data={kind: text, source: nothing.txt}"], "nothing.txt"),
+        (["{config}", "--set", "out={config}"], "run.yaml"),
+    ],
+)
+def test_errors_are_one_line(words, told, tmp_path, capsys):
+    config = written(tmp_path)
+    assert (
+        main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
+    )
+    error = capsys.readouterr().err
+    assert error.startswith("ggm: error: ") and told in error
+    assert error.count("\n") == 1
+
+
+def test_metrics_survive_a_line_that_was_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    with Metrics(path, 1) as metrics:
+        metrics.write([{"step": 2, "loss": 0.5}])
+    assert [dict(line) for line in read_metrics(path)] == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
