@@ -165,6 +165,14 @@ def test_torch(record, head, size, what, name):
     record(case_of(head, what), name.replace("_", " "), pass_of(head, getattr(head, name), what))
 
 
+def test_floor(record, head, size):
+    """Summing as many bytes as the forward must read, in order: no kernel that reads them is much faster."""
+    case = case_of(head, "forward")
+    values = torch.ones(case.work.bytes // size.dtype.itemsize, dtype=size.dtype, device=head.hidden.device)
+    total = record(case, "sum of as many bytes", values.sum, "floor")
+    torch.testing.assert_close(float(total), float(values.numel()), rtol=1e-2, atol=0)
+
+
 @pytest.mark.parametrize("what", PASSES)
 def test_torch_compile(record, head, what):
     compiled = rivals.compiled(head.gather, "the gather", lambda call: head.step(call)())

@@ -48,34 +48,63 @@ GGM_HD const T* row_ahead(const SigmoidBceArgs& args, int64_t index) {
   return in_vocabulary(args, token) ? row_of<T>(args.weight, token, args.weight_stride) : nullptr;
 }
 
+// Dot products of hidden and weight for candidates [begin, end), at most kDots.
 template <class T>
-GGM_HD float candidate_logit(const SigmoidBceArgs& args, int64_t row, int64_t index, int64_t token) {
-  const T* hidden = row_of<T>(args.hidden, row, args.hidden_stride);
-  float f = args.linear ? dot(hidden, row_of<T>(args.weight, token, args.weight_stride), args.hidden_size,
-                              row_ahead<T>(args, index))
-                        : to_float(hidden[token]);
-  if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
-  return args.offset == nullptr ? f : f + args.offset[row];
+void candidate_dots(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* results) {
+  const T *hidden[kDots], *weight[kDots];
+  for (int i = 0; i < kDots; ++i) {
+    const int64_t index = begin + i < end ? begin + i : begin;  // what is missing repeats the first
+    hidden[i] = row_of<T>(args.hidden, index / args.count, args.hidden_stride);
+    weight[i] = row_of<T>(args.weight, candidate_at(args, index), args.weight_stride);
+  }
+  float all[kDots];
+  dots(hidden, weight, args.hidden_size, all);
+  memcpy(results, all, sizeof(float) * (end - begin));
 }
+
+// Logits of candidates [begin, end), all of them in the vocabulary.
+template <class T>
+void logits_of_candidates(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* candidate_logits) {
+  for (int64_t first = begin; args.linear && first < end; first += kDots) {
+    candidate_dots<T>(args, first, first + kDots < end ? first + kDots : end, candidate_logits + first);
+  }
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t row = index / args.count, token = candidate_at(args, index);
+    float& f = candidate_logits[index];
+    if (!args.linear) f = to_float(row_of<T>(args.hidden, row, args.hidden_stride)[token]);
+    if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
+    if (args.offset != nullptr) f += args.offset[row];
+  }
+}
+
+// Losses of rows [begin, end); false, and nothing is read at it, where a candidate is not in the vocabulary.
+template <class T>
+bool losses_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* loss, float* candidate_logits) {
+  for (int64_t index = begin * args.count; index < end * args.count; ++index) {
+    if (!in_vocabulary(args, candidate_at(args, index))) return false;
+  }
+  logits_of_candidates<T>(args, begin * args.count, end * args.count, candidate_logits);
+  for (int64_t row = begin; row < end; ++row) {
+    loss[row] = 0.0f;
+    for (int64_t column = 0; column < args.count; ++column) {
+      const float f = candidate_logits[row * args.count + column];
+      loss[row] += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+    }
+  }
+  return true;
+}
+
+constexpr int64_t kPartCandidates = 64;  // of one part of the work
 
 template <class T>
 bool forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
+  const int64_t rows = args.count < kPartCandidates ? kPartCandidates / (args.count + !args.count) : 1;
   bool valid = true;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : valid) if (worth_threads(args))
-  for (int64_t row = 0; row < args.rows; ++row) {
-    float total = 0.0f;
-    for (int64_t column = 0; column < args.count; ++column) {
-      const int64_t index = row * args.count + column;
-      const int64_t token = candidate_at(args, index);
-      if (!in_vocabulary(args, token)) {
-        valid = false;
-        break;
-      }
-      const float f = candidate_logit<T>(args, row, index, token);
-      candidate_logits[index] = f;
-      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
-    }
-    loss[row] = total;
+  // Not shared out beforehand: a thread that sleeps takes tens of microseconds to wake.
+#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : valid) if (worth_threads(args))
+  for (int64_t row = 0; row < args.rows; row += rows) {
+    const int64_t end = row + rows < args.rows ? row + rows : args.rows;
+    valid = losses_of_rows<T>(args, row, end, loss, candidate_logits) && valid;
   }
   return valid;
 }

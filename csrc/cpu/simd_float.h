@@ -116,26 +116,43 @@ GGM_HD void prefetch(const T* row, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += step) __builtin_prefetch(row + i, 0, 2);
 }
 
-// Dot product in float32: four chains of sums, so that additions do not wait for each other. On the way it asks
-// for `later`, a row of the same size: bit by bit, since memory answers only so many requests at a time.
+// Dot product in float32: four chains of sums, so that additions do not wait for each other.
 template <class T>
-GGM_HD float dot(const T* a, const T* b, int64_t size, const T* later = nullptr) {
+GGM_HD float dot(const T* a, const T* b, int64_t size) {
   Floats sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= size; i += 4 * kLanes) {
-    prefetch(later, i, i + 4 * kLanes);
     for (int chain = 0; chain < 4; ++chain) {
       sums[chain] = multiply_add(load(a + i + chain * kLanes), load(b + i + chain * kLanes), sums[chain]);
     }
   }
-  prefetch(later, i, size);
   for (; i + kLanes <= size; i += kLanes) sums[0] = multiply_add(load(a + i), load(b + i), sums[0]);
   float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < size; ++i) total += to_float(a[i]) * to_float(b[i]);
   return total;
 }
 
-// sums += scale * row. Asks for `later` as `dot` does.
+// Dot products of kDots pairs of rows in float32, one chain of sums each: additions do not wait for each other, and
+// neither do rows that come from memory.
+constexpr int kDots = 4;
+
+template <class T>
+GGM_HD void dots(const T* const a[kDots], const T* const b[kDots], int64_t size, float results[kDots]) {
+  Floats sums[kDots] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int pair = 0; pair < kDots; ++pair) {
+      sums[pair] = multiply_add(load(a[pair] + i), load(b[pair] + i), sums[pair]);
+    }
+  }
+  for (int pair = 0; pair < kDots; ++pair) {
+    results[pair] = sum(sums[pair]);
+    for (int64_t rest = i; rest < size; ++rest) results[pair] += to_float(a[pair][rest]) * to_float(b[pair][rest]);
+  }
+}
+
+// sums += scale * row. On the way it asks for `later`, a row of the same size: bit by bit, since memory answers only
+// so many requests at a time.
 template <class T>
 GGM_HD void add_scaled(float* sums, float scale, const T* row, int64_t size, const T* later = nullptr) {
   int64_t i = 0;

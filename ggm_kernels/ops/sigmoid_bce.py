@@ -98,7 +98,8 @@ def linear_sigmoid_bce(
     sparse_grad : bool
         Whether the gradient of `weight` is a sparse tensor of N * C rows (not coalesced), as
         `torch.nn.Embedding` has it, and not a dense [V, d]: for a weight that is not tied and an optimiser
-        that takes it. Not under torch.compile.
+        that takes it. Where ``weight.grad`` is a dense tensor already (gradient accumulation), its rows
+        are added in place and no second [V, d] is made. Not under torch.compile.
 
     Returns
     -------

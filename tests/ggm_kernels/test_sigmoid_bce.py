@@ -173,6 +173,16 @@ def test_sparse_gradient_is_the_dense_one(backend):
     torch.optim.SGD([inputs["weight"]], lr=0.1).step()
 
 
+def test_sparse_gradient_is_added_into_a_dense_one_in_place(backend):
+    inputs = problem()
+    linear_sigmoid_bce(**inputs, backend=backend).sum().backward()
+    accumulated = inputs["weight"].grad
+    once = accumulated.clone()
+    linear_sigmoid_bce(**inputs, sparse_grad=True, backend=backend).sum().backward()
+    assert inputs["weight"].grad is accumulated
+    torch.testing.assert_close(accumulated, 2 * once)
+
+
 def test_shared_candidates_have_the_loss_and_gradients_of_one_small_product(backend):
     inputs = problem()
     leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
