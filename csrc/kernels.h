@@ -169,7 +169,8 @@ const char* corrupt(const CorruptArgs& args, void* stream, int device);
 const char* philox(const PhiloxArgs& args, void* stream, int device);
 const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, void* stream, int device);
 // tokens: all rows * count candidates, sorted, those of one token in order; order: their indices. Both are needed
-// where the gradient of weight or bias is.
+// where the gradient of weight or bias is. Where that of the logits is, tokens holds the flat index of the logit that
+// each candidate names instead, -1 where it is out of range.
 const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
                                  const int64_t* tokens, const int64_t* order, void* stream, int device);
 

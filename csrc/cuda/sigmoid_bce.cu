@@ -115,17 +115,20 @@ __global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, S
   }
 }
 
-// A repeated candidate finds the sum of the ones before, as on the CPU; a thread takes all of one row.
+// entries: the logit that each candidate names, sorted, -1 for none; order: where in candidates each came from.
 template <class T>
-__global__ void __launch_bounds__(kThreads) logits_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients) {
+__global__ void __launch_bounds__(kThreads) logits_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients,
+                                                          const int64_t* entries, const int64_t* order, int64_t size) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; row < args.rows; row += stride) {
-    T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
-    for (int64_t column = 0; column < args.count; ++column) {
-      const int64_t token = candidate_at(args, row * args.count + column);
-      if (!legal(args, token)) continue;
-      round_to(to_float(out[token]) + logit_gradient(args, gradients, row, column), out[token]);
+  for (int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; first < size; first += stride) {
+    const int64_t logit = entries[first];
+    // Whoever meets the first entry of a logit takes all of them: a sum in order, rounded once.
+    if (logit < 0 || (first > 0 && entries[first - 1] == logit)) continue;
+    float sum = 0.0f;
+    for (int64_t entry = first; entry < size && entries[entry] == logit; ++entry) {
+      sum += logit_gradient(args, gradients, order[entry] / args.count, order[entry] % args.count);
     }
+    round_to(sum, static_cast<T*>(gradients.logits)[logit]);
   }
 }
 
@@ -198,7 +201,8 @@ void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
                      const int64_t* order, int device, cudaStream_t queue) {
   constexpr int kSize = 16 / sizeof(T);
   if (gradients.logits != nullptr) {
-    logits_kernel<T><<<grid_for(args.rows, device), kThreads, 0, queue>>>(args, gradients);
+    const int64_t size = args.rows * args.count;
+    logits_kernel<T><<<grid_for(size, device), kThreads, 0, queue>>>(args, gradients, tokens, order, size);
   } else if (moves_in_packs<T, kSize>(args, gradients)) {
     launch_backward<T, kSize>(args, gradients, tokens, order, device, queue);
   } else {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, address, core, queue, rows_contiguous, zeros
+from ggm_kernels.ops.sigmoid_bce import entries_by_logit
 
 
 def sigmoid_bce(logits, candidates, signal_weight, noise_weight, offset):
@@ -30,7 +31,10 @@ def sigmoid_bce_backward(
         grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
     )
     if grad.is_cuda:
-        core.cuda_sigmoid_bce_backward(args, gradients, 0, 0, *queue(grad.device))
+        entries, order = entries_by_logit(candidates, vocab_size)
+        core.cuda_sigmoid_bce_backward(
+            args, gradients, entries.data_ptr(), order.data_ptr(), *queue(grad.device)
+        )
     else:
         core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
     return grad_logits

@@ -2,7 +2,8 @@
 
 Forward and the gradient of hidden: a program takes a block of rows and gathers the weights of one
 candidate each at a time. The gradient of the weight: candidates sorted by token (stable), then one program
-per token, which sums in the order of the rows, so the result is the same on every run.
+per token, which sums in the order of the rows, so the result is the same on every run. That of logits: the
+same, sorted by logit.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ggm_kernels.ops.sigmoid_bce import entries_by_logit
+
 _ROWS = 8  # rows of one program
 _MAX_COLUMNS = 512  # elements of hidden handled at once
+_ENTRIES = 256  # candidates of one program where each has a single number
 
 
 def sigmoid_bce(logits, candidates, signal_weight, noise_weight, offset):
@@ -28,8 +32,15 @@ def linear_sigmoid_bce(hidden, weight, candidates, signal_weight, noise_weight, 
 def sigmoid_bce_backward(grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype):
     """Gradient of the logits [N, vocab_size]."""
     grad_f = _candidate_gradients(grad, candidate_logits, signal_weight, noise_weight)
-    grad_logits = torch.zeros(grad_f.shape[0], vocab_size, dtype=torch.float32, device=grad_f.device)
-    return grad_logits.scatter_add_(1, candidates.long(), grad_f).to(dtype)
+    grad_logits = torch.zeros(grad_f.shape[0], vocab_size, dtype=dtype, device=grad_f.device)
+    entries, order = entries_by_logit(candidates, vocab_size)
+    size = entries.numel()
+    if size:
+        with torch.cuda.device_of(grad_f):
+            _logits_kernel[(triton.cdiv(size, _ENTRIES),)](
+                grad_f, entries, order, grad_logits, size, BLOCK=_ENTRIES
+            )
+    return grad_logits
 
 
 def linear_sigmoid_bce_backward(
@@ -208,6 +219,24 @@ def _gradient_kernel(
     of_minus_f = tl.where(f < 0.0, of_larger, of_smaller)
     grad = tl.load(grad_ptr + row, mask=inside, other=0.0)
     tl.store(out_ptr + at, grad * (noise * of_f - signal * of_minus_f), mask=inside)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _logits_kernel(grad_f_ptr, entries_ptr, order_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    entry = tl.load(entries_ptr + at, mask=inside, other=-1)
+    before = tl.load(entries_ptr + at - 1, mask=inside & (at > 0), other=-1)
+    # Whoever has the first entry of a logit takes all of them.
+    first = (entry >= 0) & (entry != before)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    more = first
+    while tl.max(more.to(tl.int32), axis=0) > 0:
+        index = tl.load(order_ptr + at, mask=more, other=0)
+        total += tl.load(grad_f_ptr + index, mask=more, other=0.0)
+        at += 1
+        more = more & (tl.load(entries_ptr + at, mask=more & (at < size), other=-1) == entry)
+    tl.store(out_ptr + entry, total.to(out_ptr.dtype.element_ty), mask=first)
 
 
 def _hidden_gradient(grad_f, weight, candidates, hidden) -> torch.Tensor:

@@ -80,6 +80,11 @@ def sigmoid_bce_kernels(arch: int) -> None:
             "size": "i32", "vocab_size": "i32", "COUNT": 3, "HIDDEN_SIZE": 768, "COLUMNS": 512,
         }  # fmt: skip
         compiles(SIGMOID_BCE._token_kernel, arch, token)
+        logits = {
+            "grad_f_ptr": "*fp32", "entries_ptr": "*i64", "order_ptr": "*i64", "out_ptr": dtype,
+            "size": "i32", "BLOCK": SIGMOID_BCE._ENTRIES,
+        }  # fmt: skip
+        compiles(SIGMOID_BCE._logits_kernel, arch, logits)
     gradient = {
         "grad_ptr": "*fp32", "candidate_logits_ptr": "*fp32", "signal_ptr": "*fp32", **strides("signal"),
         "noise_ptr": "*fp32", **strides("noise"), "out_ptr": "*fp32", "size": "i32", "COUNT": 3, "BLOCK": 1024,

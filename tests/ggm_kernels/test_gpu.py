@@ -122,6 +122,17 @@ def test_sigmoid_bce_equals_the_cpu(gpu_backend, dtype):
     torch.testing.assert_close(*results, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_repeated_candidates_are_summed_before_they_are_rounded(name, dtype):
+    # A large gradient first: in half precision, each of the small ones after it would be lost.
+    logits = torch.zeros(2, 5, dtype=dtype, device="cuda", requires_grad=True)
+    candidates = torch.tensor([[3] * 257, [1] * 129 + [4] * 128], device="cuda")
+    noise_weight = torch.tensor([4096.0] + [1.0] * 256, device="cuda")[None]
+    sigmoid_bce(logits, candidates, 0.0, noise_weight, backend=name).sum().backward()
+    assert logits.grad.tolist() == [[0, 0, 0, 2176, 0], [0, 2112, 0, 0, 64]]
+
+
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_gradients_are_bitwise_equal_from_run_to_run(name):
     inputs = {key: value.cuda() for key, value in head(torch.float32, rows=5000, vocab_size=50).items()}
@@ -137,5 +148,8 @@ def test_illegal_candidates_do_no_harm(gpu_backend):
     inputs = {key: value.cuda() for key, value in head(torch.float32).items()}
     inputs["candidates"][0] = torch.tensor([-5, 2**40, 301], device="cuda")
     loss = loss_and_gradients(inputs, gpu_backend)
+    logits = torch.zeros(100, 301, device="cuda", requires_grad=True)
+    sigmoid_bce(logits, inputs["candidates"], 0.3, backend=gpu_backend).sum().backward()
     torch.cuda.synchronize()
     assert all(torch.isfinite(part).all() for part in loss)
+    assert torch.equal(logits.grad[0], torch.zeros(301, device="cuda"))
