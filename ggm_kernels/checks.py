@@ -34,7 +34,8 @@ def number(name: str, value: float, *, low: float, high: float, open_low: bool =
         value = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float") from None
-    if math.isnan(value) or math.isinf(value) or value > high or value < low or (open_low and value == low):
+    # Plain comparisons, which NaN fails and torch.compile traces for a number that changes from call to call.
+    if not low <= value <= high or value == math.inf or (open_low and value == low):
         left = "<" if open_low else "<="
         upper = "" if math.isinf(high) else f" <= {high:g}"
         raise ValueError(f"{name}: got {value}; allowed: finite and {low:g} {left} {name}{upper}")
@@ -61,9 +62,26 @@ def tensor(
     if dims is not None and value.dim() not in dims:
         allowed = " or ".join(f"{dim}-d" for dim in dims)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: a {allowed} tensor")
-    if shapes is not None and value.shape not in shapes:
-        allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+    if shapes is not None and value.shape not in shapes and not _traced_shape_in(value.shape, shapes):
+        allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {allowed}")
+
+
+def _traced_shape_in(shape: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> bool:
+    # Size by size: torch.compile takes a constant shape and a symbolic one for unequal as a whole.
+    return any(
+        len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
+        for other in shapes
+    )
+
+
+def writable(name: str, value: torch.Tensor) -> None:
+    """Check that no two elements of a tensor to be written share memory, as those of an expanded one do."""
+    strides = value.stride()
+    if 0 in strides and any(size > 1 and step == 0 for size, step in zip(value.shape, strides, strict=True)):
+        raise ValueError(
+            f"{name}: got strides {strides}; allowed: elements with memory of their own (clone it)"
+        )
 
 
 def _refuse_dtensor(name: str, value: torch.Tensor) -> None:
@@ -109,7 +127,7 @@ def values_in_range(
     if bool(inside.all()):
         return
     flat = int((~inside).flatten().to(torch.uint8).argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), value.shape))
     end = "]" if closed else ")"
     where = f"{name}[{', '.join(map(str, index))}]" if index else name
     raise error(f"{where}: got {value[index].item()}; allowed: [{low}, {high}{end}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import AUTO, checks_values, kernel
+from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.ops.library import differentiate, register
 from ggm_kernels.reference.sigmoid_bce import candidate_gradient
 
@@ -145,11 +147,11 @@ def linear_sigmoid_bce(
 
 
 def _choose(backend: str | None, values: torch.Tensor) -> str:
-    if backend is None:
-        return "reference" if values.dtype == torch.float64 else AUTO
-    if values.dtype == torch.float64 and backend != "reference":
+    if values.dtype != torch.float64:
+        return requested(backend)
+    if backend not in (None, "reference"):
         raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return backend
+    return "reference"
 
 
 def _check_candidates(candidates: torch.Tensor, rows_name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -175,10 +177,10 @@ def _check_weights(
 def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rows, count = candidates.shape
     if not isinstance(value, torch.Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed: a tensor or a number")
         return torch.tensor(float(value), dtype=dtype, device=candidates.device)
-    shapes = [(rows, count), (rows, 1), (1, count), (), *([(rows,)] if count == 1 else [])]
+    shapes = [(rows, count), (rows, 1), (1, count), (1, 1), (1,), (), *([(rows,)] if count == 1 else [])]
     checks.tensor(name, value, dtypes=_WEIGHT_DTYPES, shapes=shapes)
     value = _check_constant_tensor(name, value, candidates).to(dtype)
     return value[:, None] if value.dim() == 1 else value

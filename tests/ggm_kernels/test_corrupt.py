@@ -274,6 +274,16 @@ def test_random_tokens_keep_off_the_streams_of_ops(stream):
         random_tokens(torch.arange(2), 3, 5, stream=stream, seed=1)
 
 
+def test_random_tokens_do_not_depend_on_the_default_dtype(backend):
+    arguments = {"stream": Stream.INITIAL, "seed": 1, "backend": backend}
+    expected = random_tokens(torch.arange(2), 3, 5, **arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(random_tokens(torch.arange(2), 3, 5, **arguments), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # The operator
 
 

@@ -64,6 +64,12 @@ def test_temperature_zero_takes_the_first_largest(backend):
     assert drawn(torch.tensor([0.0, 3.0, 1.0, 3.0]), 50, backend, temperature=0.0).unique().tolist() == [1]
 
 
+@pytest.mark.parametrize("temperature", [1e30, 1e300])  # the latter is beyond float32
+def test_huge_temperatures_leave_the_support(backend, temperature):
+    tokens = drawn(torch.tensor([50.0, -math.inf, 0.0]), 20000, backend, temperature=temperature)
+    check_law(tokens, torch.tensor([1.0, 0.0, 1.0]))
+
+
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3])
 def test_tiny_temperatures_do_not_overflow(backend, temperature):
     assert drawn(
@@ -84,8 +90,18 @@ def test_rows_without_a_law_leave_their_token(backend, bad, monkeypatch):
     glauber_step(tokens, logits, torch.arange(2), seed=1, step=0, backend=backend)
     assert tokens.tolist() == [[2, 1]]
     monkeypatch.setenv("GGM_KERNELS_CHECK", "1")
+    by_products = {name: torch.full((1, 2), 7.0) for name in ("log_sum_exp", "log_prob", "keep_prob")}
+    tokens, rate = torch.tensor([[2, 2]]), torch.ones(1)
     with pytest.raises(ValueError, match=r"logits\[0, 0\]: got a row with a NaN or nothing but -inf"):
-        glauber_step(tokens, logits, torch.arange(2), seed=1, step=0, backend=backend)
+        glauber_step(
+            tokens, logits, torch.arange(2), seed=1, step=0, noise_rate=rate, backend=backend, **by_products
+        )
+    assert tokens.eq(2).all() and all(value.eq(7).all() for value in by_products.values())
+    logits[0, 0] = logits[0, 1]
+    glauber_step(
+        tokens, logits, torch.arange(2), seed=1, step=0, noise_rate=rate, backend=backend, **by_products
+    )
+    assert tokens.eq(1).all() and not any(value.eq(7).any() for value in by_products.values())
 
 
 # Filters
@@ -176,6 +192,21 @@ def test_writes_in_place_and_only_where_asked(backend):
     out = glauber_step(tokens, logits, positions, seed=1, step=0, frozen=frozen, backend=backend)
     assert out is tokens
     assert tokens.tolist() == [[0, 3, 0, 0, 0, 0], [3, 0, 0, 0, 0, 3]]
+
+
+def test_autograd_sees_that_tokens_were_written(backend):
+    embedding, tokens = torch.nn.Embedding(5, 3), torch.zeros(2, 4, dtype=torch.int64)
+    by_product = torch.zeros(2, 2)
+    out = embedding(tokens).sum() + (by_product * torch.ones(2, 2, requires_grad=True)).sum()
+    versions = tokens._version, by_product._version
+    arguments = {"positions": torch.arange(2), "seed": 1, "step": 0, "backend": backend}
+    glauber_step(tokens, torch.zeros(2, 2, 5), log_sum_exp=by_product, **arguments)
+    linear_glauber_step(tokens, torch.zeros(2, 2, 3), torch.zeros(5, 3), **arguments)
+    assert tokens._version >= versions[0] + 2 and by_product._version > versions[1]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+    with torch.inference_mode():
+        glauber_step(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 2, 5), **arguments)
 
 
 def test_splitting_batch_or_positions_changes_nothing(backend):
@@ -359,6 +390,23 @@ def test_compiles_as_one_graph(backend):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_with_a_temperature_and_shapes_that_change(backend, dynamic):
+    torch._dynamo.reset()
+
+    def run(tokens, logits, temperature):
+        positions = torch.tensor([2, 0])
+        return glauber_step(
+            tokens, logits, positions, seed=1, step=3, temperature=temperature, backend=backend
+        )
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for batch in range(2, 5):
+        start, logits = torch.zeros(batch, batch + 2, dtype=torch.int64), torch.randn(batch, 2, 50)
+        expected = run(start.clone(), logits, 0.5 + batch)
+        assert torch.equal(compiled(start.clone(), logits, 0.5 + batch), expected)
+
+
 # Errors before work
 
 
@@ -374,6 +422,8 @@ def test_compiles_as_one_graph(backend):
         ({"positions": torch.tensor([0, 4])}, IndexError, r"positions\[1\]: got 4; allowed: \[0, 4\)"),
         ({"positions": torch.tensor([[0, 1], [-1, 2]])}, IndexError, r"positions\[1, 0\]: got -1"),
         ({"positions": torch.tensor([3, 3])}, IndexError, "positions: got position 3 twice"),
+        ({"positions": torch.tensor([3, 3, 1, 1]), "logits": torch.zeros(2, 4, 5)}, IndexError, "got position 3 twice"),
+        ({"tokens": torch.zeros(1, 4).long().expand(2, 4)}, ValueError, r"tokens: got strides \(0, 1\)"),
         ({"positions": torch.tensor([[0, 1], [2, 2]])}, IndexError, r"positions\[1\]: got position 2 twice"),
         ({"positions": torch.tensor([0])}, ValueError, r"positions: got shape \(1,\); allowed: \(2, 2\) or \(2,\)"),
         ({"seed": 2**64}, ValueError, "seed: got"),

@@ -1,5 +1,6 @@
 """`sigmoid_bce` and `linear_sigmoid_bce`: the formula, its gradients, errors before work."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,7 +130,8 @@ def test_forms_of_the_weights_agree(backend):
     expected = sigmoid_bce(
         logits, CANDIDATES, torch.full((4, 2), 0.25), torch.full((4, 2), 0.75), backend=backend
     )
-    for signal in (0.25, torch.tensor(0.25), torch.full((4, 1), 0.25), torch.full((1, 2), 0.25)):
+    shapes = [(), (1,), (1, 1), (4, 1), (1, 2)]
+    for signal in (0.25, np.float32(0.25), *(torch.full(shape, 0.25) for shape in shapes)):
         assert torch.equal(sigmoid_bce(logits, CANDIDATES, signal, backend=backend), expected)
     label = torch.tensor([True, False, True, True])
     one = CANDIDATES[:, 0].int()
@@ -148,6 +150,23 @@ def test_twice_backward_through_one_graph_gives_twice_the_gradient(backend):
         torch.testing.assert_close(inputs[name].grad, 2 * gradient)
     for name, value in saved.items():
         assert torch.equal(inputs[name].detach(), value)
+
+
+def test_a_second_derivative_is_an_error(backend):
+    inputs = problem()
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    logits = torch.randn(4, 7, requires_grad=True)
+    for loss, of in [
+        (linear_sigmoid_bce(**inputs, backend=backend).sum(), leaves),
+        (linear_sigmoid_bce(**inputs, sparse_grad=True, backend=backend).sum(), leaves),
+        (sigmoid_bce(logits, CANDIDATES, 0.5, backend=backend).sum(), [logits]),
+    ]:
+        plain = torch.autograd.grad(loss, of, retain_graph=True)
+        gradients = torch.autograd.grad(loss, of, create_graph=True)
+        for gradient, same in zip(gradients, plain, strict=True):
+            assert torch.equal(gradient.detach().to_dense(), same.to_dense())
+            with pytest.raises(NotImplementedError, match="sigmoid_bce is differentiable once"):
+                (loss + gradient.to_dense().square().sum()).backward(retain_graph=True)
 
 
 @pytest.mark.parametrize("needed", ["hidden", "weight", "bias"])
