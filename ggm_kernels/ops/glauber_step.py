@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -344,7 +345,7 @@ def _checked_run(name: str, run: Callable, tokens: torch.Tensor, rows: tuple, up
         run(tokens, *rows, update)
     else:
         result = tokens.clone()
-        results = {name: torch.empty_like(value) for name, value in written.items()}
+        results: dict[str, Any] = {name: torch.empty_like(value) for name, value in written.items()}
         results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
         run(result, *rows, replace(update, **results))
         _check_rows(name, results["log_sum_exp"])

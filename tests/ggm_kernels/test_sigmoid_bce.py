@@ -327,6 +327,13 @@ def test_a_tensor_subclass_is_as_good_as_a_tensor(backend):
     assert tagged.grad.abs().sum() > 0
 
 
+def test_float64_is_exact_far_out():
+    f = torch.linspace(-50, 50, 201, dtype=torch.float64)
+    loss = sigmoid_bce(f[:, None], torch.zeros(201, dtype=torch.int64), 0.3)
+    exact = 0.3 * torch.log1p(torch.exp(-f)) + 0.7 * torch.log1p(torch.exp(f))
+    torch.testing.assert_close(loss, exact, rtol=1e-14, atol=0)
+
+
 def test_float64_is_the_references_alone():
     inputs = problem(dtype=torch.float64)
     assert linear_sigmoid_bce(**inputs).dtype == torch.float64
