@@ -102,6 +102,29 @@ def same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Te
         )
 
 
+def factors(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    dtypes: Sequence[torch.dtype],
+    dim: int,
+) -> torch.Tensor:
+    """Check what logits are the product of; return hidden, under autocast in the dtype of the weight."""
+    tensor("hidden", hidden, dtypes=dtypes, dims=(dim,))
+    tensor("weight", weight, dtypes=dtypes, dims=(2,))
+    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(weight.dtype)
+    tensor("weight", weight, dtypes=(hidden.dtype,))
+    if weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[-1]})")
+    same_device("weight", weight, "hidden", hidden)
+    if bias is not None:
+        tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
+        same_device("bias", bias, "hidden", hidden)
+    return hidden
+
+
 def boolean_mask(name: str, mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
     """Check an optional bool mask shaped like `tokens`; return it contiguous."""
     if mask is None:

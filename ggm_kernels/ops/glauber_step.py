@@ -178,11 +178,12 @@ def linear_glauber_step(
     hidden : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, d].
     weight : torch.Tensor
-        Output embedding, dtype of `hidden`, shape [V, d].
+        Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden` may be of another dtype
+        and is cast, so that no copy of the weight is made.
     positions : torch.Tensor
         Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
     bias : torch.Tensor, optional
-        dtype of `hidden`, shape [V].
+        dtype of `weight`, shape [V].
     seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen
         As in `glauber_step`.
     log_sum_exp, log_prob, keep_prob, backend
@@ -198,20 +199,12 @@ def linear_glauber_step(
     TypeError, ValueError, IndexError
         As `glauber_step`.
     """
-    checks.tensor("hidden", hidden, dtypes=checks.FLOATS, dims=(3,))
-    checks.tensor("weight", weight, dtypes=(hidden.dtype,), dims=(2,))
-    if weight.shape[1] != hidden.shape[2]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[2]})")
-    checks.same_device("weight", weight, "hidden", hidden)
-    if bias is not None:
-        checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
-        checks.same_device("bias", bias, "hidden", hidden)
-        bias = bias.detach()
+    hidden = checks.factors(hidden, weight, bias, dtypes=checks.FLOATS, dim=3)
     update = _check_update(
         tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
         noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
     )  # fmt: skip
-    _linear_op(tokens, hidden.detach(), weight.detach(), bias, *update)
+    _linear_op(tokens, hidden.detach(), weight.detach(), None if bias is None else bias.detach(), *update)
     return tokens
 
 

@@ -125,19 +125,9 @@ def linear_sigmoid_bce(
     while this call leaves those that no candidate names untouched: with a small S this call is the faster
     one, backward included (benchmarks/test_sigmoid_bce.py times both).
     """
-    checks.tensor("hidden", hidden, dtypes=_FLOATS, dims=(2,))
-    checks.tensor("weight", weight, dtypes=_FLOATS, dims=(2,))
-    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(weight.dtype)
-    checks.tensor("weight", weight, dtypes=(hidden.dtype,))
-    if weight.shape[1] != hidden.shape[1]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[1]})")
-    checks.same_device("weight", weight, "hidden", hidden)
+    hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     candidates = _check_candidates(candidates, "hidden", hidden)
     signal, noise = _check_weights(signal_weight, noise_weight, candidates, hidden.dtype)
-    if bias is not None:
-        checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
-        checks.same_device("bias", bias, "hidden", hidden)
     offset = _check_constant("offset", offset, candidates)
     if not isinstance(sparse_grad, bool):
         raise TypeError(f"sparse_grad: got {type(sparse_grad).__name__}; allowed: a bool")
