@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 
@@ -28,12 +29,9 @@ def integer(name: str, value: int, *, low: int, high: int) -> int:
 
 def number(name: str, value: float, *, low: float, high: float, open_low: bool = False) -> float:
     """Check low <= value <= high (low < value with `open_low`) for a finite real argument."""
-    if isinstance(value, (bool, torch.Tensor)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float")
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float") from None
+    value = float(value)
     # Plain comparisons, which NaN fails and torch.compile traces for a number that changes from call to call.
     if not low <= value <= high or value == math.inf or (open_low and value == low):
         left = "<" if open_low else "<="

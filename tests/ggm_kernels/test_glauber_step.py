@@ -432,6 +432,7 @@ def test_compiles_with_a_temperature_and_shapes_that_change(backend, dynamic):
         ({"temperature": -1.0}, ValueError, "temperature: got -1.0"),
         ({"temperature": math.inf}, ValueError, "temperature: got inf"),
         ({"temperature": "hot"}, TypeError, "temperature: got str; allowed: a float"),
+        ({"temperature": "1.0"}, TypeError, "temperature: got str; allowed: a float"),
         ({"top_k": 0}, ValueError, "top_k: got 0; allowed: 1 <= top_k"),
         ({"top_p": 0.0}, ValueError, "top_p: got 0.0; allowed: finite and 0 < top_p <= 1"),
         ({"top_p": 1.1}, ValueError, "top_p: got 1.1"),
