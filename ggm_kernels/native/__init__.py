@@ -57,7 +57,7 @@ def why_not(backend: str) -> str | None:
         return "built without CUDA: install the CUDA toolkit (nvcc), then pip install again with GGM_CUDA=1"
     if not torch.cuda.is_available():
         if torch.version.cuda is None:
-            return "no CUDA device that PyTorch can use: it is built without CUDA, install one that is not"
+            return "no CUDA device that PyTorch can use: it is a CPU build, install a CUDA build of it"
         return "no CUDA device that PyTorch can use: it takes an NVIDIA GPU and its driver"
     return None
 

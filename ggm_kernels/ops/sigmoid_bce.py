@@ -192,7 +192,8 @@ def _check_constant_tensor(name: str, value: torch.Tensor, candidates: torch.Ten
 
 def _check_values(candidates: torch.Tensor, vocab_size: int) -> None:
     if checks_values(candidates.device):
-        checks.values_in_range("candidates", candidates, 0, vocab_size, IndexError)
+        named = candidates[:, 0] if candidates.shape[1] == 1 else candidates  # as a caller has them
+        checks.values_in_range("candidates", named, 0, vocab_size, IndexError)
 
 
 def _forward_like(rows: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -301,6 +301,7 @@ def test_compiles_as_one_graph_with_gradients(backend):
         ({"candidates": CANDIDATES[:3]}, ValueError, r"candidates: got shape \(3, 2\); allowed: \(4,\) or \(4, C\)"),
         ({"candidates": CANDIDATES + 1}, IndexError, r"candidates\[2, 0\]: got 7; allowed: \[0, 7\)"),
         ({"candidates": CANDIDATES - 1}, IndexError, r"candidates\[0, 0\]: got -1"),
+        ({"candidates": CANDIDATES[:, 1] + 4, "signal_weight": 0.5, "noise_weight": None}, IndexError, r"s\[0\]: got 7"),
         ({"signal_weight": torch.zeros(4)}, ValueError, r"signal_weight: got shape \(4,\); allowed: \(4, 2\)"),
         ({"signal_weight": torch.zeros(4, 2).long()}, TypeError, "signal_weight: got dtype torch.int64"),
         ({"noise_weight": torch.zeros(4, 3)}, ValueError, r"noise_weight: got shape \(4, 3\)"),
