@@ -57,6 +57,8 @@ def tensor(
         raise TypeError(f"{name}: got dtype {value.dtype}; allowed: {allowed}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: got layout {value.layout}; allowed: torch.strided")
+    if value.is_nested:
+        raise TypeError(f"{name}: got a nested tensor; allowed: a tensor of one shape")
     if dims is not None and value.dim() not in dims:
         allowed = " or ".join(f"{dim}-d" for dim in dims)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: a {allowed} tensor")

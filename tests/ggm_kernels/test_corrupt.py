@@ -367,6 +367,13 @@ def test_bad_arguments(backend, change, error, message):
         corrupt(**{**arguments, **change})
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused(backend):
+    nested = torch.nested.nested_tensor([TOKENS[0], TOKENS[1]])
+    with pytest.raises(TypeError, match="tokens: got a nested tensor"):
+        corrupt(nested, KEEP, 7, seed=1, backend=backend)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not backends()["cpu"], reason="the reference would need too much memory")
 @pytest.mark.skipif(psutil.virtual_memory().available < 21 * 2**30, reason="needs 21 GiB")

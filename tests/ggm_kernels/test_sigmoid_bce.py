@@ -1,5 +1,7 @@
 """`sigmoid_bce` and `linear_sigmoid_bce`: the formula, its gradients, errors before work."""
 
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear, logsigmoid, softplus
 from torch.utils.checkpoint import checkpoint
 
-from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
+from ggm_kernels import linear_sigmoid_bce, native, sigmoid_bce
 
 OP = "sigmoid_bce"
 CANDIDATES = torch.tensor([[0, 3], [3, 3], [6, 1], [2, 5]])
@@ -260,6 +262,19 @@ def test_gradients_do_not_depend_on_threads_or_runs(threads):
             assert all(map(torch.equal, gradients(), expected))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+def test_large_gradients_need_no_choice_of_pages(monkeypatch):
+    inputs = problem(4, 2**16, 64)  # a gradient of 16 MiB, of which few rows are written
+    expected = torch.autograd.grad(linear_sigmoid_bce(**inputs, backend="reference").sum(), inputs["weight"])
+    for advice in (mmap.MADV_NOHUGEPAGE, 9999):  # the latter is refused by the system
+        monkeypatch.setattr(mmap, "MADV_NOHUGEPAGE", advice)
+        given_gradient = torch.autograd.grad(linear_sigmoid_bce(**inputs).sum(), inputs["weight"])
+        torch.testing.assert_close(given_gradient, expected)
+    monkeypatch.delattr(mmap, "MADV_NOHUGEPAGE")
+    linear_sigmoid_bce(**inputs).sum().backward()
+    torch.testing.assert_close(inputs["weight"].grad, expected[0])
 
 
 def test_opcheck(backend):
