@@ -79,7 +79,7 @@ def glauber_step(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids in [0, V), int32 or int64, shape [B, L]; written in place.
+        Token ids in [0, V), int32 or int64, shape [B, L]; written in place, so not an expanded tensor.
     logits : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
         but -inf, leaves its token as it was (raises under GGM_KERNELS_CHECK=1).

@@ -37,7 +37,8 @@ def sigmoid_bce(
     candidates : torch.Tensor
         Token ids in [0, V), int32 or int64, shape [N] or [N, C]; repetitions count each time.
     signal_weight : torch.Tensor or float
-        Weight of "signal" per candidate: shape of `candidates`, [N, 1], [1, C], or a number. bool is 0, 1.
+        Weight of "signal" per candidate: shape of `candidates`, [N, 1], [1, C], one element, or a number.
+        bool is 0, 1.
     noise_weight : torch.Tensor or float, optional
         Weight of "noise", likewise. Default 1 - signal_weight.
     offset : torch.Tensor, optional
@@ -48,7 +49,8 @@ def sigmoid_bce(
     Returns
     -------
     torch.Tensor
-        Loss per row, float32 [N] (float64 for float64 logits). Differentiable in `logits`.
+        Loss per row, float32 [N] (float64 for float64 logits). Differentiable in `logits`, once: the gradient
+        of the gradient is a NotImplementedError.
 
     Raises
     ------
@@ -105,7 +107,8 @@ def linear_sigmoid_bce(
     Returns
     -------
     torch.Tensor
-        Loss per row, float32 [N] (float64 for float64 inputs). Differentiable in `hidden`, `weight`, `bias`.
+        Loss per row, float32 [N] (float64 for float64 inputs). Differentiable in `hidden`, `weight`, `bias`,
+        once.
 
     Raises
     ------
