@@ -55,6 +55,15 @@ def backends() -> dict[str, Backend]:
     return {name: _state(name) for name in _MODULES}
 
 
+def requested(backend: str | None) -> str:
+    """The argument `backend` of a call as ops hold it: a name, or "auto" for None."""
+    if backend is None:
+        return AUTO
+    if not isinstance(backend, str):
+        raise TypeError(f"backend: got {type(backend).__name__}; allowed: a str or None (the best)")
+    return backend
+
+
 def checks_values(device: torch.device) -> bool:
     """Whether ids and ranges held in tensors are checked: always on CPU, on GPU if GGM_KERNELS_CHECK=1."""
     return device.type == "cpu" or checks_rows()
@@ -84,11 +93,13 @@ def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
     RuntimeError
         If the backend named is not available, or does not implement `op`.
     """
+    hint = ""
     if backend == AUTO:
-        backend = os.environ.get("GGM_KERNELS_BACKEND", AUTO)
+        backend = os.environ.get("GGM_KERNELS_BACKEND") or AUTO
+        hint = "; it is what GGM_KERNELS_BACKEND says"
     if backend == AUTO:
         return _best(op, device)
-    return _named(op, backend, device)
+    return _named(op, backend, device, hint)
 
 
 @cache
@@ -101,22 +112,21 @@ def _best(op: str, device: torch.device) -> tuple[str, Callable]:
 
 
 @cache
-def _named(op: str, name: str, device: torch.device) -> tuple[str, Callable]:
+def _named(op: str, name: str, device: torch.device, hint: str) -> tuple[str, Callable]:
     if name not in _MODULES:
-        raise ValueError(
-            f"backend: got {name!r}; allowed: {', '.join(map(repr, _MODULES))} or None (the best)"
-        )
+        allowed = ", ".join(map(repr, _MODULES))
+        raise ValueError(f"backend: got {name!r}; allowed: {allowed} or None (the best){hint}")
     state = _state(name)
     if not state:
-        raise RuntimeError(f"backend {name!r} is not available: {state.reason}")
+        raise RuntimeError(f"backend {name!r} is not available: {state.reason}{hint}")
     if op not in state.ops:
-        raise RuntimeError(f"backend {name!r} does not implement {op} in this version")
+        raise RuntimeError(f"backend {name!r} does not implement {op} in this version{hint}")
     if name in ("cpu", "cuda") and name != device.type:
-        raise ValueError(f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {name}")
+        raise ValueError(f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {name}{hint}")
     if name == "triton" and device.type != "cuda" and not _triton_interprets():
         raise ValueError(
             f"backend: got 'triton' for {device.type} tensors; allowed: cuda tensors, or any with "
-            "TRITON_INTERPRET=1 in the environment before Triton is imported"
+            f"TRITON_INTERPRET=1 in the environment before Triton is imported{hint}"
         )
     return name, getattr(_module(name), op)
 

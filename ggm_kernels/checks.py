@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 
@@ -28,13 +29,11 @@ def integer(name: str, value: int, *, low: int, high: int) -> int:
 
 def number(name: str, value: float, *, low: float, high: float, open_low: bool = False) -> float:
     """Check low <= value <= high (low < value with `open_low`) for a finite real argument."""
-    if isinstance(value, (bool, torch.Tensor)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float")
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: got {type(value).__name__}; allowed: a float") from None
-    if math.isnan(value) or math.isinf(value) or value > high or value < low or (open_low and value == low):
+    value = float(value)
+    # Plain comparisons, which NaN fails and torch.compile traces for a number that changes from call to call.
+    if not low <= value <= high or value == math.inf or (open_low and value == low):
         left = "<" if open_low else "<="
         upper = "" if math.isinf(high) else f" <= {high:g}"
         raise ValueError(f"{name}: got {value}; allowed: finite and {low:g} {left} {name}{upper}")
@@ -58,12 +57,31 @@ def tensor(
         raise TypeError(f"{name}: got dtype {value.dtype}; allowed: {allowed}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: got layout {value.layout}; allowed: torch.strided")
+    if value.is_nested:
+        raise TypeError(f"{name}: got a nested tensor; allowed: a tensor of one shape")
     if dims is not None and value.dim() not in dims:
         allowed = " or ".join(f"{dim}-d" for dim in dims)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: a {allowed} tensor")
-    if shapes is not None and value.shape not in shapes:
-        allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+    if shapes is not None and value.shape not in shapes and not _traced_shape_in(value.shape, shapes):
+        allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {allowed}")
+
+
+def _traced_shape_in(shape: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> bool:
+    # Size by size: torch.compile takes a constant shape and a symbolic one for unequal as a whole.
+    return any(
+        len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
+        for other in shapes
+    )
+
+
+def writable(name: str, value: torch.Tensor) -> None:
+    """Check that no two elements of a tensor to be written share memory, as those of an expanded one do."""
+    strides = value.stride()
+    if 0 in strides and any(size > 1 and step == 0 for size, step in zip(value.shape, strides, strict=True)):
+        raise ValueError(
+            f"{name}: got strides {strides}; allowed: elements with memory of their own (clone it)"
+        )
 
 
 def _refuse_dtensor(name: str, value: torch.Tensor) -> None:
@@ -82,6 +100,29 @@ def same_device(name: str, value: torch.Tensor, other_name: str, other: torch.Te
         raise ValueError(
             f"{name}: got device {value.device}; allowed: {other.device}, the device of {other_name}"
         )
+
+
+def factors(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    dtypes: Sequence[torch.dtype],
+    dim: int,
+) -> torch.Tensor:
+    """Check what logits are the product of; return hidden, under autocast in the dtype of the weight."""
+    tensor("hidden", hidden, dtypes=dtypes, dims=(dim,))
+    tensor("weight", weight, dtypes=dtypes, dims=(2,))
+    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(weight.dtype)
+    tensor("weight", weight, dtypes=(hidden.dtype,))
+    if weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[-1]})")
+    same_device("weight", weight, "hidden", hidden)
+    if bias is not None:
+        tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
+        same_device("bias", bias, "hidden", hidden)
+    return hidden
 
 
 def boolean_mask(name: str, mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
@@ -109,7 +150,7 @@ def values_in_range(
     if bool(inside.all()):
         return
     flat = int((~inside).flatten().to(torch.uint8).argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), value.shape))
     end = "]" if closed else ")"
     where = f"{name}[{', '.join(map(str, index))}]" if index else name
     raise error(f"{where}: got {value[index].item()}; allowed: [{low}, {high}{end}")

@@ -98,5 +98,5 @@ def _alias_table(probs: torch.Tensor) -> torch.Tensor:
             small.append(large.pop())
     # What is left in `small` is there by rounding: its scaled probability is 1 up to a few ulp. Only a
     # token of probability 0 must not keep its column, and rounding cannot lift it that far.
-    table = torch.tensor([threshold, alias], dtype=torch.int64).T
+    table = torch.tensor([threshold, alias], dtype=torch.int64, device="cpu").T
     return torch.where(table >= 2**31, table - 2**32, table).to(torch.int32).contiguous()

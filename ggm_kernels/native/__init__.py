@@ -56,7 +56,9 @@ def why_not(backend: str) -> str | None:
     if not hasattr(core, "cuda_corrupt"):
         return "built without CUDA: install the CUDA toolkit (nvcc), then pip install again with GGM_CUDA=1"
     if not torch.cuda.is_available():
-        return "no CUDA device that PyTorch can use"
+        if torch.version.cuda is None:
+            return "no CUDA device that PyTorch can use: it is a CPU build, install a CUDA build of it"
+        return "no CUDA device that PyTorch can use: it takes an NVIDIA GPU and its driver"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -65,7 +66,8 @@ def zeros(
     if rows_written * 8 > shape[0]:
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    with contextlib.suppress(AttributeError, OSError):  # a wish, which not every system has or grants
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 

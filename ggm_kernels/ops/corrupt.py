@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels import checks, randomness
-from ggm_kernels.backends import AUTO, checks_values, kernel
+from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise
 from ggm_kernels.ops.library import register
 from ggm_kernels.randomness import Stream
@@ -136,7 +136,7 @@ def random_tokens(
     length = checks.integer("length", length, low=0, high=randomness.MAX_POSITION)
     batch, device = sample_ids.shape[0], sample_ids.device
     tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
-    keep_prob = torch.zeros(batch, device=device)
+    keep_prob = torch.zeros(batch, dtype=torch.float32, device=device)
     noisy, _ = _call(
         tokens, keep_prob, vocab_size, seed, step, sample_ids, None, noise, Stream(stream), backend
     )
@@ -167,7 +167,7 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
         frozen,
         noise_table,
         int(stream),
-        backend or AUTO,
+        requested(backend),
     )
 
 

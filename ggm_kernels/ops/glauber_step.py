@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ggm_kernels import checks, randomness
-from ggm_kernels.backends import AUTO, checks_rows, checks_values, kernel
+from ggm_kernels.backends import checks_rows, checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise
 from ggm_kernels.ops.library import register
 
@@ -19,6 +20,8 @@ _UPDATE_SCHEMA = (
     "Tensor? sample_ids, Tensor? frozen, Tensor(b!)? log_sum_exp, Tensor(c!)? log_prob, "
     "Tensor(d!)? keep_prob, str backend) -> ()"
 )
+
+_BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def glauber_step(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids in [0, V), int32 or int64, shape [B, L]; written in place.
+        Token ids in [0, V), int32 or int64, shape [B, L]; written in place, so not an expanded tensor.
     logits : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
         but -inf, leaves its token as it was (raises under GGM_KERNELS_CHECK=1).
@@ -175,11 +178,12 @@ def linear_glauber_step(
     hidden : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, d].
     weight : torch.Tensor
-        Output embedding, dtype of `hidden`, shape [V, d].
+        Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden` may be of another dtype
+        and is cast, so that no copy of the weight is made.
     positions : torch.Tensor
         Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
     bias : torch.Tensor, optional
-        dtype of `hidden`, shape [V].
+        dtype of `weight`, shape [V].
     seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen
         As in `glauber_step`.
     log_sum_exp, log_prob, keep_prob, backend
@@ -195,20 +199,12 @@ def linear_glauber_step(
     TypeError, ValueError, IndexError
         As `glauber_step`.
     """
-    checks.tensor("hidden", hidden, dtypes=checks.FLOATS, dims=(3,))
-    checks.tensor("weight", weight, dtypes=(hidden.dtype,), dims=(2,))
-    if weight.shape[1] != hidden.shape[2]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[2]})")
-    checks.same_device("weight", weight, "hidden", hidden)
-    if bias is not None:
-        checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
-        checks.same_device("bias", bias, "hidden", hidden)
-        bias = bias.detach()
+    hidden = checks.factors(hidden, weight, bias, dtypes=checks.FLOATS, dim=3)
     update = _check_update(
         tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
         noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
     )  # fmt: skip
-    _linear_op(tokens, hidden.detach(), weight.detach(), bias, *update)
+    _linear_op(tokens, hidden.detach(), weight.detach(), None if bias is None else bias.detach(), *update)
     return tokens
 
 
@@ -218,6 +214,7 @@ def _check_update(
 ) -> tuple:  # fmt: skip
     """Check what both ops share; return the arguments of `_UPDATE_SCHEMA`."""
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
+    checks.writable("tokens", tokens)
     batch = tokens.shape[0]
     if rows.shape[0] != batch:
         raise ValueError(f"{rows_name}: got shape {tuple(rows.shape)}; allowed: ({batch}, K, ..), as tokens")
@@ -246,14 +243,14 @@ def _check_update(
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     noise_log_probs = None if noise is None else noise.log_probs(tokens.device)
-    by_products = {"log_sum_exp": log_sum_exp, "log_prob": log_prob, "keep_prob": keep_prob}
-    for name, by_product in by_products.items():
+    by_products = (log_sum_exp, log_prob, keep_prob)
+    for name, by_product in zip(_BY_PRODUCTS, by_products, strict=True):
         _check_by_product(name, by_product, tokens, count)
     if keep_prob is not None and noise_rate is None:
         raise ValueError("keep_prob: got a tensor without noise_rate; allowed: with noise_rate")
     return (
         positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
-        normalize, sample_ids, frozen, *by_products.values(), backend or AUTO,
+        normalize, sample_ids, frozen, *by_products, requested(backend),
     )  # fmt: skip
 
 
@@ -281,13 +278,13 @@ def _check_values(tokens: torch.Tensor, vocab_size: int, update: Update) -> None
 
 
 def _check_distinct(positions: torch.Tensor) -> None:
-    ordered = positions.sort(dim=-1).values
-    twice = ordered[..., 1:] == ordered[..., :-1]
+    ordered, order = positions.sort(dim=-1, stable=True)
+    twice = torch.zeros_like(positions, dtype=torch.bool)
+    twice.scatter_(-1, order[..., 1:], ordered[..., 1:] == ordered[..., :-1])
     if bool(twice.any()):
         first = tuple(twice.nonzero()[0].tolist())
         where = "positions" if positions.dim() == 1 else f"positions[{first[0]}]"
-        position = int(ordered[first])
-        raise IndexError(f"{where}: got position {position} twice; allowed: each once")
+        raise IndexError(f"{where}: got position {int(positions[first])} twice; allowed: each once")
 
 
 def _check_rows(name: str, log_sum_exp: torch.Tensor) -> None:
@@ -336,16 +333,24 @@ def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Cal
 
 def _checked_run(name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     """Run; under GGM_KERNELS_CHECK=1 raise for a row without a law, with nothing written."""
+    written = {name: value for name in _BY_PRODUCTS if (value := getattr(update, name)) is not None}
     if not checks_rows():
         run(tokens, *rows, update)
-        return
-    result = tokens.clone()
-    log_sum_exp = tokens.new_empty(rows[0].shape[:2], dtype=torch.float32)
-    run(result, *rows, replace(update, log_sum_exp=log_sum_exp))
-    _check_rows(name, log_sum_exp)
-    if update.log_sum_exp is not None:
-        update.log_sum_exp.copy_(log_sum_exp)
-    tokens.copy_(result)
+    else:
+        result = tokens.clone()
+        results: dict[str, Any] = {name: torch.empty_like(value) for name, value in written.items()}
+        results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
+        run(result, *rows, replace(update, **results))
+        _check_rows(name, results["log_sum_exp"])
+        tokens.copy_(result)
+        for by_product, value in written.items():
+            value.copy_(results[by_product])
+    _count_writing(tokens, *written.values())
+
+
+def _count_writing(*tensors: torch.Tensor) -> None:
+    """Tell autograd, which may have saved these tensors for a backward, that they were written."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _fake(*arguments):

@@ -32,7 +32,30 @@ def _refuse_vmap(name: str) -> Callable:
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Register the backward formula of the op `name`."""
-    torch.library.register_autograd(
-        f"ggm_kernels::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
+    """Register the backward formula of the op `name`, whose gradients refuse to be differentiated again."""
+
+    def once(ctx, *grads):
+        gradients = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # it is only where a graph of the gradient is asked for
+            return gradients
+        return tuple(
+            None
+            if gradient is None
+            else _Final.apply(name, gradient.detach().requires_grad_(), *ctx.saved_tensors)
+            for gradient in gradients
+        )
+
+    torch.library.register_autograd(f"ggm_kernels::{name}", once, setup_context=setup_context, lib=_LIBRARY)
+
+
+class _Final(torch.autograd.Function):
+    """A gradient as it is, tied to what it depends on, so that autograd comes here to differentiate it."""
+
+    @staticmethod
+    def forward(ctx, name: str, gradient: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
+        ctx.name = name
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, _):
+        raise NotImplementedError(f"ggm_kernels.{ctx.name} is differentiable once; its gradient is not")

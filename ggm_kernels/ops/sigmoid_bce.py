@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import AUTO, checks_values, kernel
+from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.ops.library import differentiate, register
 from ggm_kernels.reference.sigmoid_bce import candidate_gradient
 
@@ -35,7 +37,8 @@ def sigmoid_bce(
     candidates : torch.Tensor
         Token ids in [0, V), int32 or int64, shape [N] or [N, C]; repetitions count each time.
     signal_weight : torch.Tensor or float
-        Weight of "signal" per candidate: shape of `candidates`, [N, 1], [1, C], or a number. bool is 0, 1.
+        Weight of "signal" per candidate: shape of `candidates`, [N, 1], [1, C], one element, or a number.
+        bool is 0, 1.
     noise_weight : torch.Tensor or float, optional
         Weight of "noise", likewise. Default 1 - signal_weight.
     offset : torch.Tensor, optional
@@ -46,7 +49,8 @@ def sigmoid_bce(
     Returns
     -------
     torch.Tensor
-        Loss per row, float32 [N] (float64 for float64 logits). Differentiable in `logits`.
+        Loss per row, float32 [N] (float64 for float64 logits). Differentiable in `logits`, once: the gradient
+        of the gradient is a NotImplementedError.
 
     Raises
     ------
@@ -104,7 +108,8 @@ def linear_sigmoid_bce(
     Returns
     -------
     torch.Tensor
-        Loss per row, float32 [N] (float64 for float64 inputs). Differentiable in `hidden`, `weight`, `bias`.
+        Loss per row, float32 [N] (float64 for float64 inputs). Differentiable in `hidden`, `weight`, `bias`,
+        once.
 
     Raises
     ------
@@ -124,19 +129,9 @@ def linear_sigmoid_bce(
     while this call leaves those that no candidate names untouched: with a small S this call is the faster
     one, backward included (benchmarks/test_sigmoid_bce.py times both).
     """
-    checks.tensor("hidden", hidden, dtypes=_FLOATS, dims=(2,))
-    checks.tensor("weight", weight, dtypes=_FLOATS, dims=(2,))
-    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(weight.dtype)
-    checks.tensor("weight", weight, dtypes=(hidden.dtype,))
-    if weight.shape[1] != hidden.shape[1]:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[1]})")
-    checks.same_device("weight", weight, "hidden", hidden)
+    hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     candidates = _check_candidates(candidates, "hidden", hidden)
     signal, noise = _check_weights(signal_weight, noise_weight, candidates, hidden.dtype)
-    if bias is not None:
-        checks.tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
-        checks.same_device("bias", bias, "hidden", hidden)
     offset = _check_constant("offset", offset, candidates)
     if not isinstance(sparse_grad, bool):
         raise TypeError(f"sparse_grad: got {type(sparse_grad).__name__}; allowed: a bool")
@@ -146,11 +141,11 @@ def linear_sigmoid_bce(
 
 
 def _choose(backend: str | None, values: torch.Tensor) -> str:
-    if backend is None:
-        return "reference" if values.dtype == torch.float64 else AUTO
-    if values.dtype == torch.float64 and backend != "reference":
+    if values.dtype != torch.float64:
+        return requested(backend)
+    if backend not in (None, "reference"):
         raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return backend
+    return "reference"
 
 
 def _check_candidates(candidates: torch.Tensor, rows_name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -176,10 +171,10 @@ def _check_weights(
 def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     rows, count = candidates.shape
     if not isinstance(value, torch.Tensor):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed: a tensor or a number")
         return torch.tensor(float(value), dtype=dtype, device=candidates.device)
-    shapes = [(rows, count), (rows, 1), (1, count), (), *([(rows,)] if count == 1 else [])]
+    shapes = [(rows, count), (rows, 1), (1, count), (1, 1), (1,), (), *([(rows,)] if count == 1 else [])]
     checks.tensor(name, value, dtypes=_WEIGHT_DTYPES, shapes=shapes)
     value = _check_constant_tensor(name, value, candidates).to(dtype)
     return value[:, None] if value.dim() == 1 else value
@@ -201,7 +196,8 @@ def _check_constant_tensor(name: str, value: torch.Tensor, candidates: torch.Ten
 
 def _check_values(candidates: torch.Tensor, vocab_size: int) -> None:
     if checks_values(candidates.device):
-        checks.values_in_range("candidates", candidates, 0, vocab_size, IndexError)
+        named = candidates[:, 0] if candidates.shape[1] == 1 else candidates  # as a caller has them
+        checks.values_in_range("candidates", named, 0, vocab_size, IndexError)
 
 
 def _forward_like(rows: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -123,8 +123,8 @@ def _filtered_law(g: torch.Tensor, update: Update) -> torch.Tensor:
     if update.temperature == 0:  # a law on one token: the first of the largest
         tokens = torch.arange(g.shape[1], device=g.device)
         return torch.where(tokens == _first_argmax(g)[:, None], 0.0, -math.inf)
-    # <= 0, so no temperature overflows it; 0 at the top, be it infinite
-    z = torch.where(g == top, 0.0, (g - top) / update.temperature)
+    # <= 0, so no temperature that float32 holds overflows it; 0 at the top, be it infinite
+    z = torch.where(g == top, 0.0, (g - top) / min(update.temperature, 3e38))
     return _filtered(z, update)
 
 

@@ -107,8 +107,9 @@ def _accumulate(dtype: torch.dtype) -> torch.dtype:
 
 def _loss(f: torch.Tensor, signal_weight: torch.Tensor, noise_weight: torch.Tensor) -> torch.Tensor:
     # A weight of 0 switches its term off even where that term is infinite (f = +-inf).
-    signal = torch.where(signal_weight == 0, 0.0, signal_weight * softplus(-f))
-    noise = torch.where(noise_weight == 0, 0.0, noise_weight * softplus(f))
+    # Beyond 40 softplus(f) is f in float64 too.
+    signal = torch.where(signal_weight == 0, 0.0, signal_weight * softplus(-f, threshold=40))
+    noise = torch.where(noise_weight == 0, 0.0, noise_weight * softplus(f, threshold=40))
     return (signal + noise).sum(1)
 
 

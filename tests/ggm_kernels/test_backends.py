@@ -55,6 +55,21 @@ def test_the_environment_chooses_unless_the_call_does(monkeypatch):
         ValueError, match="backend: got 'nonsense'; allowed: 'reference', 'cpu', 'cuda', 'triton'"
     ):
         corrupt(TOKENS, KEEP, 3, seed=1)
+    with pytest.raises(ValueError, match="it is what GGM_KERNELS_BACKEND says"):
+        corrupt(TOKENS, KEEP, 3, seed=1)
+    monkeypatch.setenv("GGM_KERNELS_BACKEND", "")
+    corrupt(TOKENS, KEEP, 3, seed=1)  # as if unset
+
+
+@pytest.mark.parametrize(("name", "error"), [(3, TypeError), ("", ValueError), ("CPU", ValueError)])
+def test_a_backend_that_is_no_name_is_refused(name, error):
+    rows, one = torch.zeros(1, 1, 3), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(error, match="backend: got"):
+        corrupt(TOKENS, KEEP, 3, seed=1, backend=name)
+    with pytest.raises(error, match="backend: got"):
+        ggm_kernels.sigmoid_bce(rows[0], one, 0.5, backend=name)
+    with pytest.raises(error, match="backend: got"):
+        ggm_kernels.glauber_step(TOKENS, rows, one, seed=1, step=0, backend=name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")

@@ -274,6 +274,16 @@ def test_random_tokens_keep_off_the_streams_of_ops(stream):
         random_tokens(torch.arange(2), 3, 5, stream=stream, seed=1)
 
 
+def test_random_tokens_do_not_depend_on_the_default_dtype(backend):
+    arguments = {"stream": Stream.INITIAL, "seed": 1, "backend": backend}
+    expected = random_tokens(torch.arange(2), 3, 5, **arguments)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(random_tokens(torch.arange(2), 3, 5, **arguments), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # The operator
 
 
@@ -355,6 +365,13 @@ def test_bad_arguments(backend, change, error, message):
     }
     with pytest.raises(error, match=message):
         corrupt(**{**arguments, **change})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused(backend):
+    nested = torch.nested.nested_tensor([TOKENS[0], TOKENS[1]])
+    with pytest.raises(TypeError, match="tokens: got a nested tensor"):
+        corrupt(nested, KEEP, 7, seed=1, backend=backend)
 
 
 @pytest.mark.slow

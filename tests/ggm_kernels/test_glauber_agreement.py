@@ -221,6 +221,16 @@ def test_linear_takes_any_layout(backend):
     assert_agree(run(arguments, backend, linear_glauber_step), expected)
 
 
+def test_linear_takes_hidden_of_another_precision_under_autocast(backend):
+    arguments = linear_problem(10, 50, 24, torch.float32)
+    expected = run(arguments, backend, linear_glauber_step)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(arguments, backend, linear_glauber_step), expected)
+        half = run({**arguments, "hidden": arguments["hidden"].bfloat16()}, backend, linear_glauber_step)
+    arguments["hidden"] = arguments["hidden"].bfloat16().float()
+    assert torch.equal(half, run(arguments, backend, linear_glauber_step))
+
+
 # Launches of Triton
 
 interprets_triton = pytest.mark.skipif(

@@ -56,3 +56,13 @@ def test_log_probs():
 def test_bad_laws(probs, error, message):
     with pytest.raises(error, match=message):
         NoiseLaw(probs)
+
+
+def test_the_law_does_not_depend_on_the_default_device():
+    probs = torch.tensor([0.1, 0.2, 0.7])
+    expected = NoiseLaw(probs)
+    with torch.device("meta"):
+        law = NoiseLaw(probs)
+    cpu = torch.device("cpu")
+    assert law.table(cpu).device == law.log_probs(cpu).device == cpu
+    assert torch.equal(law.table(cpu), expected.table(cpu))

@@ -1,5 +1,8 @@
 """`sigmoid_bce` and `linear_sigmoid_bce`: the formula, its gradients, errors before work."""
 
+import mmap
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear, logsigmoid, softplus
 from torch.utils.checkpoint import checkpoint
 
-from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
+from ggm_kernels import linear_sigmoid_bce, native, sigmoid_bce
 
 OP = "sigmoid_bce"
 CANDIDATES = torch.tensor([[0, 3], [3, 3], [6, 1], [2, 5]])
@@ -129,7 +132,8 @@ def test_forms_of_the_weights_agree(backend):
     expected = sigmoid_bce(
         logits, CANDIDATES, torch.full((4, 2), 0.25), torch.full((4, 2), 0.75), backend=backend
     )
-    for signal in (0.25, torch.tensor(0.25), torch.full((4, 1), 0.25), torch.full((1, 2), 0.25)):
+    shapes = [(), (1,), (1, 1), (4, 1), (1, 2)]
+    for signal in (0.25, np.float32(0.25), *(torch.full(shape, 0.25) for shape in shapes)):
         assert torch.equal(sigmoid_bce(logits, CANDIDATES, signal, backend=backend), expected)
     label = torch.tensor([True, False, True, True])
     one = CANDIDATES[:, 0].int()
@@ -148,6 +152,23 @@ def test_twice_backward_through_one_graph_gives_twice_the_gradient(backend):
         torch.testing.assert_close(inputs[name].grad, 2 * gradient)
     for name, value in saved.items():
         assert torch.equal(inputs[name].detach(), value)
+
+
+def test_a_second_derivative_is_an_error(backend):
+    inputs = problem()
+    leaves = [inputs[name] for name in ("hidden", "weight", "bias")]
+    logits = torch.randn(4, 7, requires_grad=True)
+    for loss, of in [
+        (linear_sigmoid_bce(**inputs, backend=backend).sum(), leaves),
+        (linear_sigmoid_bce(**inputs, sparse_grad=True, backend=backend).sum(), leaves),
+        (sigmoid_bce(logits, CANDIDATES, 0.5, backend=backend).sum(), [logits]),
+    ]:
+        plain = torch.autograd.grad(loss, of, retain_graph=True)
+        gradients = torch.autograd.grad(loss, of, create_graph=True)
+        for gradient, same in zip(gradients, plain, strict=True):
+            assert torch.equal(gradient.detach().to_dense(), same.to_dense())
+            with pytest.raises(NotImplementedError, match="sigmoid_bce is differentiable once"):
+                (loss + gradient.to_dense().square().sum()).backward(retain_graph=True)
 
 
 @pytest.mark.parametrize("needed", ["hidden", "weight", "bias"])
@@ -253,6 +274,19 @@ def test_gradients_do_not_depend_on_threads_or_runs(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+def test_large_gradients_need_no_choice_of_pages(monkeypatch):
+    inputs = problem(4, 2**16, 64)  # a gradient of 16 MiB, of which few rows are written
+    expected = torch.autograd.grad(linear_sigmoid_bce(**inputs, backend="reference").sum(), inputs["weight"])
+    for advice in (mmap.MADV_NOHUGEPAGE, 9999):  # the latter is refused by the system
+        monkeypatch.setattr(mmap, "MADV_NOHUGEPAGE", advice)
+        given_gradient = torch.autograd.grad(linear_sigmoid_bce(**inputs).sum(), inputs["weight"])
+        torch.testing.assert_close(given_gradient, expected)
+    monkeypatch.delattr(mmap, "MADV_NOHUGEPAGE")
+    linear_sigmoid_bce(**inputs).sum().backward()
+    torch.testing.assert_close(inputs["weight"].grad, expected[0])
+
+
 def test_opcheck(backend):
     inputs = problem()
     signal, noise = inputs["signal_weight"].float(), inputs["noise_weight"].float()
@@ -292,6 +326,7 @@ def test_compiles_as_one_graph_with_gradients(backend):
         ({"candidates": CANDIDATES[:3]}, ValueError, r"candidates: got shape \(3, 2\); allowed: \(4,\) or \(4, C\)"),
         ({"candidates": CANDIDATES + 1}, IndexError, r"candidates\[2, 0\]: got 7; allowed: \[0, 7\)"),
         ({"candidates": CANDIDATES - 1}, IndexError, r"candidates\[0, 0\]: got -1"),
+        ({"candidates": CANDIDATES[:, 1] + 4, "signal_weight": 0.5, "noise_weight": None}, IndexError, r"s\[0\]: got 7"),
         ({"signal_weight": torch.zeros(4)}, ValueError, r"signal_weight: got shape \(4,\); allowed: \(4, 2\)"),
         ({"signal_weight": torch.zeros(4, 2).long()}, TypeError, "signal_weight: got dtype torch.int64"),
         ({"noise_weight": torch.zeros(4, 3)}, ValueError, r"noise_weight: got shape \(4, 3\)"),
@@ -316,6 +351,13 @@ def test_a_tensor_subclass_is_as_good_as_a_tensor(backend):
     torch.testing.assert_close(loss, expected)
     loss.sum().backward()
     assert tagged.grad.abs().sum() > 0
+
+
+def test_float64_is_exact_far_out():
+    f = torch.linspace(-50, 50, 201, dtype=torch.float64)
+    loss = sigmoid_bce(f[:, None], torch.zeros(201, dtype=torch.int64), 0.3)
+    exact = 0.3 * torch.log1p(torch.exp(-f)) + 0.7 * torch.log1p(torch.exp(f))
+    torch.testing.assert_close(loss, exact, rtol=1e-14, atol=0)
 
 
 def test_float64_is_the_references_alone():
