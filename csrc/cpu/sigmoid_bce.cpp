@@ -85,11 +85,12 @@ bool losses_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, floa
   }
   logits_of_candidates<T>(args, begin * args.count, end * args.count, candidate_logits);
   for (int64_t row = begin; row < end; ++row) {
-    loss[row] = 0.0f;
+    double total = 0.0;  // of a whole vocabulary's candidates float32 would keep five digits
     for (int64_t column = 0; column < args.count; ++column) {
       const float f = candidate_logits[row * args.count + column];
-      loss[row] += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
     }
+    loss[row] = static_cast<float>(total);
   }
   return true;
 }
