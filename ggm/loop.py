@@ -18,6 +18,7 @@ from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
+from ggm.sharding import full, gather, is_sharded
 from ggm.training import BAR_FORMAT, set_learning_rate, share_done
 
 _EVALUATED = 64
@@ -42,7 +43,12 @@ class Loop:
             )
         self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
         self.checkpoints, self.metrics = checkpoints, metrics
-        self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
+        self.sharded = is_sharded(state.model)
+        if self.sharded:
+            self.loss: Any = state.model
+            self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        else:
+            self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
         # A look at the numbers makes the device wait: they are kept until a look is due.
         self.pending: list[_Step] = []
 
@@ -97,7 +103,8 @@ class Loop:
         size = len(batch.tokens) // self.config.accumulation
         for ids, tokens in zip(batch.sample_ids.split(size), batch.tokens.split(size), strict=True):
             with self.accelerator.accumulate(self.loss):
-                loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
+                with self.accelerator.autocast():
+                    loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
@@ -107,7 +114,7 @@ class Loop:
         self.state.averaged.update_parameters(self.state.model)
         self.state.step += 1
         rate = self.state.optimizer.param_groups[0]["lr"]
-        self.pending.append(_Step(torch.stack(losses).mean(), norm, batch.sample_ids, rate))
+        self.pending.append(_Step(torch.stack(losses).mean(), full(norm), batch.sample_ids, rate))
 
     def _look(self, received: list[int]) -> tuple[str | None, str]:
         """Read the numbers of the steps since the last look; return the signal and a status line."""
@@ -119,6 +126,7 @@ class Loop:
         lines = self._lines(of_processes[:, :-1].double().mean(dim=0))
         self.pending.clear()
         signal_number = int(of_processes[:, -1].max())
+        lines[-1] |= self._evaluate()
         status = self._report(lines) if self.metrics is not None else ""
         return (signal.Signals(signal_number).name if signal_number else None), status
 
@@ -146,9 +154,8 @@ class Loop:
         ]
 
     def _report(self, lines: list[dict[str, float]]) -> str:
-        """Write the numbers, with those of held-out data under the averaged weights."""
+        """Write the numbers, and return those of a status line."""
         assert self.metrics is not None
-        lines[-1] |= self._evaluate()
         self.metrics.write(lines)
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
         self.accelerator.log(recent, step=self.state.step)
@@ -159,6 +166,7 @@ class Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
+        """Numbers of held-out data under the averaged weights, on all processes: each may hold a part."""
         model = self.state.averaged.module
         assert isinstance(model, GGM)
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
@@ -169,8 +177,10 @@ class Loop:
         }
 
     def _save(self) -> None:
+        state = gather(self.state, self.config.training) if self.sharded else self.state
         if self.metrics is not None:
-            self.checkpoints.save(self.state, self.data.tokenizer)
+            assert state is not None
+            self.checkpoints.save(state, self.data.tokenizer)
         self.accelerator.wait_for_everyone()
 
 

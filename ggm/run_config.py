@@ -31,6 +31,10 @@ class RunConfig:
         processes.
     precision : str
         "fp32", or "bf16": autocast to bfloat16.
+    sharding : str
+        How several processes hold the model: "none", each the whole of it (DDP), or "fsdp2", each a
+        part of its weights, averages and moments. Checkpoints and the loss curve are the same.
+        ``accelerate launch --use_fsdp --fsdp_version 2`` means "fsdp2", too.
     accumulation : int
         Parts in which each process computes its share of a batch, to save memory.
     checkpoint_every : int
@@ -48,6 +52,7 @@ class RunConfig:
     model: GGMConfig = field(default_factory=lambda: GGMConfig(1, ChainConfig(64)))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=1000))
     precision: Literal["fp32", "bf16"] = "fp32"
+    sharding: Literal["none", "fsdp2"] = "none"
     accumulation: int = 1
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2

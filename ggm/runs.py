@@ -23,6 +23,7 @@ from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.run_config import RunConfig
+from ggm.sharding import asked_by_launcher, shard
 from ggm.training import make_optimizer
 
 
@@ -82,6 +83,8 @@ def run(
     Order of the data, chain times and noise are functions of seed, sample id and step: the loss
     curve does not depend on the number of processes nor on `accumulation` but by rounding.
     """
+    if asked_by_launcher():
+        config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)
     out = Path(config.out)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
@@ -91,9 +94,13 @@ def run(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
     data = _load_data(config, accelerator, fresh=last is None)
-    state = _new_state(config, data, accelerator.device)
+    sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
+    # What is to be sharded need not fit onto the device as a whole.
+    state = _new_state(config, data, torch.device("cpu") if sharded else accelerator.device)
     if last is not None:
         restore(state, last)
+    if sharded:
+        shard(state, config.training, accelerator.device)
     metrics = Metrics(out / "metrics.jsonl", state.step) if accelerator.is_main_process else None
     loop = Loop(config, accelerator, state, data, checkpoints, metrics)
     with metrics or nullcontext(), _signals() as received:
@@ -121,7 +128,7 @@ def _accelerator(config: RunConfig) -> Any:
     kinds = accelerate.DistributedType
     if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_GPU, kinds.MULTI_CPU):
         raise ValueError(
-            f"got {accelerator.distributed_type.value} from accelerate; allowed: one process or DDP"
+            f"got {accelerator.distributed_type.value} from accelerate; allowed: one process, DDP or FSDP2"
         )
     parts = accelerator.num_processes * config.accumulation
     if config.training.batch_size % parts:
