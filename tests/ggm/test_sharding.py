@@ -103,7 +103,8 @@ def test_two_processes_share_a_run_and_its_checkpoints_with_one(runs):
         assert_same_run(runs, "other", "one")
 
 
-def test_a_run_goes_on_with_another_number_of_processes(runs):
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    runs = Runs(tmp_path, "hollow")
     runs.train("whole")
     runs.train("gathered", "--max-steps", "5", count=2, sharding="fsdp2")
     runs.train("gathered", "--resume")
