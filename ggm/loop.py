@@ -19,9 +19,11 @@ from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
 from ggm.sharding import full, gather, is_sharded
-from ggm.training import BAR_FORMAT, set_learning_rate, share_done
+from ggm.training import set_learning_rate, share_done
 
 _EVALUATED = 64
+# All that it tells fits into 80 columns.
+_BAR_FORMAT = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
 
 class Loop:
@@ -60,7 +62,7 @@ class Loop:
         done = self._done()
         if self._over(max_steps):
             return None
-        with progress_bar(progress, 1.0, "training", initial=done, bar_format=BAR_FORMAT) as bar:
+        with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
                 set_learning_rate(state.optimizer, config.training, done)
                 self._step(batch)
@@ -73,7 +75,7 @@ class Loop:
                 # Several processes must agree on when to stop, and talk at every look only.
                 if saving or state.step % config.log_every == 0 or (alone and received):
                     stopped, status = self._look(received)
-                    bar.set_postfix_str(f"{status}, {clock.rate(state) / 1e3:.1f}k tokens/s", refresh=False)
+                    bar.set_postfix_str(f"{clock.rate(state) / 1e3:.0f}k tokens/s, {status}", refresh=False)
                 if saving or stopped:
                     self._save()
                 if over or stopped:
@@ -160,8 +162,8 @@ class Loop:
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
         self.accelerator.log(recent, step=self.state.step)
         return (
-            f"loss {recent['loss']:.4f}, held out {recent['held_out_loss']:.4f}, "
-            f"calibration {recent['calibration']:.3f}"
+            f"loss {recent['loss']:.3f}, calibration {recent['calibration']:.2f}, "
+            f"held out {recent['held_out_loss']:.3f}"
         )
 
     @torch.no_grad()

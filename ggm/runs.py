@@ -114,9 +114,8 @@ def run(
 def _accelerator(config: RunConfig) -> Any:
     accelerate = require("accelerate", extra="train")
     tracker = None if config.tracker == "none" else config.tracker
-    if tracker == "wandb":
-        require("wandb", extra="wandb")
-    elif tracker and not accelerate.utils.is_tensorboard_available():
+    wandb = require("wandb", extra="wandb") if tracker == "wandb" else None
+    if tracker == "tensorboard" and not accelerate.utils.is_tensorboard_available():
         tracker = None
     accelerator = accelerate.Accelerator(
         cpu=not torch.cuda.is_available(),  # several processes on CPUs are not several runs
@@ -141,8 +140,23 @@ def _accelerator(config: RunConfig) -> Any:
         raise ConfigError(
             "training.seconds: got a value with several processes; allowed: training.steps alone"
         )
-    accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "ggm")
+    if wandb is None:
+        accelerator.init_trackers("tensorboard")
+    else:
+        _start_wandb(config, accelerator, wandb)
     return accelerator
+
+
+def _start_wandb(config: RunConfig, accelerator: Any, wandb: Any) -> None:
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    places = {"wandb": {"dir": str(out), "name": out.name}}
+    try:
+        accelerator.init_trackers("ggm", config=dataclasses.asdict(config), init_kwargs=places)
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"tracker: wandb: {error} (WANDB_MODE=offline needs no account and no network)"
+        ) from error
 
 
 def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:

@@ -1,10 +1,16 @@
+import fcntl
 import json
 import os
+import pty
 import random
+import re
 import resource
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -255,7 +261,8 @@ def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
         (["{config}", "--set", "out={config}"], "run.yaml"),
     ],
 )
-def test_errors_are_one_line(words, told, tmp_path, capsys):
+def test_errors_are_one_line(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     config = written(tmp_path)
     assert (
         main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
@@ -263,6 +270,45 @@ def test_errors_are_one_line(words, told, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("ggm: error: ") and told in error
     assert error.count("\n") == 1
+
+
+def test_wandb_works_offline_and_tells_in_one_line_what_is_missing(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    words = ["-m", "ggm", "train", str(written(tmp_path)), "--set", "tracker=wandb", "--quiet"]
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    process = command(*words)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("ggm: error: tracker: wandb: No API key configured")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    process = command(*words)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_bar_tells_speed_time_left_and_calibration_in_80_columns(tmp_path):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    (process,) = start(
+        ["train", str(written(tmp_path)), "--set", "training.steps=60"], Path(os.ttyname(terminal))
+    )
+    shown = b""
+    while process.is_alive() or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 2**16)
+    assert process.exitcode == 0, shown
+    frames = [frame for frame in re.split(r"[\r\n]+", shown.decode()) if "tokens/s" in frame]
+    numbers = (
+        r" *\d+%\|.*\| \d\d:\d\d left, \d+k tokens/s, loss \d\.\d{3}, calibration \d\.\d\d, held out \d\.\d{3}"
+    )
+    assert frames and all(re.fullmatch(numbers, frame) and len(frame) < 80 for frame in frames), frames
+    assert frames[-1].startswith("100%")
+    for side in (master, terminal):
+        os.close(side)
 
 
 def test_metrics_survive_a_line_that_was_cut_short(tmp_path):
