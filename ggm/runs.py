@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, restore
+from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
 from ggm.config import ConfigError
 from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
+from ggm.data.unigram import unigram_law
 from ggm.extras import require
 from ggm.loop import Loop
 from ggm.metrics import Metrics
-from ggm.model import GGM
+from ggm.model import GGM, GGMConfig
 from ggm.run_config import RunConfig
 from ggm.sharding import asked_by_launcher, shard
 from ggm.training import make_optimizer
@@ -96,7 +97,8 @@ def run(
     data = _load_data(config, accelerator, fresh=last is None)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
-    state = _new_state(config, data, torch.device("cpu") if sharded else accelerator.device)
+    first_device = torch.device("cpu") if sharded else accelerator.device
+    state = _new_state(config, _model_config(config, data, last), first_device)
     if last is not None:
         restore(state, last)
     if sharded:
@@ -173,9 +175,18 @@ def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
     return data
 
 
-def _new_state(config: RunConfig, data: Data, device: torch.device) -> TrainingState:
+def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig:
+    """The model as configured, with what the data decide; a resumed run keeps the law of its noise."""
+    law = config.model.noise_probs
+    if config.noise == "unigram":
+        law = read_config(last).noise_probs if last is not None else None
+        law = law or unigram_law(data.train, data.vocab_size)
+    return dataclasses.replace(config.model, vocab_size=data.vocab_size, noise_probs=law)
+
+
+def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device) -> TrainingState:
     torch.manual_seed(config.training.seed)
-    model = GGM(dataclasses.replace(config.model, vocab_size=data.vocab_size)).to(device)
+    model = GGM(model_config).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
     return TrainingState(model, averaged, make_optimizer(model, config.training))
 
