@@ -198,4 +198,6 @@ def _same_model(saved: dict[str, Any], wanted: dict[str, Any], folder: Path, whe
         elif old != new:
             # A law of the noise may have many numbers.
             got, allowed = reprlib.repr(new), reprlib.repr(old)
-            raise ConfigError(f"{where}.{key}: got {got}; allowed: {allowed}, that of the checkpoint {folder}")
+            raise ConfigError(
+                f"{where}.{key}: got {got}; allowed: {allowed}, that of the checkpoint {folder}"
+            )

@@ -261,8 +261,10 @@ class GGM(nn.Module, HubWeights):
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
         """Logits of the network as `ggm.sampling.denoise` takes them, given clean positions."""
 
-        def conditionals(tokens: torch.Tensor, positions: torch.Tensor, time: int) -> LinearLogits:
-            times = torch.full(tokens.shape[:1], time, dtype=torch.int64, device=tokens.device)
+        def conditionals(
+            tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+        ) -> LinearLogits:
+            times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
             hidden = self.backbone(
                 tokens,
                 positions.expand(tokens.shape[0], -1),

@@ -10,7 +10,9 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run imports on its way. Forked processes have it already.
-_CONTEXT.set_forkserver_preload(["ggm.runs", "ggm.cli", "ggm_kernels.ops", "sklearn.datasets", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(
+    ["ggm.runs", "ggm.cli", "ggm_kernels.ops", "sklearn.datasets", "torch._dynamo"]
+)
 
 
 def start(words: list[str], log: Path, count: int = 1) -> list[BaseProcess]:

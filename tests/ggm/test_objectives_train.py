@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
+from ggm import (
+    GGM,
+    ChainConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    train,
+)
 from ggm.data.digits import load_digits
 
 OBJECTIVES = {

@@ -302,9 +302,7 @@ def test_the_bar_tells_speed_time_left_and_calibration_in_80_columns(tmp_path):
             shown += os.read(master, 2**16)
     assert process.exitcode == 0, shown
     frames = [frame for frame in re.split(r"[\r\n]+", shown.decode()) if "tokens/s" in frame]
-    numbers = (
-        r" *\d+%\|.*\| \d\d:\d\d left, \d+k tokens/s, loss \d\.\d{3}, calibration \d\.\d\d, held out \d\.\d{3}"
-    )
+    numbers = r" *\d+%\|.*\| \d\d:\d\d left, \d+k tokens/s, loss \d\.\d{3}, calibration \d\.\d\d, held out \d\.\d{3}"
     assert frames and all(re.fullmatch(numbers, frame) and len(frame) < 80 for frame in frames), frames
     assert frames[-1].startswith("100%")
     for side in (master, terminal):

@@ -80,7 +80,9 @@ def test_a_run_with_tied_hollow_network_learns_keeps_its_law_and_samples(tmp_pat
     monkeypatch.setattr("ggm.runs.unigram_law", None)
     result = run(configured(tmp_path), resume=True, progress=False)
     assert read_config(result.checkpoint).noise_probs == law
-    losses = [x["held_out_loss"] for x in read_metrics(tmp_path / "run/metrics.jsonl") if "held_out_loss" in x]
+    losses = [
+        x["held_out_loss"] for x in read_metrics(tmp_path / "run/metrics.jsonl") if "held_out_loss" in x
+    ]
     assert losses[-1] < 0.9 * losses[0]
     model = GGM.from_pretrained(result.checkpoint)
     assert model.noise is not None
