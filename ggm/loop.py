@@ -18,7 +18,6 @@ from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
-from ggm.sharding import full, gather, is_sharded
 from ggm.training import set_learning_rate, share_done
 
 _EVALUATED = 64
@@ -37,6 +36,7 @@ class Loop:
         data: Data,
         checkpoints: Checkpoints,
         metrics: Metrics | None,
+        sharded: bool,
     ) -> None:
         size = config.training.batch_size
         if not isinstance(data.train, TokenStream) and len(data.train) < size:
@@ -45,8 +45,8 @@ class Loop:
             )
         self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
         self.checkpoints, self.metrics = checkpoints, metrics
-        self.sharded = is_sharded(state.model)
-        if self.sharded:
+        self.sharded = sharded
+        if sharded:
             self.loss: Any = state.model
             self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         else:
@@ -113,10 +113,12 @@ class Loop:
                     norm = self.accelerator.clip_grad_norm_(self.state.model.parameters(), training.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        if self.sharded:
+            norm = norm.full_tensor()
         self.state.averaged.update_parameters(self.state.model)
         self.state.step += 1
         rate = self.state.optimizer.param_groups[0]["lr"]
-        self.pending.append(_Step(torch.stack(losses).mean(), full(norm), batch.sample_ids, rate))
+        self.pending.append(_Step(torch.stack(losses).mean(), norm, batch.sample_ids, rate))
 
     def _look(self, received: list[int]) -> tuple[str | None, str]:
         """Read the numbers of the steps since the last look; return the signal and a status line."""
@@ -179,7 +181,11 @@ class Loop:
         }
 
     def _save(self) -> None:
-        state = gather(self.state, self.config.training) if self.sharded else self.state
+        state: TrainingState | None = self.state
+        if self.sharded:
+            from ggm.sharding import gather
+
+            state = gather(self.state, self.config.training)
         if self.metrics is not None:
             assert state is not None
             self.checkpoints.save(state, self.data.tokenizer)

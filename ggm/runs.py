@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,6 @@ from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM, GGMConfig
 from ggm.run_config import RunConfig
-from ggm.sharding import asked_by_launcher, shard
 from ggm.training import make_optimizer
 
 
@@ -84,7 +84,7 @@ def run(
     Order of the data, chain times and noise are functions of seed, sample id and step: the loss
     curve does not depend on the number of processes nor on `accumulation` but by rounding.
     """
-    if asked_by_launcher():
+    if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)
     out = Path(config.out)
@@ -102,15 +102,29 @@ def run(
     if last is not None:
         restore(state, last)
     if sharded:
+        from ggm.sharding import shard
+
         shard(state, config.training, accelerator.device)
     metrics = Metrics(out / "metrics.jsonl", state.step) if accelerator.is_main_process else None
-    loop = Loop(config, accelerator, state, data, checkpoints, metrics)
+    loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
     with metrics or nullcontext(), _signals() as received:
         stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
     accelerator.end_training()
     final = checkpoints.latest()
     assert final is not None
     return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
+
+
+def _launched_sharded() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` asks for shards; the environment then asks no longer."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ConfigError(f"accelerate launch: got --fsdp_version {version}; allowed: --fsdp_version 2")
+    # Or accelerate would shard, too, where it can.
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return True
 
 
 def _accelerator(config: RunConfig) -> Any:

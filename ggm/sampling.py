@@ -259,7 +259,7 @@ class Reversal:
         self.update(tokens, logits, group.steps.to(tokens.device), coordinate, progress, rows)
 
     def coordinate(self, time: int, number: int) -> int:
-        """Noise coordinate of the step to a time in pass `number`: another one for every step of every pass."""
+        """Noise coordinate of the step that leads to a time in pass `number`; no other step has it."""
         return number * self.chain.steps + time
 
     def update(

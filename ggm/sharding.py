@@ -1,12 +1,13 @@
 """Training whose weights, averages and moments are spread over processes (FSDP2).
 
 This is `torch.distributed.fsdp.fully_shard` itself and not accelerate's plugin for it: that one knows no
-CPUs, so it could not be tested everywhere, and under bf16 it casts weights where DDP has autocast.
+CPUs, so it could not be tested everywhere, and under bf16 it casts weights where DDP has autocast. The
+module is imported by runs that shard only: it loads half of torch.distributed.
 """
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,33 +18,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.checkpoints import TrainingState
-from ggm.config import ConfigError
 from ggm.model import GGM
 from ggm.training import TrainingConfig, make_optimizer
 
 # What is called of a model besides its forward, which is its loss.
 _METHODS = ("loss", "calibration")
-
-
-def asked_by_launcher() -> bool:
-    """Whether ``accelerate launch --use_fsdp`` asks for it; taken from the environment, once.
-
-    Raises
-    ------
-    ConfigError
-        If it asks for FSDP1.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return False
-    version = os.environ.get("FSDP_VERSION", "1")
-    if version != "2":
-        raise ConfigError(f"accelerate launch: got --fsdp_version {version}; allowed: --fsdp_version 2")
-    # Or accelerate would shard on its own where it can.
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
-    return True
 
 
 def shard(state: TrainingState, config: TrainingConfig, device: torch.device) -> None:
@@ -71,19 +54,14 @@ def shard(state: TrainingState, config: TrainingConfig, device: torch.device) ->
         set_optimizer_state_dict(state.model, state.optimizer, moments, options=options)
 
 
-def _shard_model(model: GGM, mesh: dist.DeviceMesh, **options: bool) -> None:
+def _shard_model(model: GGM, mesh: dist.DeviceMesh, **options: Any) -> None:
     """Shard every layer of a list on its own, and the rest, embedding and head among it, as the root."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for layer in (layer for layers in lists for layer in layers):
-        dist.fsdp.fully_shard(layer, mesh=mesh)
-    dist.fsdp.fully_shard(model, mesh=mesh, **options)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, **options)
     for name in _METHODS:
-        dist.fsdp.register_fsdp_forward_method(model, name)
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `shard` was here."""
-    return isinstance(model, dist.fsdp.FSDPModule)
+        register_fsdp_forward_method(model, name)
 
 
 def gather(state: TrainingState, config: TrainingConfig) -> TrainingState | None:
@@ -102,8 +80,3 @@ def gather(state: TrainingState, config: TrainingConfig) -> TrainingState | None
     optimizer = make_optimizer(plain, config)
     set_optimizer_state_dict(plain, optimizer, moments)
     return TrainingState(plain, mean, optimizer, state.step, state.seconds)
-
-
-def full(value: torch.Tensor) -> torch.Tensor:
-    """A plain tensor from one that may be spread over processes."""
-    return value.full_tensor() if isinstance(value, dist.tensor.DTensor) else value

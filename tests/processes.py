@@ -11,7 +11,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run imports on its way. Forked processes have it already.
 _CONTEXT.set_forkserver_preload(
-    ["ggm.runs", "ggm.cli", "ggm_kernels.ops", "sklearn.datasets", "torch._dynamo"]
+    ["ggm.runs", "ggm.sharding", "ggm.cli", "ggm_kernels.ops", "sklearn.datasets", "torch._dynamo"]
 )
 
 

@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
-from ggm import cuda_graphs
+from ggm import (
+    GGM,
+    ChainConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    Ramp,
+    ReDenoise,
+    SamplingConfig,
+    cuda_graphs,
+)
 
 LENGTH = 10
 NOISE = (0.4, 0.3, 0.2, 0.05, 0.05)

@@ -12,7 +12,7 @@ from ggm import GGM
 from ggm.checkpoints import Checkpoints
 from ggm.config import ConfigError
 from ggm.metrics import read_metrics
-from ggm.sharding import asked_by_launcher
+from ggm.runs import _launched_sharded
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch is built without gloo"
@@ -144,8 +144,8 @@ def test_the_launcher_may_ask_for_it(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match="got --fsdp_version 1; allowed: --fsdp_version 2"):
-        asked_by_launcher()
+        _launched_sharded()
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert asked_by_launcher()
+    assert _launched_sharded()
     assert os.environ["ACCELERATE_USE_FSDP"] == "false"
-    assert not asked_by_launcher()
+    assert not _launched_sharded()
