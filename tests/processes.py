@@ -7,6 +7,7 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run imports on its way. Forked processes have it already.
@@ -15,8 +16,11 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def start(words: list[str], log: Path, count: int = 1) -> list[BaseProcess]:
-    """Start ``ggm WORDS`` in `count` processes of one group; what they print goes to `log`."""
+def start(words: list[str], log: Path, count: int = 1, *, told: bool = False) -> list[BaseProcess]:
+    """Start ``ggm WORDS`` in `count` processes of one group; what they print goes to `log`.
+
+    With `told` each process prints which share of weights, averages and moments it holds at the end of a run.
+    """
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the first process loads torch
     try:
@@ -30,7 +34,7 @@ def start(words: list[str], log: Path, count: int = 1) -> list[BaseProcess]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        _CONTEXT.Process(target=_run, args=(words, log, rank, count, port), daemon=True)
+        _CONTEXT.Process(target=_run, args=(words, log, rank, count, port, told), daemon=True)
         for rank in range(count)
     ]
     for process in processes:
@@ -50,8 +54,11 @@ def finish(processes: list[BaseProcess], log: Path, seconds: float = 60.0) -> st
     return log.read_text()
 
 
-def _run(words: list[str], log: Path, rank: int, count: int, port: int) -> None:
+def _run(words: list[str], log: Path, rank: int, count: int, port: int, told: bool) -> None:
     from ggm.cli import main
+
+    if told:
+        _tell_shares()
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -61,3 +68,24 @@ def _run(words: list[str], log: Path, rank: int, count: int, port: int) -> None:
         os.environ.update({name: str(value) for name, value in names.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     sys.exit(main(words))
+
+
+def _tell_shares() -> None:
+    from ggm.loop import Loop
+
+    train = Loop.train
+
+    def train_and_tell(loop: Loop, *arguments: Any) -> Any:
+        result = train(loop, *arguments)
+        state = loop.state
+        moments = [value for values in state.optimizer.state.values() for value in values.values()]
+        parts = (state.model.parameters(), state.averaged.module.parameters(), moments)
+        print("holds", *(_share([value for value in part if value.dim()]) for part in parts))
+        return result
+
+    Loop.train = train_and_tell
+
+
+def _share(tensors: list[Any]) -> float:
+    here = sum((t.to_local() if hasattr(t, "to_local") else t).numel() for t in tensors)
+    return here / sum(t.numel() for t in tensors)

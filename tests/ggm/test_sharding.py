@@ -52,12 +52,13 @@ class Runs:
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = folder, model
 
-    def train(self, out: str, *words: str, count: int = 1, **overrides: object) -> None:
+    def train(self, out: str, *words: str, count: int = 1, **overrides: object) -> str:
         config = self.folder / f"{out}.yaml"
         config.write_text(f"out: {self.folder / out}\n{RUN}{MODELS[self.model]}")
         settings = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
         log = self.folder / f"{out}.log"
-        finish(start(["train", str(config), "--quiet", *settings, *words], log, count), log)
+        words = ("train", str(config), "--quiet", *settings, *words)
+        return finish(start(list(words), log, count, told=True), log)
 
     def curve(self, out: str) -> torch.Tensor:
         lines = list(read_metrics(self.folder / out / "metrics.jsonl"))
@@ -87,7 +88,9 @@ def assert_same_run(runs: Runs, out: str, reference: str) -> None:
 
 def test_two_processes_share_a_run_and_its_checkpoints_with_one(runs):
     runs.train("one")
-    runs.train("two", count=2, sharding="fsdp2")
+    told = runs.train("two", count=2, sharding="fsdp2")
+    shares = [[float(share) for share in line.split()[1:]] for line in told.splitlines() if "holds" in line]
+    assert len(shares) == 2 and all(0.4 < share < 0.6 for of_process in shares for share in of_process), told
     assert_same_run(runs, "two", "one")
     for weights in ("averaged", "training"):
         one, two = (GGM.from_pretrained(runs.checkpoint(out), weights=weights) for out in ("one", "two"))
