@@ -96,6 +96,13 @@ class GGM(nn.Module, HubWeights):
     ----------
     config : GGMConfig
         Everything but the weights, which start random (`torch.manual_seed`).
+
+    Examples
+    --------
+    A training step (docs/training.md has the whole loop):
+
+    >>> model = GGM(GGMConfig(vocab_size=5, chain=ChainConfig(length=8)))
+    >>> model.loss(torch.randint(5, (2, 8)), seed=0, step=0).backward()
     """
 
     def __init__(self, config: GGMConfig) -> None:
