@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ggm.config import ConfigError
 from ggm.extras import require
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
-from ggm.model import GGM
+from ggm.model import GGM, GGMConfig
 
 TOKENIZER = "tokenizer.json"
 _OPTIMIZER, _PROGRESS = "optimizer.pt", "progress.json"
@@ -136,6 +137,11 @@ def find(path: Path) -> Path:
     return found[-1]
 
 
+def read_config(folder: Path) -> GGMConfig:
+    """Configuration of the model of a checkpoint."""
+    return GGMConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+
+
 def restore(state: TrainingState, folder: Path) -> None:
     """Bring a fresh state to where a checkpoint was written.
 
@@ -190,4 +196,8 @@ def _same_model(saved: dict[str, Any], wanted: dict[str, Any], folder: Path, whe
         if isinstance(old, dict) and isinstance(new, dict):
             _same_model(old, new, folder, f"{where}.{key}")
         elif old != new:
-            raise ConfigError(f"{where}.{key}: got {new}; allowed: {old}, that of the checkpoint {folder}")
+            # A law of the noise may have many numbers.
+            got, allowed = reprlib.repr(new), reprlib.repr(old)
+            raise ConfigError(
+                f"{where}.{key}: got {got}; allowed: {allowed}, that of the checkpoint {folder}"
+            )

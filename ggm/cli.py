@@ -33,7 +33,8 @@ run that was never stopped.
 
 Several processes:  torchrun --nproc-per-node 8 -m ggm train CONFIG
                or:  accelerate launch -m ggm train CONFIG
-They train on the same batches with the same noise as one process."""
+They train on the same batches with the same noise as one process. `sharding: fsdp2` spreads the model over
+them."""
 
 _SAMPLE = """\
 Draw samples from a checkpoint and print them: text where the model is one of text, tokens otherwise.
@@ -189,6 +190,9 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--keep-or-replace", action="store_true", help="keep a token with the probability that it is data"
     )
+    command.add_argument(
+        "--cuda-graph", action="store_true", help="record a step and replay it: faster on a CUDA device"
+    )
     command.add_argument("--device", default="cpu", help="cpu, cuda, .. (default: %(default)s)")
 
 
@@ -243,5 +247,6 @@ def _open(options: argparse.Namespace) -> Any:
         keep_or_replace=options.keep_or_replace,
         temperature=options.temperature,
         top_p=options.top_p,
+        cuda_graph=options.cuda_graph,
     )
     return checkpoint, generate.GenerateConfig(options.count, sampling, options.seed, options.batch)

@@ -18,9 +18,11 @@ from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
-from ggm.training import BAR_FORMAT, set_learning_rate, share_done
+from ggm.training import set_learning_rate, share_done
 
 _EVALUATED = 64
+# All that it tells fits into 80 columns.
+_BAR_FORMAT = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
 
 class Loop:
@@ -34,6 +36,7 @@ class Loop:
         data: Data,
         checkpoints: Checkpoints,
         metrics: Metrics | None,
+        sharded: bool,
     ) -> None:
         size = config.training.batch_size
         if not isinstance(data.train, TokenStream) and len(data.train) < size:
@@ -42,7 +45,12 @@ class Loop:
             )
         self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
         self.checkpoints, self.metrics = checkpoints, metrics
-        self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
+        self.sharded = sharded
+        if sharded:
+            self.loss: Any = state.model
+            self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        else:
+            self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
         # A look at the numbers makes the device wait: they are kept until a look is due.
         self.pending: list[_Step] = []
 
@@ -54,7 +62,7 @@ class Loop:
         done = self._done()
         if self._over(max_steps):
             return None
-        with progress_bar(progress, 1.0, "training", initial=done, bar_format=BAR_FORMAT) as bar:
+        with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
                 set_learning_rate(state.optimizer, config.training, done)
                 self._step(batch)
@@ -67,7 +75,7 @@ class Loop:
                 # Several processes must agree on when to stop, and talk at every look only.
                 if saving or state.step % config.log_every == 0 or (alone and received):
                     stopped, status = self._look(received)
-                    bar.set_postfix_str(f"{status}, {clock.rate(state) / 1e3:.1f}k tokens/s", refresh=False)
+                    bar.set_postfix_str(f"{clock.rate(state) / 1e3:.0f}k tokens/s, {status}", refresh=False)
                 if saving or stopped:
                     self._save()
                 if over or stopped:
@@ -97,13 +105,16 @@ class Loop:
         size = len(batch.tokens) // self.config.accumulation
         for ids, tokens in zip(batch.sample_ids.split(size), batch.tokens.split(size), strict=True):
             with self.accelerator.accumulate(self.loss):
-                loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
+                with self.accelerator.autocast():
+                    loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.state.model.parameters(), training.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        if self.sharded:
+            norm = norm.full_tensor()
         self.state.averaged.update_parameters(self.state.model)
         self.state.step += 1
         rate = self.state.optimizer.param_groups[0]["lr"]
@@ -119,6 +130,7 @@ class Loop:
         lines = self._lines(of_processes[:, :-1].double().mean(dim=0))
         self.pending.clear()
         signal_number = int(of_processes[:, -1].max())
+        lines[-1] |= self._evaluate()
         status = self._report(lines) if self.metrics is not None else ""
         return (signal.Signals(signal_number).name if signal_number else None), status
 
@@ -146,19 +158,19 @@ class Loop:
         ]
 
     def _report(self, lines: list[dict[str, float]]) -> str:
-        """Write the numbers, with those of held-out data under the averaged weights."""
+        """Write the numbers, and return those of a status line."""
         assert self.metrics is not None
-        lines[-1] |= self._evaluate()
         self.metrics.write(lines)
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
         self.accelerator.log(recent, step=self.state.step)
         return (
-            f"loss {recent['loss']:.4f}, held out {recent['held_out_loss']:.4f}, "
-            f"calibration {recent['calibration']:.3f}"
+            f"loss {recent['loss']:.3f}, calibration {recent['calibration']:.2f}, "
+            f"held out {recent['held_out_loss']:.3f}"
         )
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
+        """Numbers of held-out data under the averaged weights, on all processes: each may hold a part."""
         model = self.state.averaged.module
         assert isinstance(model, GGM)
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
@@ -169,8 +181,14 @@ class Loop:
         }
 
     def _save(self) -> None:
+        state: TrainingState | None = self.state
+        if self.sharded:
+            from ggm.sharding import gather
+
+            state = gather(self.state, self.config.training)
         if self.metrics is not None:
-            self.checkpoints.save(self.state, self.data.tokenizer)
+            assert state is not None
+            self.checkpoints.save(state, self.data.tokenizer)
         self.accelerator.wait_for_everyone()
 
 

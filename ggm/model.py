@@ -96,6 +96,13 @@ class GGM(nn.Module, HubWeights):
     ----------
     config : GGMConfig
         Everything but the weights, which start random (`torch.manual_seed`).
+
+    Examples
+    --------
+    A training step (docs/training.md has the whole loop):
+
+    >>> model = GGM(GGMConfig(vocab_size=5, chain=ChainConfig(length=8)))
+    >>> model.loss(torch.randint(5, (2, 8)), seed=0, step=0).backward()
     """
 
     def __init__(self, config: GGMConfig) -> None:
@@ -261,8 +268,10 @@ class GGM(nn.Module, HubWeights):
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
         """Logits of the network as `ggm.sampling.denoise` takes them, given clean positions."""
 
-        def conditionals(tokens: torch.Tensor, positions: torch.Tensor, time: int) -> LinearLogits:
-            times = torch.full(tokens.shape[:1], time, dtype=torch.int64, device=tokens.device)
+        def conditionals(
+            tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+        ) -> LinearLogits:
+            times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
             hidden = self.backbone(
                 tokens,
                 positions.expand(tokens.shape[0], -1),

@@ -26,11 +26,18 @@ class RunConfig:
         What to learn.
     model : GGMConfig
         The model. Its vocab_size is that of the data, and is not given.
+    noise : str
+        Law of the noise: "uniform", or "unigram", the frequencies of the training data's tokens
+        (`ggm.data.unigram`): noise that is harder to tell from data. model.noise_probs gives another law.
     training : TrainingConfig
         Budget and optimiser. Its seed is that of the weights, too; its batch_size is over all
         processes.
     precision : str
         "fp32", or "bf16": autocast to bfloat16.
+    sharding : str
+        How several processes hold the model: "none", each the whole of it (DDP), or "fsdp2", each a
+        part of its weights, averages and moments. Checkpoints and the loss curve are the same.
+        ``accelerate launch --use_fsdp --fsdp_version 2`` means "fsdp2", too.
     accumulation : int
         Parts in which each process computes its share of a batch, to save memory.
     checkpoint_every : int
@@ -46,8 +53,10 @@ class RunConfig:
     out: str
     data: DataConfig = field(default_factory=PydocData)
     model: GGMConfig = field(default_factory=lambda: GGMConfig(1, ChainConfig(64)))
+    noise: Literal["uniform", "unigram"] = "uniform"
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(steps=1000))
     precision: Literal["fp32", "bf16"] = "fp32"
+    sharding: Literal["none", "fsdp2"] = "none"
     accumulation: int = 1
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -58,6 +67,8 @@ class RunConfig:
         for name in ("accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+        if self.noise == "unigram" and self.model.noise_probs is not None:
+            raise ValueError("noise: got 'unigram' with model.noise_probs; allowed: one of them")
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

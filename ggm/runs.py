@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, restore
+from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
 from ggm.config import ConfigError
 from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
+from ggm.data.unigram import unigram_law
 from ggm.extras import require
 from ggm.loop import Loop
 from ggm.metrics import Metrics
-from ggm.model import GGM
+from ggm.model import GGM, GGMConfig
 from ggm.run_config import RunConfig
 from ggm.training import make_optimizer
 
@@ -82,6 +84,8 @@ def run(
     Order of the data, chain times and noise are functions of seed, sample id and step: the loss
     curve does not depend on the number of processes nor on `accumulation` but by rounding.
     """
+    if _launched_sharded():
+        config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)
     out = Path(config.out)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
@@ -91,11 +95,18 @@ def run(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
     data = _load_data(config, accelerator, fresh=last is None)
-    state = _new_state(config, data, accelerator.device)
+    sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
+    # What is to be sharded need not fit onto the device as a whole.
+    first_device = torch.device("cpu") if sharded else accelerator.device
+    state = _new_state(config, _model_config(config, data, last), first_device)
     if last is not None:
         restore(state, last)
+    if sharded:
+        from ggm.sharding import shard
+
+        shard(state, config.training, accelerator.device)
     metrics = Metrics(out / "metrics.jsonl", state.step) if accelerator.is_main_process else None
-    loop = Loop(config, accelerator, state, data, checkpoints, metrics)
+    loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
     with metrics or nullcontext(), _signals() as received:
         stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
     accelerator.end_training()
@@ -104,12 +115,23 @@ def run(
     return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
 
 
+def _launched_sharded() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` asks for shards; the environment then asks no longer."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ConfigError(f"accelerate launch: got --fsdp_version {version}; allowed: --fsdp_version 2")
+    # Or accelerate would shard, too, where it can.
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return True
+
+
 def _accelerator(config: RunConfig) -> Any:
     accelerate = require("accelerate", extra="train")
     tracker = None if config.tracker == "none" else config.tracker
-    if tracker == "wandb":
-        require("wandb", extra="wandb")
-    elif tracker and not accelerate.utils.is_tensorboard_available():
+    wandb = require("wandb", extra="wandb") if tracker == "wandb" else None
+    if tracker == "tensorboard" and not accelerate.utils.is_tensorboard_available():
         tracker = None
     accelerator = accelerate.Accelerator(
         cpu=not torch.cuda.is_available(),  # several processes on CPUs are not several runs
@@ -121,7 +143,7 @@ def _accelerator(config: RunConfig) -> Any:
     kinds = accelerate.DistributedType
     if accelerator.distributed_type not in (kinds.NO, kinds.MULTI_GPU, kinds.MULTI_CPU):
         raise ValueError(
-            f"got {accelerator.distributed_type.value} from accelerate; allowed: one process or DDP"
+            f"got {accelerator.distributed_type.value} from accelerate; allowed: one process, DDP or FSDP2"
         )
     parts = accelerator.num_processes * config.accumulation
     if config.training.batch_size % parts:
@@ -134,8 +156,23 @@ def _accelerator(config: RunConfig) -> Any:
         raise ConfigError(
             "training.seconds: got a value with several processes; allowed: training.steps alone"
         )
-    accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "ggm")
+    if wandb is None:
+        accelerator.init_trackers("tensorboard")
+    else:
+        _start_wandb(config, accelerator, wandb)
     return accelerator
+
+
+def _start_wandb(config: RunConfig, accelerator: Any, wandb: Any) -> None:
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    places = {"wandb": {"dir": str(out), "name": out.name}}
+    try:
+        accelerator.init_trackers("ggm", config=dataclasses.asdict(config), init_kwargs=places)
+    except wandb.errors.Error as error:
+        raise ValueError(
+            f"tracker: wandb: {error} (WANDB_MODE=offline needs no account and no network)"
+        ) from error
 
 
 def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
@@ -152,9 +189,18 @@ def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
     return data
 
 
-def _new_state(config: RunConfig, data: Data, device: torch.device) -> TrainingState:
+def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig:
+    """The model as configured, with what the data decide; a resumed run keeps the law of its noise."""
+    law = config.model.noise_probs
+    if config.noise == "unigram":
+        law = read_config(last).noise_probs if last is not None else None
+        law = law or unigram_law(data.train, data.vocab_size)
+    return dataclasses.replace(config.model, vocab_size=data.vocab_size, noise_probs=law)
+
+
+def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device) -> TrainingState:
     torch.manual_seed(config.training.seed)
-    model = GGM(dataclasses.replace(config.model, vocab_size=data.vocab_size)).to(device)
+    model = GGM(model_config).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
     return TrainingState(model, averaged, make_optimizer(model, config.training))
 

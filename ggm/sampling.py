@@ -27,11 +27,12 @@ class Conditionals(Protocol):
     """Logits g of the law of X_t at some positions, given X_t at all the others."""
 
     def __call__(
-        self, tokens: torch.Tensor, positions: torch.Tensor, time: int
+        self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
     ) -> torch.Tensor | LinearLogits:
         """Logits at positions [K] of tokens [B, L] at time t: float [B, K, V], or their factors.
 
-        The tokens that stand at `positions` must not influence the result.
+        The tokens that stand at `positions` must not influence the result. The time is an int; in a CUDA
+        graph it is a 0-d int64 tensor.
         """
         ...
 
@@ -72,6 +73,10 @@ class SamplingConfig:
         Filters of a draw, as in `ggm_kernels.glauber_step`; top_p may be a `Ramp`.
     redenoise : ReDenoise or None
         What follows when time 0 is reached.
+    cuda_graph : bool
+        Whether steps are recorded once per group size and replayed (`ggm.cuda_graphs`): the same
+        samples with less time between kernels, on a CUDA device. A recording holds its numbers: no
+        `Ramp`. Not with event_driven, whose steps depend on the tokens. Not run on a GPU yet.
     """
 
     sites_per_step: int = 1
@@ -83,6 +88,7 @@ class SamplingConfig:
     top_p: float | Ramp | None = None
     min_p: float | None = None
     redenoise: ReDenoise | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.sites_per_step < 1:
@@ -91,6 +97,13 @@ class SamplingConfig:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 if event_driven")
         if self.horizon is not None and not (self.event_driven and self.horizon >= 1):
             raise ValueError(f"horizon: got {self.horizon}; allowed: None or, if event_driven, 1 or more")
+        if self.cuda_graph and self.event_driven:
+            raise ValueError("cuda_graph: got True with event_driven; allowed: one of them")
+        for name in ("temperature", "top_p"):
+            if self.cuda_graph and isinstance(getattr(self, name), Ramp):
+                raise ValueError(
+                    f"{name}: got a Ramp with cuda_graph, which holds one number; allowed: a number"
+                )
 
 
 @dataclass(frozen=True)
@@ -241,15 +254,31 @@ class Reversal:
         rows: torch.Tensor | None = None,
     ) -> None:
         """Undo the visits of a group in place, in pass `number`; `rows` tell which sequences these are."""
+        coordinate = self.coordinate(group.time, number)
+        progress = 1.0 - group.time / self.chain.steps
+        self.update(tokens, logits, group.steps.to(tokens.device), coordinate, progress, rows)
+
+    def coordinate(self, time: int, number: int) -> int:
+        """Noise coordinate of the step that leads to a time in pass `number`; no other step has it."""
+        return number * self.chain.steps + time
+
+    def update(
+        self,
+        tokens: torch.Tensor,
+        logits: torch.Tensor | LinearLogits,
+        steps: torch.Tensor,
+        coordinate: int | torch.Tensor,
+        progress: float = 0.0,
+        rows: torch.Tensor | None = None,
+    ) -> None:
+        """Undo the visits of steps [K] in place; `progress` of the way to time 0 is where ramps are."""
         config, ids, frozen = self.config, self.sample_ids, self.frozen
         if rows is not None:
             ids, frozen = ids[rows], None if frozen is None else frozen[rows]
-        positions, rate = self.chain.visits(group.steps.to(tokens.device))
-        progress = 1.0 - group.time / self.chain.steps
+        positions, rate = self.chain.visits(steps)
         options: dict[str, Any] = {
             "seed": self.seed,
-            # Another coordinate for every step of every pass.
-            "step": number * self.chain.steps + group.time,
+            "step": coordinate,
             "temperature": _at(config.temperature, progress),
             "top_k": config.top_k,
             "top_p": _at(config.top_p, progress),
@@ -330,19 +359,33 @@ def denoise(
     if sample_ids is None:
         sample_ids = torch.arange(len(tokens), device=tokens.device)
     run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
+    graphs = _graphs(conditionals, run, tokens) if config.cuda_graph else None
     passes = [list(visit_groups(chain, config.sites_per_step, run.visited, sweeps)) for sweeps in run.sweeps]
     evaluations = sum(len(groups) for groups in passes)
     started = time.perf_counter()
     with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
         for number, groups in enumerate(passes):
             tokens = run.start(tokens, number)
+            if graphs is not None:
+                tokens = graphs.load(tokens)
             if observe is not None:
                 observe(run.sweeps[number] * chain.length, tokens)
             for group in groups:
-                logits = conditionals(tokens, group.positions.to(tokens.device), group.time)
-                run.resample(tokens, logits, group, number)
+                if graphs is not None:
+                    graphs.resample(group, number)
+                else:
+                    logits = conditionals(tokens, group.positions.to(tokens.device), group.time)
+                    run.resample(tokens, logits, group, number)
                 if observe is not None:
                     observe(group.time, tokens)
                 bar.update(1)
+    if tokens.is_cuda:  # what was asked for is not yet done
+        torch.cuda.synchronize(tokens.device)
     seconds = time.perf_counter() - started
     return SampleResult(tokens, evaluations, run.site_updates(), seconds)
+
+
+def _graphs(conditionals: Conditionals, run: Reversal, tokens: torch.Tensor) -> Any:
+    from ggm.cuda_graphs import GraphedSteps  # which needs this module
+
+    return GraphedSteps(conditionals, run, tokens)

@@ -1,14 +1,23 @@
+import fcntl
 import json
 import os
+import pty
+import random
+import re
 import resource
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import finish, start
 
 from ggm import GGM
 from ggm.checkpoints import Checkpoints
@@ -57,12 +66,12 @@ def command(*words: str) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    for _ in range(1200):
+def wait_for(condition, process: BaseProcess) -> None:
+    for _ in range(6000):
         if condition():
             return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        assert process.is_alive(), process.exitcode
+        time.sleep(0.01)
     raise AssertionError("nothing happened for a minute")
 
 
@@ -130,38 +139,51 @@ def test_two_processes_have_the_curve_of_one(tmp_path):
     assert (torch.tensor(curve(tmp_path / "other")) - one).abs().max() > 1e-3
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
-    steps = "training.steps=400"
-    config = written(tmp_path)
-    process = command("-m", "ggm", "train", str(config), "--set", steps, "--quiet")
-    folder = tmp_path / "run" / "checkpoints"
-    wait_for(lambda: len(list(folder.glob("step-*"))) >= 2, process)
-    time.sleep(0.05)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.communicate()
-    saved = Checkpoints(folder, 2).latest()
-    assert saved is not None
-    at = int(saved.name.removeprefix("step-"))
-    assert at < 390
-    GGM.from_pretrained(saved)
-    stop = at + 12
-    trained(tmp_path, steps, resume=True, max_steps=stop)
-    trained(tmp_path, steps, out="whole", max_steps=stop)
+def test_kills_at_any_moment_lose_no_checkpoint(tmp_path):
+    """Kills, most of them in the middle of a checkpoint, between parts of a run that saves after every step."""
+    steps = ["training.steps=100000", "checkpoint_every=1", "data.held_out=16"]
+    settings = [word for step in steps for word in ("--set", step)]
+    words = ["train", str(written(tmp_path)), "--quiet", "--resume", *settings]
+    folder, log = tmp_path / "run" / "checkpoints", tmp_path / "run.log"
+    checkpoints, moments = Checkpoints(folder, 2), random.Random(0)
+    kills = halves = saved = 0
+    while kills < 6 or halves < 3:
+        assert kills < 40, "no kill came while a checkpoint was written"
+        (process,) = start(words, log)
+        wait_for(lambda at=saved: step_of(checkpoints) > at, process)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, log.read_text()
+        before, saved = saved, step_of(checkpoints)
+        assert saved > before
+        GGM.from_pretrained(checkpoints.latest())
+        # No line of the curve is missing: it is at most ahead of the checkpoint.
+        assert curve(tmp_path / "run")[-1][0] >= saved
+        kills += 1
+        halves += bool(list(folder.glob(".step-*")))
+    stop = saved + 2
+    trained(tmp_path, *steps, resume=True, max_steps=stop)
+    trained(tmp_path, *steps, out="whole", max_steps=stop)
     killed, whole = curve(tmp_path / "run"), curve(tmp_path / "whole")
     assert [step for step, _ in killed] == list(range(1, stop + 1))
     torch.testing.assert_close(torch.tensor(killed), torch.tensor(whole), rtol=1e-4, atol=0)
     assert not list(folder.glob(".*"))
 
 
+def step_of(checkpoints: Checkpoints) -> int:
+    last = checkpoints.latest()
+    return 0 if last is None else int(last.name.removeprefix("step-"))
+
+
 def test_sigterm_saves_and_ends_well(tmp_path):
     config = written(tmp_path, checkpoint_every="100000").read_text()
     (tmp_path / "run.yaml").write_text(config.replace("checkpoint_every: 5\n", "").replace("12", "100000"))
-    process = command("-m", "ggm", "train", str(tmp_path / "run.yaml"), "--quiet")
+    log = tmp_path / "run.log"
+    (process,) = start(["train", str(tmp_path / "run.yaml"), "--quiet"], log)
     wait_for(lambda: len(curve(tmp_path / "run")) > 3, process)
     process.terminate()
-    told, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    told = finish([process], log)
     assert told.startswith("stopped by SIGTERM, --resume continues; ")
     saved = Checkpoints(tmp_path / "run" / "checkpoints", 2).latest()
     assert saved is not None and str(saved) in told
@@ -239,7 +261,8 @@ def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
         (["{config}", "--set", "out={config}"], "run.yaml"),
     ],
 )
-def test_errors_are_one_line(words, told, tmp_path, capsys):
+def test_errors_are_one_line(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     config = written(tmp_path)
     assert (
         main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
@@ -247,6 +270,43 @@ def test_errors_are_one_line(words, told, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("ggm: error: ") and told in error
     assert error.count("\n") == 1
+
+
+def test_wandb_works_offline_and_tells_in_one_line_what_is_missing(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    words = ["-m", "ggm", "train", str(written(tmp_path)), "--set", "tracker=wandb", "--quiet"]
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    process = command(*words)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("ggm: error: tracker: wandb: No API key configured")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    process = command(*words)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_the_bar_tells_speed_time_left_and_calibration_in_80_columns(tmp_path):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    (process,) = start(
+        ["train", str(written(tmp_path)), "--set", "training.steps=60"], Path(os.ttyname(terminal))
+    )
+    shown = b""
+    while process.is_alive() or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 2**16)
+    assert process.exitcode == 0, shown
+    frames = [frame for frame in re.split(r"[\r\n]+", shown.decode()) if "tokens/s" in frame]
+    numbers = r" *\d+%\|.*\| \d\d:\d\d left, \d+k tokens/s, loss \d\.\d{3}, calibration \d\.\d\d, held out \d\.\d{3}"
+    assert frames and all(re.fullmatch(numbers, frame) and len(frame) < 80 for frame in frames), frames
+    assert frames[-1].startswith("100%")
+    for side in (master, terminal):
+        os.close(side)
 
 
 def test_metrics_survive_a_line_that_was_cut_short(tmp_path):
