@@ -1,4 +1,4 @@
-"""How good samples are: distance to the data, copies of the data."""
+"""Distance of a set of samples to data, and copies of data among them."""
 
 from __future__ import annotations
 
