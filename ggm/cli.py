@@ -262,8 +262,10 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> Any:
     """Checkpoint and configuration of `_add_drawing`."""
     from ggm import generate
+    from ggm.devices import check_device
     from ggm.sampling import SamplingConfig
 
+    check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
     sampling = SamplingConfig(
         sites_per_step=options.sites_per_step or min(checkpoint.model.config.masked_counts),

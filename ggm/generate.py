@@ -151,8 +151,8 @@ def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
     return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
 
 
-def check_output(path: Path | None, tokenizer: Any) -> None:
-    """Check that samples can be written there, before the work is done.
+def check_output(path: Path | None, tokenizer: Any, option: str = "--out") -> None:
+    """Check that samples can be written where an option says, before the work is done.
 
     Raises
     ------
@@ -165,9 +165,9 @@ def check_output(path: Path | None, tokenizer: Any) -> None:
         return
     allowed = _SUFFIXES if tokenizer is not None else _SUFFIXES[:2]
     if path.suffix not in allowed:
-        raise ValueError(f"--out: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
+        raise ValueError(f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out: there is no folder {path.parent}")
+        raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
 
 
 def write_samples(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import ggm_kernels
 
 if TYPE_CHECKING:
@@ -74,7 +76,11 @@ def of_samples(result: SampleResult, config: GenerateConfig, model: GGM, checkpo
         "checkpoint": str(checkpoint),
         "step": _step(checkpoint),
         "seed": config.seed,
-        "precision": {"network": str(weights.dtype).removeprefix("torch."), **DRAWS},
+        "precision": {
+            "network": str(weights.dtype).removeprefix("torch."),
+            "matmul": torch.get_float32_matmul_precision(),
+            **DRAWS,
+        },
         "network_evaluations": result.network_evaluations,
         "network_evaluations_per_sample": result.network_evaluations / batches,
         "site_updates": result.site_updates,
@@ -110,6 +116,8 @@ def read_record(path: Path) -> dict[str, Any]:
     OSError, ValueError
         If it cannot be read, or is not an object of JSON.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

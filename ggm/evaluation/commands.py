@@ -15,9 +15,11 @@ from ggm.checkpoints import find
 from ggm.data.digits import SIDE
 from ggm.data.sources import Data, DigitsData, load_data
 from ggm.data.text import TokenStream
+from ggm.devices import check_device
 from ggm.evaluation.held_out import HeldOutConfig, held_out
 from ggm.evaluation.mauve import MauveConfig
 from ggm.evaluation.perplexity import DTYPES, PerplexityConfig
+from ggm.evaluation.results import give, result
 from ggm.evaluation.samples import TXT_CUTS, ImageShape, ReadConfig, Samples, read_samples
 from ggm.evaluation.scoring import UNITS, ScoreConfig, Scoring
 from ggm.run_config import RUN_CONFIG, RunConfig, read_config
@@ -91,7 +93,7 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
 
 def _add_metrics(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the JSON there instead of printing it"
+        "--out", type=Path, metavar="FILE", help="write the JSON there, and print the main numbers"
     )
     command.add_argument(
         "--model",
@@ -161,6 +163,7 @@ def _add_metrics(command: argparse.ArgumentParser) -> None:
 def run_score(options: argparse.Namespace) -> None:
     """Do what ``ggm score`` does."""
     started = time.perf_counter()
+    check_device(options.device)
     _check_out(options.out)
     reading = ReadConfig(options.column, options.txt, options.tokenizer)
     samples = read_samples(options.file, reading)
@@ -170,7 +173,7 @@ def run_score(options: argparse.Namespace) -> None:
     scoring = Scoring(_score_config(options, image), reference)
     metrics = scoring.score(samples, str(options.file), progress=sys.stderr.isatty())
     metrics["samples"] = {"file": str(options.file), **metrics["samples"]}
-    _give(options, "score", sampling, metrics, started)
+    give(options.out, result("score", options, sampling, metrics, started))
 
 
 def run_evaluate(
@@ -179,7 +182,7 @@ def run_evaluate(
     """Do what ``ggm evaluate`` does with a checkpoint that is open."""
     started = time.perf_counter()
     _check_out(options.out)
-    generate.check_output(options.save_samples, checkpoint.tokenizer)
+    generate.check_output(options.save_samples, checkpoint.tokenizer, "--save-samples")
     folder, model = find(options.checkpoint), checkpoint.model
     looking = HeldOutConfig(config.sampling.sites_per_step, options.times, config.seed, config.batch)
     run = _run_of(options, folder)
@@ -189,13 +192,13 @@ def run_evaluate(
     scoring = Scoring(_score_config(options, image), reference)
 
     progress = sys.stderr.isatty()
-    result = generate.sample(model, config, progress=progress)
-    texts = generate.texts(checkpoint, result.tokens)
-    sampling = provenance.of_samples(result, config, model, folder)
+    drawn = generate.sample(model, config, progress=progress)
+    texts = generate.texts(checkpoint, drawn.tokens)
+    sampling = provenance.of_samples(drawn, config, model, folder)
     if options.save_samples is not None:
-        generate.write_samples(options.save_samples, result.tokens, texts)
+        generate.write_samples(options.save_samples, drawn.tokens, texts)
         provenance.write_record(options.save_samples, sampling)
-    samples = Samples(texts, result.tokens.tolist())
+    samples = Samples(texts, drawn.tokens.tolist())
     metrics = scoring.score(samples, "the samples", progress=progress)
     if data is not None:
         metrics["held_out"] = held_out(model, data.held_out, looking)
@@ -203,26 +206,7 @@ def run_evaluate(
             metrics["images"]["held_out"] = scoring.compare(data.held_out[: len(samples)])
     else:
         metrics["held_out"] = None
-    _give(options, "evaluate", sampling, metrics, started)
-
-
-def _give(
-    options: argparse.Namespace, name: str, sampling: dict[str, Any], metrics: dict[str, Any], started: float
-) -> None:
-    call = {key: value for key, value in vars(options).items() if key != "run"}
-    result = {
-        "command": name,
-        "call": call,
-        "sampling": sampling,
-        **metrics,
-        "seconds": time.perf_counter() - started,
-        "versions": provenance.versions(),
-    }
-    text = provenance.to_json(result)
-    if options.out is None:
-        print(text)
-    else:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    give(options.out, result("evaluate", options, sampling, metrics, started))
 
 
 def _check_out(path: Path | None) -> None:
@@ -260,6 +244,8 @@ def _image(
 ) -> ImageShape | None:
     """Shape that --grid tells, or that of the digits."""
     if options.grid is None:
+        if options.levels is not None:
+            raise ValueError(f"--levels: got {options.levels} without --grid; allowed: with it")
         if run is None or not isinstance(run.data, DigitsData):
             return None
         return ImageShape(SIDE, SIDE, levels=run.data.levels)
@@ -278,8 +264,10 @@ def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
     if options.no_held_out:
         return None
     path = options.data or folder.parent.parent / RUN_CONFIG
-    if path.is_file() or options.data is not None:
+    if path.is_file():
         return read_config(path)
+    if options.data is not None:
+        raise FileNotFoundError(f"--data: there is no file {path}")
     print(
         f"ggm: no held-out data: there is no {path}; --data CONFIG names a file of the run", file=sys.stderr
     )
@@ -298,6 +286,8 @@ def _data(run: RunConfig, checkpoint: generate.Checkpoint) -> Data:
 
 def _reference(options: argparse.Namespace, data: Data | None, image: ImageShape | None) -> Samples | None:
     """Real data of --reference; for images otherwise those of the training."""
+    if options.reference_count < 2:
+        raise ValueError(f"--reference-count: got {options.reference_count}; allowed: 2 or more")
     if options.reference is not None:
         return read_samples(options.reference, ReadConfig(options.column, options.txt))
     if image is None or data is None or isinstance(data.train, TokenStream):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ggm.evaluation.distances import copied_share, frechet_distance, nearest_differences
+from ggm.evaluation.reasons import reason
 from ggm.evaluation.samples import ImageShape
 from ggm.extras import require
 
@@ -58,9 +59,10 @@ class FeatureNetwork(torch.nn.Module):
             probe = to_pixels(torch.zeros(_PROBES, shape.length, dtype=torch.int64), shape)
             features = self(probe)
         except Exception as error:  # of many kinds
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             images = f"uint8 images {[_PROBES, 3, shape.height, shape.width]}"
-            raise ValueError(f"--fid-network: {path} gives no features of {images}: {lines[-1]}") from error
+            raise ValueError(
+                f"--fid-network: {path} gives no features of {images}: {reason(error)}"
+            ) from error
         if features.ndim != 2 or len(features) != _PROBES:
             raise ValueError(f"--fid-network: got features {list(features.shape)}; allowed: [{_PROBES}, D]")
         self.num_features = int(features.shape[1])

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from ggm.evaluation.reasons import reason
 from ggm.evaluation.statistics import standard_error
 from ggm.extras import require
 from ggm.progress import progress_bar
@@ -263,8 +264,7 @@ def _load(config: PerplexityConfig) -> tuple[Any, Any]:
         )
         model = model.to(config.device).eval()
     except Exception as error:  # of many kinds, and of many lines
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"--model: {config.model!r} gives no causal language model with a tokenizer: {reason}"
+            f"--model: {config.model!r} gives no causal language model with a tokenizer: {reason(error)}"
         ) from error
     return tokenizer, model

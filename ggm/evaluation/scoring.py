@@ -131,7 +131,7 @@ class Scoring:
             "samples": {"count": len(samples), "tokens": sum(map(len, units)), "unit": unit},
             "generative_perplexity": perplexity,
             **diversity(units),
-            "mauve": self._mauve(samples),
+            "mauve": self._mauve(samples, progress),
             "images": None if images is None else self.compare(images),
         }
 
@@ -156,10 +156,10 @@ class Scoring:
             raise ValueError(f"{source}: got tokens, --model reads text; allowed: with --tokenizer")
         return self.language_model.encode(samples.texts)
 
-    def _mauve(self, samples: Samples) -> dict[str, Any] | None:
+    def _mauve(self, samples: Samples, progress: bool) -> dict[str, Any] | None:
         if self.reference is None or self.reference.texts is None or samples.texts is None:
             return None
-        return mauve(samples.texts, self.reference.texts, self.config.mauve)
+        return mauve(samples.texts, self.reference.texts, self.config.mauve, progress=progress)
 
 
 def image_tokens(samples: Samples, shape: ImageShape, source: str) -> torch.Tensor:
