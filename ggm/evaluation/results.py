@@ -89,7 +89,7 @@ def _summary(metrics: dict[str, Any]) -> Iterator[str]:
 
 
 def _image_lines(images: dict[str, Any]) -> Iterator[str]:
-    for name, row in (("samples", images), ("held-out data", images.get("held_out"))):
+    for name, row in (("samples", images), ("held-out images", images.get("held_out"))):
         if row is not None and row["pixel_frechet_distance"] is not None:
             fid = "" if row["fid"] is None else f"FID {row['fid']['value']:.4g}, "
             yield (
