@@ -46,7 +46,8 @@ Draw samples from a checkpoint, score them as `ggm score` does, look at held-out
     ggm evaluate outputs/pydoc-char --count 256 --model gpt2-large
 
 Held-out data are those of the run: the folder of `ggm train` tells which; for a checkpoint that was moved,
---data CONFIG names the YAML file. Losses and the calibration sum_a exp g are given at several chain times.
+--data CONFIG names the YAML file. They are scored as the samples are, to compare with, and the model's losses
+on them and the calibration sum_a exp g are given at several chain times.
 Images are compared with the first training images unless --reference names others."""
 
 
@@ -198,14 +199,17 @@ def run_evaluate(
     if options.save_samples is not None:
         generate.write_samples(options.save_samples, drawn.tokens, texts)
         provenance.write_record(options.save_samples, sampling)
-    samples = Samples(texts, drawn.tokens.tolist())
+    samples = Samples(texts, drawn.tokens)
     metrics = scoring.score(samples, "the samples", progress=progress)
+    metrics["held_out"] = None
     if data is not None:
-        metrics["held_out"] = held_out(model, data.held_out, looking)
-        if metrics["images"] is not None:
-            metrics["images"]["held_out"] = scoring.compare(data.held_out[: len(samples)])
-    else:
-        metrics["held_out"] = None
+        # As many, where there are: most metrics depend on the number.
+        rows = data.held_out[: len(samples)]
+        real = Samples(generate.texts(checkpoint, rows), rows)
+        metrics["held_out"] = {
+            **held_out(model, data.held_out, looking),
+            "scores": scoring.score(real, "held-out data", progress=progress),
+        }
     give(options.out, result("evaluate", options, sampling, metrics, started))
 
 
@@ -293,4 +297,4 @@ def _reference(options: argparse.Namespace, data: Data | None, image: ImageShape
     if image is None or data is None or isinstance(data.train, TokenStream):
         return None
     count = min(len(data.train), options.reference_count)
-    return Samples(tokens=data.train[torch.arange(count)].tolist())
+    return Samples(tokens=data.train[torch.arange(count)])

@@ -10,6 +10,13 @@ from typing import Any
 
 from ggm.provenance import to_json, versions
 
+_UNITS = {
+    "scorer": "tokens of the language model",
+    "samples": "tokens of their own",
+    "words": "words",
+    "characters": "characters",
+}
+
 
 def result(
     command: str,
@@ -60,40 +67,40 @@ def give(out: Path | None, values: dict[str, Any]) -> None:
         print(line)
 
 
-def _summary(metrics: dict[str, Any]) -> Iterator[str]:
+def _summary(values: dict[str, Any]) -> Iterator[str]:
     """The main numbers, for people."""
-    samples, perplexity = metrics["samples"], metrics["generative_perplexity"]
-    yield f"{samples['count']} samples of {samples['tokens']} tokens in all (unit: {samples['unit']})"
+    yield from _score_lines(values, "samples")
+    held_out = values.get("held_out")
+    if held_out is not None:
+        yield from _score_lines(held_out["scores"], "held-out sequences")
+        yield (
+            f"model on held-out data: loss {held_out['loss']:.5g}, "
+            f"cross-entropy {held_out['cross_entropy']:.5g} nats, calibration {held_out['calibration']:.4g}"
+        )
+
+
+def _score_lines(scores: dict[str, Any], name: str) -> Iterator[str]:
+    counts, perplexity, entropy = (
+        scores[key] for key in ("samples", "generative_perplexity", "unigram_entropy")
+    )
+    yield f"{counts['count']} {name}, {counts['tokens']} {_UNITS[counts['unit']]}"
     if perplexity is not None:
         yield (
-            f"generative perplexity {perplexity['mean_over_samples']:.5g} (mean over samples), "
+            f"  generative perplexity {perplexity['mean_over_samples']:.5g} (mean over samples), "
             f"{perplexity['over_tokens']:.5g} (over tokens)"
         )
-    entropy, distinct = metrics["unigram_entropy"], metrics["distinct"]
-    if entropy["pooled"] is not None:
-        shares = ", ".join(f"{n}: {share['pooled']:.3g}" for n, share in distinct.items() if share["pooled"])
+    if entropy is not None and entropy["pooled"] is not None:
+        shares = [f"{share['pooled']:.3g}" for share in scores["distinct"].values() if share["pooled"]]
         yield (
-            f"unigram entropy {entropy['per_sample_mean']:.4g} nats (mean over samples), "
-            f"{entropy['pooled']:.4g} (pooled); distinct-n {shares} (pooled)"
+            f"  unigram entropy {entropy['per_sample_mean']:.4g} nats (mean over samples), "
+            f"{entropy['pooled']:.4g} (pooled); distinct 1-, 2-, 3-grams {', '.join(shares)} (pooled)"
         )
-    if metrics["mauve"] is not None:
-        yield f"MAUVE {metrics['mauve']['value']:.4g}"
-    if metrics["images"] is not None:
-        yield from _image_lines(metrics["images"])
-    if metrics.get("held_out") is not None:
-        held = metrics["held_out"]
+    if scores["mauve"] is not None:
+        yield f"  MAUVE {scores['mauve']['value']:.4g}"
+    images = scores["images"]
+    if images is not None and images["pixel_frechet_distance"] is not None:
+        fid = "" if images["fid"] is None else f"FID {images['fid']['value']:.4g}, "
         yield (
-            f"held-out loss {held['loss']:.5g}, cross-entropy {held['cross_entropy']:.5g} nats, "
-            f"calibration {held['calibration']:.4g}"
+            f"  against {images['reference_images']} images: {fid}pixel Frechet distance "
+            f"{images['pixel_frechet_distance']:.4g}, copies {images['copied_share']:.1%}"
         )
-
-
-def _image_lines(images: dict[str, Any]) -> Iterator[str]:
-    for name, row in (("samples", images), ("held-out images", images.get("held_out"))):
-        if row is not None and row["pixel_frechet_distance"] is not None:
-            fid = "" if row["fid"] is None else f"FID {row['fid']['value']:.4g}, "
-            yield (
-                f"{row['samples']} {name} against {row['reference_images']} images: {fid}"
-                f"pixel Frechet distance {row['pixel_frechet_distance']:.4g}, "
-                f"copies {row['copied_share']:.1%}"
-            )

@@ -69,15 +69,21 @@ class Samples:
     ----------
     texts : list of str or None
         Texts, if they are text.
-    tokens : list of list of int or None
-        Tokens of the system that drew them, if they are known.
+    tokens : torch.Tensor or list of list of int, or None
+        Tokens of the system that drew them, if they are known: int64 [N, L] where all have one length.
     """
 
     texts: list[str] | None = None
-    tokens: list[list[int]] | None = None
+    tokens: torch.Tensor | list[list[int]] | None = None
 
     def __len__(self) -> int:
-        return len(self.texts if self.texts is not None else self.tokens or [])
+        parts = self.texts if self.texts is not None else self.tokens
+        return 0 if parts is None else len(parts)
+
+    def token_lists(self) -> list[list[int]]:
+        """Tokens of every sample, which must be known."""
+        assert self.tokens is not None
+        return self.tokens.tolist() if isinstance(self.tokens, torch.Tensor) else self.tokens
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,7 @@ def read_samples(path: Path, config: ReadConfig) -> Samples:
     if not len(samples):
         raise ValueError(f"{path}: got no samples; allowed: one or more")
     if samples.texts is None and config.tokenizer is not None:
-        assert samples.tokens is not None
-        return Samples(_decoded(samples.tokens, config.tokenizer, path), samples.tokens)
+        return Samples(_decoded(samples.token_lists(), config.tokenizer, path), samples.tokens)
     return samples
 
 
@@ -202,7 +207,8 @@ def _read_array(path: Path, config: ReadConfig) -> Samples:
         raise ValueError(f"{path}: got {got}; allowed: integers [N, L]")
     if array.size and array.min() < 0:
         raise ValueError(f"{path}: got negative tokens; allowed: 0 and more")
-    return Samples(tokens=array.reshape(len(array), math.prod(array.shape[1:])).tolist())
+    rows = array.reshape(len(array), math.prod(array.shape[1:]))
+    return Samples(tokens=torch.from_numpy(rows.astype(numpy.int64)))
 
 
 def _decoded(tokens: list[list[int]], name: str, path: Path) -> list[str]:

@@ -119,11 +119,11 @@ class Scoring:
         ValueError
             If the samples are not what a metric takes.
         """
-        config = self.config
+        if self.config.image is not None:
+            return self._score_images(image_tokens(samples, self.config.image, source))
         encoded = self._encoded(samples, source)
-        unit = config.unit or _default_unit(samples, encoded)
+        unit = self.config.unit or _default_unit(samples, encoded)
         units = _units(samples, unit, encoded, source)
-        images = None if config.image is None else image_tokens(samples, config.image, source)
         perplexity = None
         if self.language_model is not None and encoded is not None:
             perplexity = self.language_model.score(encoded, progress=progress)
@@ -132,10 +132,17 @@ class Scoring:
             "generative_perplexity": perplexity,
             **diversity(units),
             "mauve": self._mauve(samples, progress),
-            "images": None if images is None else self.compare(images),
+            "images": None,
         }
 
-    def compare(self, images: torch.Tensor) -> dict[str, Any] | None:
+    def _score_images(self, images: torch.Tensor) -> dict[str, Any]:
+        return {
+            "samples": {"count": len(images), "tokens": images.numel(), "unit": "samples"},
+            **dict.fromkeys(("generative_perplexity", "unigram_entropy", "distinct", "mauve")),
+            "images": self._compare(images),
+        }
+
+    def _compare(self, images: torch.Tensor) -> dict[str, Any] | None:
         """Images, as tokens [N, L], beside the reference; None if there is none."""
         shape = self.config.image
         if self.reference is None or shape is None:
@@ -174,7 +181,7 @@ def image_tokens(samples: Samples, shape: ImageShape, source: str) -> torch.Tens
         raise ValueError(
             f"{source}: got no tokens of one length; allowed with --grid: .npy, or .jsonl of tokens"
         )
-    tokens = torch.tensor(samples.tokens)
+    tokens = torch.as_tensor(samples.tokens)
     shape.check(tokens, source)
     return tokens
 
@@ -196,7 +203,7 @@ def _units(
             raise ValueError(
                 f"{source}: got no tokens, --unit is 'samples'; allowed: words, characters, scorer"
             )
-        return samples.tokens
+        return samples.token_lists()
     if samples.texts is None:
         raise ValueError(f"{source}: got no text, --unit is {unit!r}; allowed: samples, or with --tokenizer")
     return [text.split() for text in samples.texts] if unit == "words" else samples.texts

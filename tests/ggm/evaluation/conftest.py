@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from ggm.data.text import END, bpe_tokenizer
 
@@ -32,6 +33,8 @@ def write_model(folder: Path, kind: str, vocab_size: int = VOCAB) -> Path:
         model = transformers.BertForMaskedLM(config)
     model.save_pretrained(folder)
     tokenizer = bpe_tokenizer(DOCUMENTS, VOCAB)
+    if kind == "llama":  # whose tokenizers put a start token before every text, unless told not to
+        tokenizer.post_processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END).save_pretrained(folder)
     return folder
 

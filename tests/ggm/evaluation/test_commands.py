@@ -74,7 +74,12 @@ def test_evaluate_text_and_score_its_samples_again(runs, models, tmp_path, capsy
     assert found["versions"]["torch"] == torch.__version__
     assert found["generative_perplexity"]["samples_scored"] == found["samples"]["count"] == 11
     assert found["samples"]["unit"] == "scorer" and found["mauve"] is found["images"] is None
-    assert len(found["held_out"]["by_time"]) == 2 and found["held_out"]["sequences"] == 20
+    held_out = found["held_out"]
+    assert len(held_out["by_time"]) == 2 and held_out["sequences"] == 20
+    # The data repeat one sentence; the samples of two steps of training are noise.
+    real = held_out["scores"]
+    assert real["samples"]["count"] == real["generative_perplexity"]["samples_scored"] == 11
+    assert real["distinct"]["3"]["pooled"] < 0.5 * found["distinct"]["3"]["pooled"]
 
     again = told(capsys, "score", file, *metrics)
     assert again["sampling"] == json.loads(json.dumps(sampling))
@@ -109,20 +114,24 @@ def test_evaluate_digits_against_their_training_set(runs, tmp_path, capsys):
     images = found["images"]
     assert images["pixel_frechet_distance"] == pytest.approx(frechet_distance(samples, digits.train))
     assert images["copied_share"] == copied_share(samples, digits.train)
-    assert images["reference_images"] == 1437 and images["samples"] == images["held_out"]["samples"] == 30
+    real = found["held_out"]["scores"]["images"]
+    assert images["reference_images"] == 1437 and images["samples"] == real["samples"] == 30
     held_out = frechet_distance(digits.held_out[:30], digits.train)
-    assert images["held_out"]["pixel_frechet_distance"] == pytest.approx(held_out)
+    assert real["pixel_frechet_distance"] == pytest.approx(held_out)
     # Two steps of training do not make digits.
     assert images["pixel_frechet_distance"] > 3 * held_out
     assert found["samples"] == {"count": 30, "tokens": 30 * 64, "unit": "samples"}
+    assert found["unigram_entropy"] is found["distinct"] is found["mauve"] is None
 
     numpy.save(tmp_path / "train.npy", digits.train.numpy())
     out = tmp_path / "result.json"
     score = ["score", file, "--grid", "8,8", "--reference", tmp_path / "train.npy", "--out", out]
     assert main([str(word) for word in score]) == 0
     again = json.loads(out.read_text())["images"]
-    assert again == {key: value for key, value in images.items() if key != "held_out"}
-    assert "30 samples against 1437 images: pixel Frechet distance" in capsys.readouterr().out
+    assert again == images
+    told_in_words = capsys.readouterr().out
+    assert "30 samples, 1920 tokens of their own" in told_in_words
+    assert "against 1437 images: pixel Frechet distance" in told_in_words
 
 
 def test_a_checkpoint_alone_is_told_to_have_no_data(runs, tmp_path, capsys):

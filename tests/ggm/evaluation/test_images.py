@@ -84,6 +84,9 @@ def test_copies_are_counted():
     samples[0, 2] = (samples[0, 2] + 1) % 4
     assert copied_share(samples, reference) == pytest.approx(2 / 12)
     assert nearest_differences(samples, reference)[0] == 1
+    # The nearest one is found wherever it is in a large reference.
+    large = torch.cat([drawn(6000, 7), samples[:2], drawn(3000, 8)])
+    assert nearest_differences(samples[:2], large).tolist() == [0, 0]
 
 
 def test_all_that_is_said_of_images(tmp_path):

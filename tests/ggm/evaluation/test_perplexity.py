@@ -16,7 +16,7 @@ def expected_nlls(folder, texts, *, max_length=24, start=False) -> list[torch.Te
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     found = []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         ids = ([tokenizer.bos_token_id] if start else []) + ids
         ids = ids[:max_length]
         values = []
@@ -104,6 +104,15 @@ def test_what_is_cut_is_told(models):
     assert whole.max_length == 24  # the model's own
     found = whole.score(whole.encode(["the cat sat"]))
     assert found["tokens_cut"] == 0 and not found["first_token_scored"] and found["start_token"] is None
+
+
+def test_a_start_token_is_there_when_asked_for_only(models):
+    import transformers
+
+    with_start = transformers.AutoTokenizer.from_pretrained(models["llama"])("the cat")["input_ids"]
+    assert with_start[0] == 0
+    language_model = LanguageModel(PerplexityConfig(str(models["llama"])))
+    assert language_model.encode(["the cat"]) == [with_start[1:]]
 
 
 def test_a_model_that_looks_ahead_is_refused(models):

@@ -39,13 +39,14 @@ def test_text_is_cut_as_asked(tmp_path, cut, texts):
 
 def test_arrays_of_tokens(tmp_path):
     numpy.save(tmp_path / "a.npy", numpy.array([[0, 2], [1, 1]], dtype=numpy.int16))
-    assert read_samples(tmp_path / "a.npy", ReadConfig()) == Samples(None, [[0, 2], [1, 1]])
+    read = read_samples(tmp_path / "a.npy", ReadConfig())
+    assert read.texts is None and read.token_lists() == [[0, 2], [1, 1]]
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text(char_tokenizer(["abc"]).to_str())
     decoded = read_samples(tmp_path / "a.npy", ReadConfig(tokenizer=str(tokenizer)))
-    assert decoded == Samples(["ac", "bb"], [[0, 2], [1, 1]])
+    assert decoded.texts == ["ac", "bb"] and decoded.token_lists() == [[0, 2], [1, 1]]
     numpy.save(tmp_path / "images.npy", numpy.arange(12, dtype=numpy.uint8).reshape(1, 2, 2, 3))
-    assert read_samples(tmp_path / "images.npy", ReadConfig()).tokens == [list(range(12))]
+    assert read_samples(tmp_path / "images.npy", ReadConfig()).token_lists() == [list(range(12))]
     numpy.save(tmp_path / "big.npy", numpy.array([[4]]))
     with pytest.raises(ValueError, match="got token 4; allowed: 0 to 3"):
         read_samples(tmp_path / "big.npy", ReadConfig(tokenizer=str(tokenizer)))
