@@ -103,7 +103,7 @@ class LanguageModel:
             If the tokenizer cannot read a text, or gives tokens that the model does not have.
         """
         try:
-            tokens = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            tokens = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         except Exception as error:  # what tokenizers raises
             raise ValueError(
                 f"the tokenizer of {self.config.model} cannot read the samples: {error}"
