@@ -1,4 +1,4 @@
-"""The command line: ``ggm demo | train | sample | infill``."""
+"""The command line: ``ggm demo | train | sample | infill | evaluate | score``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ggm.evaluation import commands as evaluation
+
     parser = argparse.ArgumentParser(prog="ggm", description="Glauber generative models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -99,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(command("train", "train the model that a YAML file describes", _TRAIN, _run_train))
     _add_sample(command("sample", "draw samples from a checkpoint", _SAMPLE, _run_sample))
     _add_infill(command("infill", "fill the gaps of a text", _INFILL, _run_infill))
+    _add_evaluate(
+        command(
+            "evaluate", "score samples of a checkpoint, and its losses", evaluation.EVALUATE, _run_evaluate
+        )
+    )
+    evaluation.add_score(
+        command("score", "score samples of any system", evaluation.SCORE, evaluation.run_score)
+    )
     return parser
 
 
@@ -158,7 +168,8 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="write them there: .npy (tokens), .jsonl (tokens and text) or .txt (text)",
+        help="write them there: .npy (tokens), .jsonl (tokens and text) or .txt (text); FILE.meta.json tells "
+        "seed, precision, cost and versions",
     )
 
 
@@ -196,6 +207,13 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu, cuda, .. (default: %(default)s)")
 
 
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    from ggm.evaluation import commands
+
+    _add_drawing(command)
+    commands.add_evaluate(command)
+
+
 def _run_demo(options: argparse.Namespace) -> None:
     from ggm import demo
 
@@ -214,14 +232,17 @@ def _run_train(options: argparse.Namespace) -> None:
 
 
 def _run_sample(options: argparse.Namespace) -> None:
-    from ggm import generate
+    from ggm import generate, provenance
+    from ggm.checkpoints import find
 
     checkpoint, config = _open(options)
     generate.check_output(options.out, checkpoint.tokenizer)
-    tokens = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
-    texts = generate.texts(checkpoint, tokens)
+    result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
+    tokens, texts = result.tokens, generate.texts(checkpoint, result.tokens)
     if options.out is not None:
         generate.write_samples(options.out, tokens, texts)
+        record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
+        provenance.write_record(options.out, record)
         return
     for line in texts or (" ".join(map(str, row)) for row in tokens.tolist()):
         print(line)
@@ -236,11 +257,19 @@ def _run_infill(options: argparse.Namespace) -> None:
         print(text)
 
 
+def _run_evaluate(options: argparse.Namespace) -> None:
+    from ggm.evaluation import commands
+
+    commands.run_evaluate(options, *_open(options))
+
+
 def _open(options: argparse.Namespace) -> Any:
     """Checkpoint and configuration of `_add_drawing`."""
     from ggm import generate
+    from ggm.devices import check_device
     from ggm.sampling import SamplingConfig
 
+    check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
     sampling = SamplingConfig(
         sites_per_step=options.sites_per_step or min(checkpoint.model.config.masked_counts),

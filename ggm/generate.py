@@ -15,7 +15,7 @@ import torch
 from ggm.checkpoints import TOKENIZER, find
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.model import GGM
-from ggm.sampling import SamplingConfig
+from ggm.sampling import SampleResult, SamplingConfig
 
 _SUFFIXES = (".npy", ".jsonl", ".txt")
 
@@ -73,15 +73,18 @@ class GenerateConfig:
             raise ValueError(f"--count, --batch: got {self.count}, {self.batch}; allowed: 1 or more")
 
 
-def sample(model: GGM, config: GenerateConfig, *, progress: bool = False) -> torch.Tensor:
-    """Draw sequences, int64 [count, L] on the CPU."""
-
-    def draw(ids: torch.Tensor) -> torch.Tensor:
-        return model.sample(
-            len(ids), config.sampling, seed=config.seed, sample_ids=ids, progress=progress
-        ).tokens
-
-    return _in_batches(draw, config, model)
+def sample(model: GGM, config: GenerateConfig, *, progress: bool = False) -> SampleResult:
+    """Draw sequences, int64 [count, L] on the CPU, and sum up what the batches cost."""
+    options: dict[str, Any] = {"seed": config.seed, "progress": progress}
+    parts = [
+        model.sample(len(ids), config.sampling, sample_ids=ids, **options) for ids in _batches(config, model)
+    ]
+    return SampleResult(
+        torch.cat([part.tokens.cpu() for part in parts]),
+        sum(part.network_evaluations for part in parts),
+        sum(part.site_updates for part in parts),
+        sum(part.seconds for part in parts),
+    )
 
 
 def infill(
@@ -148,8 +151,8 @@ def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
     return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
 
 
-def check_output(path: Path | None, tokenizer: Any) -> None:
-    """Check that samples can be written there, before the work is done.
+def check_output(path: Path | None, tokenizer: Any, option: str = "--out") -> None:
+    """Check that samples can be written where an option says, before the work is done.
 
     Raises
     ------
@@ -162,9 +165,9 @@ def check_output(path: Path | None, tokenizer: Any) -> None:
         return
     allowed = _SUFFIXES if tokenizer is not None else _SUFFIXES[:2]
     if path.suffix not in allowed:
-        raise ValueError(f"--out: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
+        raise ValueError(f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--out: there is no folder {path.parent}")
+        raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
 
 
 def write_samples(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
@@ -182,6 +185,9 @@ def write_samples(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> 
 def _in_batches(
     draw: Callable[[torch.Tensor], torch.Tensor], config: GenerateConfig, model: GGM
 ) -> torch.Tensor:
-    device = model.backbone.head_bias.device
-    parts = torch.arange(config.count, device=device).split(config.batch)
-    return torch.cat([draw(ids).cpu() for ids in parts])
+    return torch.cat([draw(ids).cpu() for ids in _batches(config, model)])
+
+
+def _batches(config: GenerateConfig, model: GGM) -> tuple[torch.Tensor, ...]:
+    """Sample ids of every batch."""
+    return torch.arange(config.count, device=model.backbone.head_bias.device).split(config.batch)

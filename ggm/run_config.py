@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Literal
 
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
+from ggm.extras import require
 from ggm.model import GGMConfig
 from ggm.noising import ChainConfig
 from ggm.training import TrainingConfig
+
+# In the folder of a run: what it was started with.
+RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError("model.vocab_size: got a value; allowed: none, the data decide it")
         model["vocab_size"] = 1
     return build(RunConfig, values)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write a run, with all that its file left to defaults, as a file that `read_config` reads."""
+    values = dataclasses.asdict(config)
+    del values["model"]["vocab_size"]
+    text = require("yaml", extra="train").safe_dump(values, sort_keys=False)
+    path.write_text(text, encoding="utf-8")

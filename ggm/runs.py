@@ -24,7 +24,7 @@ from ggm.extras import require
 from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM, GGMConfig
-from ggm.run_config import RunConfig
+from ggm.run_config import RUN_CONFIG, RunConfig, write_config
 from ggm.training import make_optimizer
 
 
@@ -105,7 +105,10 @@ def run(
         from ggm.sharding import shard
 
         shard(state, config.training, accelerator.device)
-    metrics = Metrics(out / "metrics.jsonl", state.step) if accelerator.is_main_process else None
+    metrics = None
+    if accelerator.is_main_process:
+        metrics = Metrics(out / "metrics.jsonl", state.step)
+        write_config(config, out / RUN_CONFIG)
     loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
     with metrics or nullcontext(), _signals() as received:
         stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)

@@ -315,3 +315,10 @@ def test_metrics_survive_a_line_that_was_cut_short(tmp_path):
     with Metrics(path, 1) as metrics:
         metrics.write([{"step": 2, "loss": 0.5}])
     assert [dict(line) for line in read_metrics(path)] == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_a_run_leaves_its_configuration_with_every_default(tmp_path):
+    config = read_config(written(tmp_path), ["data.levels=4", "training.steps=2", "training.seconds=.inf"])
+    run(config, progress=False)
+    assert read_config(tmp_path / "run" / "config.yaml") == config
+    assert "order_seed: 0" in (tmp_path / "run" / "config.yaml").read_text()

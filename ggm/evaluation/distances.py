@@ -1,8 +1,10 @@
-"""How good samples are: distance to the data, copies of the data."""
+"""Distance of a set of samples to data, and copies of data among them."""
 
 from __future__ import annotations
 
 import torch
+
+_ROWS = 4096  # of the reference at a time: all differences at once need not fit in memory
 
 
 def frechet_distance(samples: torch.Tensor, reference: torch.Tensor) -> float:
@@ -44,8 +46,9 @@ def nearest_differences(samples: torch.Tensor, reference: torch.Tensor) -> torch
     torch.Tensor
         int64 [N]; 0 where the sample is a copy.
     """
-    differences = torch.cdist(samples.double(), reference.double(), p=0)
-    return differences.amin(dim=1).round().long()
+    rows = samples.double()
+    nearest = [torch.cdist(rows, part.double(), p=0).amin(dim=1) for part in reference.split(_ROWS)]
+    return torch.stack(nearest).amin(dim=0).round().long()
 
 
 def copied_share(samples: torch.Tensor, reference: torch.Tensor) -> float:

@@ -1,0 +1,152 @@
+"""What a model says of held-out data along the chain: losses and calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from ggm.evaluation.statistics import standard_error
+from ggm.model import GGM
+from ggm.noising import Chain
+from ggm.objective import (
+    ObjectiveConfig,
+    Visits,
+    WeightedCandidates,
+    loss_from_hidden,
+    loss_from_logits,
+    weighted_candidates,
+)
+from ggm.sampling import LinearLogits, VisitGroup, visit_groups
+from ggm_kernels import corrupt
+
+
+@dataclass(frozen=True)
+class HeldOutConfig:
+    """How held-out data are looked at.
+
+    Attributes
+    ----------
+    sites_per_step : int
+        Positions that are predicted together: those of the sampler.
+    times : int
+        Chain times, evenly spread over the groups of visits that the sampler makes; fewer if there are
+        fewer groups.
+    seed : int
+        Of the noise: the same for all models of one chain.
+    batch : int
+        Sequences at a time.
+    """
+
+    sites_per_step: int
+    times: int = 8
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"--times: got {self.times}; allowed: 1 or more")
+
+
+@torch.inference_mode()
+def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[str, Any]:
+    """Losses and calibration on data that the model was not trained on.
+
+    Parameters
+    ----------
+    model : GGM
+        The model.
+    tokens : torch.Tensor
+        Data, int64 [M, L].
+    config : HeldOutConfig
+        Where in the chain.
+
+    Returns
+    -------
+    dict
+        ``by_time``, from the least noise to the most, and the same numbers averaged over it: ``loss``,
+        the model's own objective; ``cross_entropy``, -log softmax(g) in nats of the token that X_t
+        has there, comparable between objectives; ``calibration`` and ``calibration_std``, mean and
+        standard deviation over sequences of sum_a exp g, which is 1 for exact conditionals. Standard
+        errors are those of a mean over independent sequences.
+    """
+    groups = list(visit_groups(model.chain, config.sites_per_step))[::-1]
+    count = min(config.times, len(groups))
+    # The middles of `count` equal parts.
+    chosen = [groups[(2 * i + 1) * len(groups) // (2 * count)] for i in range(count)]
+    ids = torch.arange(len(tokens))
+    # [time, loss and cross-entropy and sum, sequence]: positions of one group are one look at a sequence.
+    values = torch.stack(
+        [
+            torch.cat(
+                [_values(model, tokens[part], part, group, config.seed) for part in ids.split(config.batch)],
+                dim=1,
+            ).cpu()
+            for group in chosen
+        ]
+    )
+    by_time = [_at_time(group, model.chain, row) for group, row in zip(chosen, values, strict=True)]
+    loss, cross_entropy, calibration = values.mean(dim=0)
+    return {
+        "sequences": len(tokens),
+        "sites_per_step": config.sites_per_step,
+        "seed": config.seed,
+        "chain_steps": model.chain.steps,
+        "loss": float(loss.mean()),
+        "loss_standard_error": standard_error(loss),
+        "cross_entropy": float(cross_entropy.mean()),
+        "cross_entropy_standard_error": standard_error(cross_entropy),
+        "calibration": float(calibration.mean()),
+        "by_time": by_time,
+    }
+
+
+def _at_time(group: VisitGroup, chain: Chain, values: torch.Tensor) -> dict[str, Any]:
+    loss, cross_entropy, calibration = values
+    return {
+        "time": group.time,
+        "progress": group.time / chain.steps,
+        "loss": float(loss.mean()),
+        "cross_entropy": float(cross_entropy.mean()),
+        "calibration": float(calibration.mean()),
+        "calibration_std": float(calibration.std(correction=0)),
+    }
+
+
+def _values(
+    model: GGM, tokens: torch.Tensor, ids: torch.Tensor, group: VisitGroup, seed: int
+) -> torch.Tensor:
+    """Objective, cross-entropy and sum of exp g, means over the K predictions, float64 [3, B]."""
+    device = model.backbone.head_bias.device
+    tokens, ids = tokens.to(device), ids.to(device)
+    vocab_size, noise = model.config.vocab_size, model.noise
+    times = torch.full((len(tokens),), group.time, device=device)
+    positions, rate = model.chain.visits(group.steps.to(device).expand(len(tokens), -1))
+    keep_prob = model.chain.keep_prob(times)
+    # The noise of X_t, and what an objective draws on top of it, as in training: two noise steps.
+    noise_step, loss_step = 2 * group.time, 2 * group.time + 1
+    noisy, _ = corrupt(
+        tokens, keep_prob.float(), vocab_size, seed=seed, step=noise_step, sample_ids=ids, noise=noise
+    )
+    visits = Visits(
+        ids, tokens.gather(1, positions), noisy.gather(1, positions), keep_prob.gather(1, positions), rate
+    )
+    given = model.conditionals()(noisy, group.positions.to(device), group.time)
+    assert isinstance(given, LinearLogits)
+    hidden, weight, bias = given.hidden.flatten(0, 1), given.weight, given.bias
+    logits = linear(hidden, weight, bias)
+
+    def weighted(objective: ObjectiveConfig) -> WeightedCandidates:
+        return weighted_candidates(objective, visits, vocab_size, seed=seed, step=loss_step, noise=noise)
+
+    own = model.config.objective
+    if own.sums_vocabulary:
+        loss = loss_from_logits(logits, weighted(own), noise)
+    else:
+        loss = loss_from_hidden(hidden, weight, model.backbone.head_bias, weighted(own), noise)
+    cross_entropy = loss_from_logits(logits, weighted(ObjectiveConfig("cross_entropy")), noise)
+    sums = logits.float().exp().sum(dim=1)
+    rows = torch.stack([loss.float(), cross_entropy.float(), sums]).double()
+    return rows.view(3, len(tokens), -1).mean(dim=2)

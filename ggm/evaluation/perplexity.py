@@ -1,0 +1,270 @@
+"""Generative perplexity: how likely samples are under a causal language model of Hugging Face."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from ggm.evaluation.reasons import reason
+from ggm.evaluation.statistics import standard_error
+from ggm.extras import require
+from ggm.progress import progress_bar
+
+DTYPES = {
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+# For a model that has no longest sequence of its own.
+_DEFAULT_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """Under which model, and how.
+
+    Attributes
+    ----------
+    model : str
+        Folder of a causal language model with its tokenizer, or a name on the Hugging Face Hub.
+    precision : str
+        Of weights and activations: a key of `DTYPES`. The log-likelihood is computed from the logits in
+        float32 or, with "fp64", float64.
+    device : str
+        Where.
+    batch : int
+        Samples at a time.
+    max_length : int or None
+        Tokens that are read of a sample, the model's start token included; None is the longest
+        sequence of the model.
+    start_token : bool
+        Whether each sample is read after the model's start token, so that its first token is scored,
+        too. The literature on discrete diffusion does not.
+    """
+
+    model: str
+    precision: str = "fp32"
+    device: str = "cpu"
+    batch: int = 8
+    max_length: int | None = None
+    start_token: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ValueError(f"--precision: got {self.precision!r}; allowed: {', '.join(DTYPES)}")
+        if self.batch < 1:
+            raise ValueError(f"--score-batch: got {self.batch}; allowed: 1 or more")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"--max-length: got {self.max_length}; allowed: 2 or more")
+
+
+class LanguageModel:
+    """A causal language model of Hugging Face, and its tokenizer.
+
+    Parameters
+    ----------
+    config : PerplexityConfig
+        Which, and how it is used.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be had, or is not causal: then a token's likelihood would know later ones.
+    MissingExtraError
+        If transformers is not installed.
+    """
+
+    def __init__(self, config: PerplexityConfig) -> None:
+        self.config = config
+        self.tokenizer, self.model = _load(config)
+        size = int(self.model.get_input_embeddings().weight.shape[0])
+        self._vocab_size = size
+        self.max_length = self._length()
+        self.start: int | None = None
+        if config.start_token:
+            self.start = self.tokenizer.bos_token_id
+            if self.start is None:
+                raise ValueError(f"--start-token: the tokenizer of {config.model} has no start token")
+        self._check_causal()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts, without special ones that are not in them, int below the model's V.
+
+        Raises
+        ------
+        ValueError
+            If the tokenizer cannot read a text, or gives tokens that the model does not have.
+        """
+        try:
+            tokens = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        except Exception as error:  # what tokenizers raises
+            raise ValueError(
+                f"the tokenizer of {self.config.model} cannot read the samples: {error}"
+            ) from error
+        largest = max((max(row) for row in tokens if row), default=0)
+        if largest >= self._vocab_size:
+            raise ValueError(
+                f"the tokenizer of {self.config.model}: got token {largest}; "
+                f"allowed: 0 to {self._vocab_size - 1}, those of the model"
+            )
+        return tokens
+
+    def score(self, tokens: Sequence[Sequence[int]], *, progress: bool = False) -> dict[str, Any]:
+        """Perplexity of tokenized samples.
+
+        Parameters
+        ----------
+        tokens : sequence of sequences of int
+            As `encode` gives them.
+        progress : bool
+            Whether to show a bar.
+
+        Returns
+        -------
+        dict
+            Both averages, and all that they depend on.
+
+        Raises
+        ------
+        ValueError
+            If no sample has a token to score.
+        """
+        scored = self.nlls(tokens, progress=progress)
+        room = self.max_length - (self.start is not None)
+        cut = [max(len(row) - room, 0) for row in tokens]
+        return {
+            **averages(scored),
+            "model": self.config.model,
+            "model_commit": getattr(self.model.config, "_commit_hash", None),
+            "precision": self.config.precision,
+            "matmul_precision": torch.get_float32_matmul_precision(),
+            "device": self.config.device,
+            "first_token_scored": self.start is not None,
+            "start_token": None if self.start is None else self.tokenizer.convert_ids_to_tokens(self.start),
+            "max_length": self.max_length,
+            "samples_cut": sum(part > 0 for part in cut),
+            "tokens_cut": sum(cut),
+        }
+
+    @torch.inference_mode()
+    def nlls(self, tokens: Sequence[Sequence[int]], *, progress: bool = False) -> list[torch.Tensor]:
+        """Negative log-likelihood in nats of every scored token, float64 [n] for each sample.
+
+        The first token of a sample is scored only after a start token; tokens beyond `max_length` are
+        not. Padding is on the right, behind all that a causal model may look at.
+        """
+        start = [] if self.start is None else [self.start]
+        rows = [torch.tensor([*start, *row][: self.max_length], dtype=torch.int64) for row in tokens]
+        # Samples of like length together: less padding. The result is in the order of the samples.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        order = [i for i in order if len(rows[i]) >= 2]
+        result = [torch.empty(0, dtype=torch.float64)] * len(rows)
+        with progress_bar(progress, len(order), "scoring", unit="sample") as bar:
+            for first in range(0, len(order), self.config.batch):
+                part = order[first : first + self.config.batch]
+                for i, values in zip(part, self._batch_nlls([rows[i] for i in part]), strict=True):
+                    result[i] = values
+                bar.update(len(part))
+        return result
+
+    def _batch_nlls(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        padded = pad_sequence(rows, batch_first=True).to(self.config.device)
+        lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        logits = self.model(input_ids=padded, attention_mask=mask.long(), use_cache=False).logits
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        # Sample by sample, without its padding: the logits of one at a time are copied to the wide dtype.
+        return [
+            cross_entropy(logits[i, : len(row) - 1].to(wide), padded[i, 1 : len(row)], reduction="none")
+            .double()
+            .cpu()
+            for i, row in enumerate(rows)
+        ]
+
+    def _length(self) -> int:
+        own = getattr(self.model.config, "max_position_embeddings", None)
+        wanted = self.config.max_length
+        if wanted is not None and own is not None and wanted > own:
+            raise ValueError(f"--max-length: got {wanted}; allowed: 2 to {own}, the longest of the model")
+        return wanted or own or _DEFAULT_LENGTH
+
+    @torch.inference_mode()
+    def _check_causal(self) -> None:
+        """Raise ValueError if another last token changes what is said of the tokens before it."""
+        length = min(8, self.max_length)
+        first = torch.arange(length)[None] % self._vocab_size
+        second = first.clone()
+        second[0, -1] = (second[0, -1] + 1) % self._vocab_size
+        before, after = (
+            self.model(input_ids=x.to(self.config.device)).logits[0, :-1] for x in (first, second)
+        )
+        # Shapes are the same, so that rounding is, too, or nearly.
+        rounding = 16 * torch.finfo(before.dtype).eps * before.abs().max()
+        if not (before - after).abs().max() <= rounding:
+            raise ValueError(
+                f"--model: {self.config.model} looks at tokens that are to come; allowed: causal ones"
+            )
+
+
+def averages(nlls: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Both averages in use of the perplexity of samples.
+
+    Parameters
+    ----------
+    nlls : sequence of torch.Tensor
+        Negative log-likelihood of the scored tokens of each sample, float64 [n], n may be 0.
+
+    Returns
+    -------
+    dict
+        ``mean_over_samples``: mean over samples of exp(mean of its tokens), with its
+        ``standard_error``; ``over_tokens``: exp(mean over all tokens of all samples);
+        ``nll_per_token``: its logarithm, in nats. Samples without a scored token count in
+        ``samples_unscored`` only.
+
+    Raises
+    ------
+    ValueError
+        If no sample has a scored token.
+    """
+    scored = [row for row in nlls if len(row)]
+    if not scored:
+        raise ValueError("no sample has two tokens: there is nothing to score without a start token")
+    by_sample = torch.stack([row.mean() for row in scored]).exp()
+    everything = torch.cat(scored)
+    return {
+        "mean_over_samples": float(by_sample.mean()),
+        "standard_error": standard_error(by_sample),
+        "over_tokens": float(everything.mean().exp()),
+        "nll_per_token": float(everything.mean()),
+        "samples_scored": len(scored),
+        "samples_unscored": len(nlls) - len(scored),
+        "tokens_scored": len(everything),
+    }
+
+
+def _load(config: PerplexityConfig) -> tuple[Any, Any]:
+    transformers = require("transformers", extra="eval")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    looks_like_a_path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
+    if looks_like_a_path and not os.path.isdir(config.model):
+        raise FileNotFoundError(f"--model: there is no folder {config.model}")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.model)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            config.model, dtype=DTYPES[config.precision]
+        )
+        model = model.to(config.device).eval()
+    except Exception as error:  # of many kinds, and of many lines
+        raise ValueError(
+            f"--model: {config.model!r} gives no causal language model with a tokenizer: {reason(error)}"
+        ) from error
+    return tokenizer, model
