@@ -170,7 +170,7 @@ class Loop:
 
     def _save(self) -> None:
         if self.metrics is not None:
-            self.checkpoints.save(self.state, self.data.tokenizer)
+            self.checkpoints.save(self.state, self.data.tokenizer, self.data.images)
         self.accelerator.wait_for_everyone()
 
 

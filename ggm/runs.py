@@ -19,6 +19,7 @@ from ggm.config import ConfigError
 from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
 from ggm.extras import require
+from ggm.images import tokenizers as image_tokenizers
 from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM
@@ -90,7 +91,7 @@ def run(
         raise ValueError(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
-    data = _load_data(config, accelerator, fresh=last is None)
+    data = _load_data(config, accelerator, fresh=last is None, progress=progress)
     state = _new_state(config, data, accelerator.device)
     if last is not None:
         restore(state, last)
@@ -138,17 +139,29 @@ def _accelerator(config: RunConfig) -> Any:
     return accelerator
 
 
-def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
+def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bool) -> Data:
     """Load data; all processes, and all continuations, use the vocabulary that the first one made."""
-    kept = Path(config.out) / TOKENIZER
+    out = Path(config.out)
+    kept = out / TOKENIZER
     with accelerator.main_process_first():
         if fresh and accelerator.is_main_process:
             kept.unlink(missing_ok=True)
+            image_tokenizers.remove_tokenizer(out)
         tokenizer = read_tokenizer(kept) if kept.is_file() else None
-        data = load_data(config.data, config.model.chain.length, tokenizer)
+        images = image_tokenizers.read_tokenizer(out)
+        data = load_data(
+            config.data,
+            config.model.chain.length,
+            tokenizer,
+            images,
+            device=accelerator.device,
+            progress=progress and accelerator.is_main_process,
+        )
         if data.tokenizer is not None and tokenizer is None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(data.tokenizer.to_str(), encoding="utf-8")
+        if data.images is not None and images is None:
+            data.images.save(out)
     return data
 
 
