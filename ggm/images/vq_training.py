@@ -88,7 +88,7 @@ class VQResult:
     losses : list of float
         Mean squared error of pixels in [-1, 1] at every step.
     used : int
-        Vectors of the codebook that the last `renew_every` batches used.
+        Vectors of the codebook that were used since the last multiple of `renew_every`.
     """
 
     tokenizer: VQTokenizer
@@ -204,11 +204,12 @@ def save_vq(result: VQResult, images: Images, out: Path) -> None:
     """
     tokenizer = result.tokenizer
     out.mkdir(parents=True, exist_ok=True)
-    shown = torch.arange(min(_SHOWN, len(images)))
+    count = min(_SHOWN, len(images))
+    shown = torch.linspace(0, len(images) - 1, count).round().long()
     (pixels,) = read_batches(images, shown, tokenizer.size, tokenizer.mode, _SHOWN)
     write_grid(
         out / RECONSTRUCTIONS,
         torch.cat([pixels, tokenizer.decode(tokenizer.encode(pixels))]),
-        columns=len(shown),
+        columns=count,
     )
     tokenizer.model.save_pretrained(out)

@@ -1,0 +1,429 @@
+"""Images: folder, tokenizer, tokens, training, pictures."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from pictures import draw_pictures, small_vq
+from PIL import Image
+
+from ggm import GGM
+from ggm.cli import main
+from ggm.data.sources import ImageData, load_data
+from ggm.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
+from ggm.images.infilling import box_mask, frozen_tokens, show_hole
+from ggm.images.token_cache import cached_tokens
+from ggm.images.tokenizers import GreyLevels, VQTokenizer, open_vq, read_tokenizer, to_floats, to_pixels
+from ggm.images.vq_training import VQConfig, train_vq
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+SIZE, COUNT = 16, 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def vq(tmp_path_factory):
+    return small_vq(tmp_path_factory.mktemp("vq"))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, vq, tmp_path_factory):
+    """Folder of a run of two steps on images."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", str(written(out.parent, folder, vq)), "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Folder of a short run on digits."""
+    out = tmp_path_factory.mktemp("digits") / "run"
+    path = out.with_suffix(".yaml")
+    path.write_text(
+        f"out: {out}\ndata: {{kind: digits}}\n"
+        "model: {chain: {length: 64, sweeps: 2}, backbone: {width: 16, depth: 1, heads: 2}, "
+        "masked_counts: [8], frozen_share: 0.5}\n"
+        "training: {steps: 2, batch_size: 8}\ntracker: none\n"
+    )
+    assert main(["train", str(path), "--quiet"]) == 0
+    return out
+
+
+def written(home: Path, folder: Path, vq: Path, name: str = "run") -> Path:
+    path = home / f"{name}.yaml"
+    path.write_text(
+        f"out: {home / name}\n"
+        f"data: {{kind: images, source: {folder}, tokenizer: {vq}, size: {SIZE}, held_out: 4, "
+        f"cache: {home / 'cache'}}}\n"
+        "model: {chain: {length: 16, sweeps: 2}, backbone: {width: 16, depth: 1, heads: 2, "
+        "positions: rotary, grid: [4, 4]}, masked_counts: [4]}\n"
+        "training: {steps: 2, batch_size: 8}\ntracker: none\n"
+    )
+    return path
+
+
+def pixels_of(images, size=SIZE, mode="RGB"):
+    (pixels,) = read_batches(images, torch.arange(len(images)), size, mode, len(images))
+    return pixels
+
+
+def test_a_folder_is_read_at_any_depth_and_cut_to_squares(folder, tmp_path):
+    images = FolderImages(folder)
+    assert len(images) == COUNT
+    pixels = pixels_of(images)
+    assert pixels.shape == (COUNT, SIZE, SIZE, 3) and pixels.dtype == torch.uint8
+    assert pixels_of(images, 8, "L").shape == (COUNT, 8, 8, 1)
+    # Wide pictures lose their sides, high ones top and bottom; what is left is not distorted.
+    wide = numpy.zeros((10, 30, 3), "uint8")
+    wide[:, 10:20] = 200
+    for values in (wide, wide.transpose(1, 0, 2)):
+        assert (fit(Image.fromarray(values), 5, "RGB") > 180).all()
+    # Cameras may leave the turning to the viewer.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(numpy.tile(numpy.arange(8, dtype="uint8") * 30, (8, 1))).save(
+        tmp_path / "turned.png", exif=exif
+    )
+    turned = fit(FolderImages(tmp_path).open(0), 8, "L")[..., 0]
+    assert (turned[:, 0] == turned[:, 7]).all() and turned[0, 0] < turned[7, 0]
+
+
+def test_parquet_files_and_the_hub_take_the_same_way(folder, vq, tmp_path):
+    import datasets
+
+    names = [str(path) for path in FolderImages(folder)._paths]
+    rows = datasets.Dataset.from_dict({"image": names, "name": names})
+    rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
+    images = open_images(str(tmp_path / "a.parquet"))
+    assert isinstance(images, DatasetImages)
+    assert torch.equal(pixels_of(images), pixels_of(FolderImages(folder)))
+    assert images.fingerprint() == open_images(str(tmp_path / "a.parquet")).fingerprint()
+    for column, words in [("picture", "allowed: image, name"), ("name", "a column of images")]:
+        with pytest.raises(ValueError, match=rf"data\.column: got '{column}'; .*{words}"):
+            open_images(str(tmp_path / "a.parquet"), column=column)
+    common = {"tokenizer": str(vq), "size": SIZE, "held_out": 4, "cache": str(tmp_path)}
+    one, two = (load_data(ImageData(str(s), **common), 16) for s in (folder, tmp_path / "a.parquet"))
+    assert torch.equal(one.held_out, two.held_out)
+
+
+@pytest.mark.parametrize(
+    ("options", "normalize"),
+    [
+        ({}, True),
+        ({}, False),
+        ({"lookup_from_codebook": True}, True),
+        ({"norm_type": "spatial", "width": 32}, True),
+    ],
+)
+def test_decoding_tokens_gives_what_the_network_itself_gives(options, normalize, folder, tmp_path):
+    tokenizer = open_vq(str(small_vq(tmp_path, **options)), SIZE, normalize=normalize)
+    pixels = pixels_of(FolderImages(folder))
+    tokens = tokenizer.encode(pixels)
+    assert tokens.shape == (COUNT, 16) and tokens.dtype == torch.int64
+    assert 5 < tokens.unique().numel() <= tokenizer.vocab_size == 16
+    with torch.no_grad():
+        expected = to_pixels(tokenizer.model(to_floats(pixels, normalize)).sample, normalize)
+    decoded = tokenizer.decode(tokens)
+    # The network adds and subtracts what it quantises: a pixel may round otherwise.
+    assert (decoded.int() - expected.int()).abs().max() <= 1
+    assert (decoded.int() - tokenizer.decode(tokens.flip(1)).int()).abs().max() > 1
+
+
+def test_tokens_stand_row_by_row():
+    tokenizer = GreyLevels(4, 16)
+    tokens = torch.arange(16)[None]
+    pixels = tokenizer.decode(tokens)
+    assert pixels[0, 1, 2, 0] == 6 * 17
+    assert torch.equal(tokenizer.encode(pixels), tokens)
+
+
+def test_rows_of_a_network_are_rows_of_the_picture(vq):
+    tokenizer = open_vq(str(vq), SIZE)
+    one = torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8)
+    other = one.clone()
+    other[:, :4] = 255  # the first row of tokens, and by the border of filters the second
+    changed = (tokenizer.encode(one) != tokenizer.encode(other)).view(4, 4)
+    decoded = (
+        tokenizer.decode(torch.zeros(1, 16).long()),
+        tokenizer.decode((torch.arange(16) < 4).long()[None]),
+    )
+    difference = (decoded[0].int() - decoded[1].int()).abs().sum(dim=(0, 2, 3))
+    assert changed[0].any()
+    assert difference[:4].sum() > difference[12:].sum()
+
+
+def test_tokens_are_made_once_and_anew_if_anything_changed(folder, vq, tmp_path, monkeypatch):
+    import shutil
+
+    pictures = shutil.copytree(folder, tmp_path / "pictures")
+    cache = tmp_path / "cache"
+
+    def tokens(source=pictures, model=vq, size=SIZE, **options):
+        return cached_tokens(FolderImages(source), open_vq(str(model), size, **options), cache)
+
+    first = tokens()
+    values = numpy.load(first)
+    assert values.shape == (COUNT, 16) and values.dtype == numpy.uint16
+    written_at = first.stat().st_mtime_ns
+    assert tokens() == first and first.stat().st_mtime_ns == written_at
+    # The same network in another place is the same network.
+    assert tokens(model=shutil.copytree(vq, tmp_path / "elsewhere")) == first
+    assert tokens(source=shutil.copytree(pictures, tmp_path / "copy")) == first
+    others = [
+        tokens(size=SIZE // 2),
+        tokens(normalize=False),
+        tokens(model=small_vq(tmp_path / "other", vocab_size=17)),
+    ]
+    retrained = shutil.copytree(vq, tmp_path / "retrained")
+    model = open_vq(str(retrained), SIZE).model
+    model.quantize.embedding.weight.data[3] += 1
+    model.save_pretrained(retrained)
+    others.append(tokens(model=retrained))
+    name = next((pictures / "a").iterdir())
+    name.write_bytes((pictures / "b" / "1.png").read_bytes())
+    others.append(tokens())
+    name.unlink()
+    others.append(tokens())
+    assert len({first, *others}) == 7
+    assert numpy.load(others[-1]).shape == (COUNT - 1, 16)
+    assert sorted(path.suffix for path in cache.iterdir()) == [".npy"] * 7
+
+
+def test_a_picture_that_cannot_be_read_leaves_no_tokens(vq, tmp_path):
+    pictures = draw_pictures(tmp_path / "pictures", 4)
+    bad = pictures / "a" / "bad.png"
+    bad.write_bytes((pictures / "b" / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"bad\.png: not an image that can be read"):
+        cached_tokens(FolderImages(pictures), open_vq(str(vq), SIZE), tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_held_out_images_are_chosen_at_random_and_always_the_same(folder, vq, tmp_path):
+    config = ImageData(str(folder), str(vq), SIZE, cache=str(tmp_path), held_out=8)
+    data = load_data(config, 16)
+    tokens = open_vq(str(vq), SIZE).encode(pixels_of(FolderImages(folder)))
+    rows = torch.cat([data.held_out, data.train[torch.arange(COUNT - 8)]])
+    assert sorted(rows.tolist()) == sorted(tokens.tolist())
+    assert not torch.equal(rows, tokens)
+    other = load_data(ImageData(str(folder), str(vq), SIZE, cache=str(tmp_path / "b"), held_out=8), 16)
+    assert torch.equal(other.held_out, data.held_out)
+    held_out = {tuple(row) for row in data.held_out.tolist()}
+    assert any(tuple(row) in held_out for row in tokens[: COUNT // 2].tolist())
+    assert any(tuple(row) in held_out for row in tokens[COUNT // 2 :].tolist())
+
+
+def test_training_a_tokenizer_lowers_its_error_and_uses_its_codebook(folder):
+    config = VQConfig(size=SIZE, downsampling=4, vocab_size=32, width=16, steps=60, renew_every=10)
+    result = train_vq(FolderImages(folder), config)
+    assert len(result.losses) == 60
+    assert sum(result.losses[-5:]) < 0.7 * sum(result.losses[:5])
+    assert result.used > 16
+    pixels = pixels_of(FolderImages(folder))
+    again = result.tokenizer.decode(result.tokenizer.encode(pixels)).float()
+    # Better than the best single colour for all pictures.
+    assert ((again - pixels) ** 2).mean() < pixels.float().flatten(0, 2).var(dim=0).mean()
+    assert train_vq(FolderImages(folder), VQConfig(size=SIZE, width=8, steps=2)).losses == (
+        train_vq(FolderImages(folder), VQConfig(size=SIZE, width=8, steps=2)).losses
+    )
+
+
+def test_from_a_folder_to_pictures_by_commands(folder, tmp_path, capsys):
+    vq = tmp_path / "vq"
+    words = ["--size", "16", "--downsampling", "4", "--codebook", "16", "--width", "8", "--steps", "3"]
+    assert main(["train-vq", str(folder), "--out", str(vq), *words, "--quiet"]) == 0
+    assert f"{COUNT} images; mean squared error" in capsys.readouterr().out
+    assert Image.open(vq / "reconstructions.png").size == (8 * 66 - 2, 2 * 66 - 2)
+    assert main(["train", str(written(tmp_path, folder, vq)), "--quiet"]) == 0
+    # The checkpoint is all that is needed from here.
+    for path in sorted(vq.iterdir()):
+        path.unlink()
+    checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
+    assert main(["sample", str(checkpoint), "--count", "3", "--out", str(tmp_path / "samples")]) == 0
+    singles = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert singles == ["00000.png", "00001.png", "00002.png", "grid.png"]
+    first = Image.open(tmp_path / "samples" / "00000.png")
+    assert first.size == (SIZE, SIZE) and first.mode == "RGB"
+    assert Image.open(tmp_path / "samples" / "grid.png").size == (2 * 66 - 2, 2 * 66 - 2)
+    assert main(["sample", str(checkpoint), "--count", "3", "--out", str(tmp_path / "s.npy")]) == 0
+    tokenizer = read_tokenizer(checkpoint)
+    assert tokenizer is not None
+    expected = tokenizer.decode(torch.from_numpy(numpy.load(tmp_path / "s.npy")))
+    assert torch.equal(torch.from_numpy(numpy.array(first)), expected[0])
+
+
+def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(trained, folder, vq, tmp_path):
+    import shutil
+
+    home = tmp_path / "home"
+    shutil.copytree(trained.parent, home)
+    other = small_vq(tmp_path / "other", vocab_size=17)
+    config = written(home, folder, other)
+    words = ["--set", "training.steps=3", "--resume", "--quiet"]
+    assert main(["train", str(config), *words]) == 0
+    assert len(list((home / "cache").iterdir())) == 1
+    last = max((home / "run" / "checkpoints").iterdir())
+    assert GGM.from_pretrained(last).config.vocab_size == 16
+    # A new run does as it is told.
+    shutil.rmtree(home / "run" / "checkpoints")
+    assert main(["train", str(config), "--quiet"]) == 0
+    assert GGM.from_pretrained(max((home / "run" / "checkpoints").iterdir())).config.vocab_size == 17
+
+
+def test_boxes_and_masks_fill_what_they_cover_and_keep_the_rest(trained, folder, tmp_path):
+    image = sorted((folder / "a").iterdir())[0]
+    width, height = Image.open(image).size
+    tokenizer = read_tokenizer(max((trained / "checkpoints").iterdir()))
+    assert tokenizer is not None
+    given = tokenizer.encode(fit(Image.open(image), SIZE, "RGB")[None])[0].numpy()
+    white = Image.new("L", (width, height))
+    # Of the 24 rows, the middle 20 are kept: rows 2 to 12 are the upper half.
+    white.paste(255, (0, 2, width, 12))
+    white.save(tmp_path / "mask.png")
+    places = {"--box": "4,0,8,5", "--mask": str(tmp_path / "mask.png")}
+    drawn = {"--box": [1, 5], "--mask": [*range(8)]}
+    for flag, value in places.items():
+        words = ["infill", str(trained), "--image", str(image), flag, value, "--count", "20"]
+        assert main([*words, "--out", str(tmp_path / "tokens.npy")]) == 0
+        tokens = numpy.load(tmp_path / "tokens.npy")
+        kept = numpy.setdiff1d(numpy.arange(16), drawn[flag])
+        assert (tokens[:, kept] == given[kept]).all()
+        assert all(len(set(tokens[:, i])) > 1 for i in drawn[flag])
+        assert main([*words[:-1], "2", "--out", str(tmp_path / "filled.png")]) == 0
+        assert Image.open(tmp_path / "filled.png").size == (2 * 66 - 2, 2 * 66 - 2)
+
+
+def test_digits_are_written_and_filled_as_grey_pictures(digits, tmp_path):
+    assert main(["sample", str(digits), "--count", "2", "--out", str(tmp_path / "samples")]) == 0
+    one = Image.open(tmp_path / "samples" / "00001.png")
+    assert one.size == (8, 8) and one.mode == "L"
+    assert set(numpy.array(one).flatten().tolist()) <= {0, 85, 170, 255}
+    words = ["infill", str(digits), "--image", str(tmp_path / "samples" / "00001.png"), "--box", "2,3,6,8"]
+    assert main([*words, "--count", "9", "--out", str(tmp_path / "filled")]) == 0
+    filled = numpy.stack([numpy.array(Image.open(path)) for path in sorted((tmp_path / "filled").glob("0*"))])
+    hole = numpy.zeros((8, 8), bool)
+    hole[3:8, 2:6] = True
+    assert len(filled) == 9 and (filled[:, ~hole] == numpy.array(one)[~hole]).all()
+    assert filled[:, hole].std(axis=0).min() > 0
+
+
+def test_the_hole_that_is_shown_is_the_one_that_is_drawn(vq):
+    tokenizer = open_vq(str(vq), SIZE)
+    frozen = frozen_tokens(tokenizer, box_mask(tokenizer, "7,4,8,16"))
+    assert (~frozen).nonzero()[:, 0].tolist() == [5, 9, 13]
+    shown = show_hole(tokenizer, torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8), frozen)
+    painted = shown[0].sum(dim=-1) > 0
+    assert painted[4:, 4:8].all() and painted.sum() == 12 * 4
+
+
+def edited(path: Path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.source={empty}"], "no images; allowed: names that end in .png"),
+        (["data.source=no/such-pictures"], "no/such-pictures"),
+        (["data.size=18"], "size: got 18; allowed: multiples of 4"),
+        (["data.size=24"], "model.chain.length: got 16; allowed: 36, the 6 x 6 tokens of images of size 24"),
+        (["data.tokenizer={empty}"], "no folder with a VQModel, and the Hub does not give it"),
+        (["data.tokenizer=no/such-network"], "no/such-network: no folder with a VQModel"),
+        (["data.held_out=24"], "data.held_out: got 24 of 24 sequences"),
+        (["data.source=pictures.parquet"], "pictures.parquet: no such file"),
+    ],
+)
+def test_mistakes_in_a_configuration_are_one_line(overrides, told, folder, vq, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    words = [word for o in overrides for word in ("--set", o.format(empty=empty))]
+    assert main(["train", str(written(tmp_path, folder, vq)), *words, "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ggm: error: ") and told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sample", "{run}", "--out", "{tmp}/a.txt"], "allowed here: names that end in .npy, .jsonl, .png, or a folder"),
+        (["sample", "{run}", "--out", "{tmp}/no/a.png"], "there is no folder"),
+        (["infill", "{run}", "--text", "a_"], "holds no vocabulary of text"),
+        (["infill", "{run}", "--image", "{png}", "--box", "0,0,4,4"], "with --out, and with --mask or --box"),
+        (["infill", "{run}", "--text", "a_", "--box", "0,0,4,4"], "without --image"),
+        (["infill", "{run}", "--image", "{png}", "--box", "0,0,4", "--out", "{tmp}/a.png"], "--box: got '0,0,4'"),
+        (["infill", "{run}", "--image", "{png}", "--box", "0,0,4,17", "--out", "{tmp}/a.png"], "up to 16"),
+        (["infill", "{run}", "--image", "{png}", "--mask", "{small}", "--out", "{tmp}/a.png"], "4 x 4 pixels; allowed: 20 x 24"),
+        (["infill", "{run}", "--image", "{png}", "--mask", "{png}.no", "--out", "{tmp}/a.png"], "no such file"),
+        (["infill", "{run}", "--image", "{yaml}", "--box", "0,0,4,4", "--out", "{tmp}/a.png"], "not an image"),
+        (["train-vq", "{tmp}", "--out", "{tmp}/vq"], "no images"),
+        (["train-vq", "{pictures}", "--out", "{tmp}/vq", "--size", "20"], "multiples of downsampling 8"),
+        (["train-vq", "{pictures}", "--out", "{tmp}/vq", "--downsampling", "6"], "powers of 2"),
+        (["train-vq", "{pictures}", "--out", "{tmp}/vq", "--batch", "99"], "up to the 24 images there are"),
+    ],
+)  # fmt: skip
+def test_mistakes_at_the_command_line_are_one_line(words, told, trained, folder, tmp_path, capsys):
+    Image.new("L", (4, 4)).save(tmp_path / "small.gif")
+    places = {
+        "run": trained,
+        "tmp": tmp_path,
+        "png": sorted((folder / "a").iterdir())[0],
+        "small": tmp_path / "small.gif",
+        "yaml": trained.parent / "run.yaml",
+        "pictures": folder,
+    }
+    assert main([word.format(**places) for word in words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ggm: error: ") and told in error
+    assert error.count("\n") == 1
+
+
+def test_an_empty_mask_is_refused(trained, folder, tmp_path, capsys):
+    image = sorted((folder / "a").iterdir())[0]
+    Image.new("L", Image.open(image).size).save(tmp_path / "mask.png")
+    words = ["--image", str(image), "--mask", str(tmp_path / "mask.png"), "--out", str(tmp_path / "a.png")]
+    assert main(["infill", str(trained), *words]) == 1
+    assert "--mask: got no white pixel" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_files_do_not_belong_together_is_refused(trained, tmp_path, capsys):
+    import shutil
+
+    folder = shutil.copytree(max((trained / "checkpoints").iterdir()), tmp_path / "checkpoint")
+    small_vq(folder / "vq", vocab_size=17)
+    assert main(["sample", str(folder), "--out", str(tmp_path / "a.png")]) == 1
+    assert "got 17 tokens on a grid of 4 x 4; allowed: 16 tokens, 16 positions" in capsys.readouterr().err
+    small_vq(folder / "vq")
+    edited(folder / "images.json", size=32)
+    assert main(["sample", str(folder), "--out", str(tmp_path / "a.png")]) == 1
+    assert "on a grid of 8 x 8" in capsys.readouterr().err
+    edited(folder / "images.json", colour="red")
+    assert main(["sample", str(folder), "--out", str(tmp_path / "a.png")]) == 1
+    error = capsys.readouterr().err
+    assert "images.json: not written by this package" in error and error.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_without_diffusers_the_error_tells_how_to_get_it(folder, vq, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    told = "ggm: error: diffusers is not installed: pip install 'ggm-kernels[images]'\n"
+    assert main(["train", str(written(tmp_path, folder, vq)), "--quiet"]) == 1
+    assert capsys.readouterr().err == told
+    assert main(["train-vq", str(folder), "--out", str(tmp_path / "vq"), "--quiet"]) == 1
+    assert capsys.readouterr().err == told
+
+
+def test_networks_of_other_channels_are_refused(tmp_path):
+    grey = open_vq(str(small_vq(tmp_path / "grey", in_channels=1, out_channels=1)), SIZE)
+    assert grey.mode == "L" and grey.decode(torch.zeros(2, 16).long()).shape == (2, SIZE, SIZE, 1)
+    with pytest.raises(ValueError, match="got 4 channels; allowed: 1 or 3"):
+        open_vq(str(small_vq(tmp_path / "four", in_channels=4, out_channels=4)), SIZE)
+    assert isinstance(grey, VQTokenizer)
