@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -184,7 +185,10 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
     """
     diffusers = require("diffusers", extra="images")
     try:
-        model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)
+        with warnings.catch_warnings():
+            # Of huggingface_hub, on how diffusers calls it.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+            model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{name}: no folder with a VQModel, and the Hub does not give it: {error}"

@@ -46,9 +46,6 @@ class VQConfig:
         Pictures per step.
     learning_rate : float
         Peak, of Adam.
-    renew_every : int
-        Steps after which vectors that nothing used since are put where pictures are; up to the
-        middle of the training. Without it much of a codebook is never used.
     seed : int
         Of weights and of the order of pictures.
     """
@@ -62,11 +59,10 @@ class VQConfig:
     steps: int = 2000
     batch_size: int = 16
     learning_rate: float = 1e-3
-    renew_every: int = 50
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size", "renew_every"):
+        for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
         if self.downsampling < 1 or self.downsampling & (self.downsampling - 1):
@@ -88,7 +84,7 @@ class VQResult:
     losses : list of float
         Mean squared error of pixels in [-1, 1] at every step.
     used : int
-        Vectors of the codebook that were used since the last multiple of `renew_every`.
+        Vectors of the codebook that the last tenth of the training used.
     """
 
     tokenizer: VQTokenizer
@@ -143,8 +139,7 @@ def train_vq(
     Notes
     -----
     Source: the loss, squared error of pixels, of the codebook, and a quarter of it as commitment,
-    is that of arXiv 1711.00937; codebooks that start from encoded pictures and are renewed from them are
-    common.
+    is that of arXiv 1711.00937. That the codebook starts from encoded pictures is common practice.
     """
     if len(images) < config.batch_size:
         raise ValueError(f"batch: got {config.batch_size}; allowed: up to the {len(images)} images there are")
@@ -156,7 +151,7 @@ def train_vq(
     schedule = TrainingConfig(steps=config.steps, learning_rate=config.learning_rate)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     batches = index_batches(len(images), config.batch_size, seed=config.seed)
-    uses = torch.zeros(config.vocab_size, dtype=torch.int64, device=device)
+    used = torch.zeros(config.vocab_size, dtype=torch.bool, device=device)
     losses: list[float] = []
     with progress_bar(progress, config.steps, "training") as bar:
         for step in range(config.steps):
@@ -164,34 +159,28 @@ def train_vq(
             floats = to_floats(pixels.to(device), normalize=True)
             latents = model.encode(floats).latents
             if step == 0:
-                _renew(model, torch.zeros_like(uses), latents)
-            elif step % config.renew_every == 0:
-                if step <= config.steps // 2:
-                    _renew(model, uses, latents)
-                uses.zero_()
+                _start_codebook(model, latents)
             quantized, vq_loss, (_, _, tokens) = model.quantize(latents)
             reconstruction = mse_loss(model.decode(quantized, force_not_quantize=True).sample, floats)
             set_learning_rate(optimizer, schedule, step / config.steps)
             optimizer.zero_grad(set_to_none=True)
             (reconstruction + vq_loss).backward()
             optimizer.step()
-            uses += tokens.flatten().bincount(minlength=config.vocab_size)
+            used[tokens.flatten()] |= step >= 0.9 * config.steps - 1
             losses.append(float(reconstruction.detach()))
-            bar.set_postfix_str(
-                f"error {losses[-1]:.4f}, {int((uses > 0).sum())} vectors used", refresh=False
-            )
+            bar.set_postfix_str(f"error {losses[-1]:.4f}", refresh=False)
             bar.update()
     model.to("cpu").eval().requires_grad_(False)
-    return VQResult(tokenizer, losses, int((uses > 0).sum()))
+    return VQResult(tokenizer, losses, int(used.sum()))
 
 
 @torch.no_grad()
-def _renew(model: Any, uses: torch.Tensor, latents: torch.Tensor) -> None:
-    """Put the vectors without uses to where latents [B, C, h, w] are, evenly spread over the batch."""
-    unused = (uses == 0).nonzero()[:, 0]
+def _start_codebook(model: Any, latents: torch.Tensor) -> None:
+    """Put the vectors where latents [B, C, h, w] are: elsewhere, most of them are never used."""
+    codebook = model.quantize.embedding.weight
     found = latents.movedim(1, -1).flatten(0, 2)
-    chosen = torch.linspace(0, len(found) - 1, len(unused), device=found.device).round().long()
-    model.quantize.embedding.weight[unused] = found[chosen].to(model.quantize.embedding.weight.dtype)
+    chosen = torch.linspace(0, len(found) - 1, len(codebook), device=found.device).round().long()
+    codebook.copy_(found[chosen])
 
 
 def save_vq(result: VQResult, images: Images, out: Path) -> None:
