@@ -164,6 +164,14 @@ def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
     return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
 
 
+@dataclass(frozen=True)
+class Given:
+    """What there is of an image: tokens, int64 [L], and which of them stay, bool [L]."""
+
+    tokens: torch.Tensor
+    frozen: torch.Tensor
+
+
 def check_output(path: Path | None, checkpoint: Checkpoint) -> None:
     """Check that samples can be written there, before the work is done.
 
@@ -183,14 +191,17 @@ def check_output(path: Path | None, checkpoint: Checkpoint) -> None:
         endings.append(".txt")
     if checkpoint.images is not None:
         endings.append(".png")
-    if path.suffix not in (endings if checkpoint.images is None else [*endings, ""]):
+    ending = _ending(path)
+    if ending not in (endings if checkpoint.images is None else [*endings, ""]):
         folders = "" if checkpoint.images is None else ", or a folder"
         raise ValueError(
             f"--out: got {path.name!r}; allowed here: names that end in {', '.join(endings)}{folders}"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out: there is no folder {path.parent}")
-    if path.suffix in ("", ".png"):
+    if ending == "" and path.is_file():
+        raise FileExistsError(f"--out: {path} is a file; allowed: a folder, or a new name")
+    if ending in ("", ".png"):
         require("PIL", extra="images")
 
 
@@ -212,20 +223,17 @@ def write_samples(
     given : Given, optional
         Of images that were filled in: comes first among pictures side by side.
     """
-    if path.suffix == ".npy":
+    if _ending(path) == ".npy":
         numpy.save(path, tokens.numpy())
-    elif path.suffix in (".png", ""):
+    elif _ending(path) in (".png", ""):
         _write_pictures(path, tokens, checkpoint, given)
     else:
         _write_lines(path, tokens, texts(checkpoint, tokens))
 
 
-@dataclass(frozen=True)
-class Given:
-    """What there is of an image: tokens, int64 [L], and which of them stay, bool [L]."""
-
-    tokens: torch.Tensor
-    frozen: torch.Tensor
+def _ending(path: Path) -> str:
+    """Ending of a file's name, none for a folder."""
+    return "" if path.is_dir() else path.suffix
 
 
 def _write_lines(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
@@ -244,7 +252,7 @@ def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, gi
     shown = pixels
     if given is not None:
         shown = torch.cat([show_hole(images, images.decode(given.tokens[None]), given.frozen), pixels])
-    if path.suffix == "":
+    if _ending(path) == "":
         pictures.write_pictures(path, pixels)
         path = path / pictures.GRID
     pictures.write_grid(path, shown)

@@ -1,6 +1,8 @@
 """Images: folder, tokenizer, tokens, training, pictures."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pictures import draw_pictures, small_vq
 from PIL import Image
 
 from ggm import GGM
+from ggm.checkpoints import find
 from ggm.cli import main
 from ggm.data.sources import ImageData, load_data
 from ggm.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
@@ -21,6 +24,7 @@ from ggm.images.vq_training import VQConfig, train_vq
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
+ROOT = Path(__file__).parents[2]
 SIZE, COUNT = 16, 24
 
 
@@ -277,6 +281,20 @@ def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(trained, folder, vq
     assert GGM.from_pretrained(max((home / "run" / "checkpoints").iterdir())).config.vocab_size == 17
 
 
+def test_several_processes_make_the_tokens_once(trained, folder, vq, tmp_path):
+    config = written(tmp_path, folder, vq)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ggm", "train"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, *words, str(config)], env=env, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.count("images to tokens: 100%") == 1
+    cached = [[*(home / "cache").iterdir()] for home in (tmp_path, trained.parent)]
+    assert len(cached[0]) == 1 and cached[0][0].name == cached[1][0].name
+    assert cached[0][0].read_bytes() == cached[1][0].read_bytes()
+    weights = [find(home / "run") / "vq" / "config.json" for home in (tmp_path, trained.parent)]
+    assert weights[0].is_file() and weights[1].is_file()
+
+
 def test_boxes_and_masks_fill_what_they_cover_and_keep_the_rest(trained, folder, tmp_path):
     image = sorted((folder / "a").iterdir())[0]
     width, height = Image.open(image).size
@@ -356,6 +374,7 @@ def test_mistakes_in_a_configuration_are_one_line(overrides, told, folder, vq, t
     [
         (["sample", "{run}", "--out", "{tmp}/a.txt"], "allowed here: names that end in .npy, .jsonl, .png, or a folder"),
         (["sample", "{run}", "--out", "{tmp}/no/a.png"], "there is no folder"),
+        (["sample", "{run}", "--out", "{tmp}/file"], "file is a file; allowed: a folder"),
         (["infill", "{run}", "--text", "a_"], "holds no vocabulary of text"),
         (["infill", "{run}", "--image", "{png}", "--box", "0,0,4,4"], "with --out, and with --mask or --box"),
         (["infill", "{run}", "--text", "a_", "--box", "0,0,4,4"], "without --image"),
@@ -372,6 +391,7 @@ def test_mistakes_in_a_configuration_are_one_line(overrides, told, folder, vq, t
 )  # fmt: skip
 def test_mistakes_at_the_command_line_are_one_line(words, told, trained, folder, tmp_path, capsys):
     Image.new("L", (4, 4)).save(tmp_path / "small.gif")
+    (tmp_path / "file").touch()
     places = {
         "run": trained,
         "tmp": tmp_path,
