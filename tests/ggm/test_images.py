@@ -225,7 +225,7 @@ def test_held_out_images_are_chosen_at_random_and_always_the_same(folder, vq, tm
 
 
 def test_training_a_tokenizer_lowers_its_error_and_uses_its_codebook(folder):
-    config = VQConfig(size=SIZE, downsampling=4, vocab_size=32, width=16, steps=60)
+    config = VQConfig(size=SIZE, downsampling=4, vocab_size=32, width=8, steps=60)
     result = train_vq(FolderImages(folder), config)
     assert len(result.losses) == 60
     assert sum(result.losses[-5:]) < 0.7 * sum(result.losses[:5])
