@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ggm.config import ConfigError
 from ggm.extras import require
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
+from ggm.images.tokenizers import ImageTokenizer
 from ggm.model import GGM, GGMConfig
 
 TOKENIZER = "tokenizer.json"
@@ -62,8 +63,9 @@ class Checkpoints:
     Notes
     -----
     A folder holds config.json, model.safetensors (averaged weights), training.safetensors (the
-    others), optimizer.pt, progress.json, and tokenizer.json if the data are text. A name that
-    begins with a dot is of no use to anyone: it is what a killed process left.
+    others), optimizer.pt, progress.json, tokenizer.json if the data are text, and images.json if they
+    are images, with a folder vq/ if a network draws them. A name that begins with a dot is of no use
+    to anyone: it is what a killed process left.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -74,7 +76,7 @@ class Checkpoints:
         found = _complete(self._folder)
         return found[-1] if found else None
 
-    def save(self, state: TrainingState, tokenizer: Any = None) -> Path:
+    def save(self, state: TrainingState, tokenizer: Any = None, images: ImageTokenizer | None = None) -> Path:
         """Write a checkpoint, unless that of this step is there; then remove the oldest.
 
         Returns
@@ -94,7 +96,9 @@ class Checkpoints:
         try:
             aside.mkdir(parents=True)
             _write(aside, state, tokenizer)
-            for path in (*aside.iterdir(), aside):
+            if images is not None:
+                images.save(aside)
+            for path in (*aside.rglob("*"), aside):
                 _flush(path)
             aside.rename(final)
             _flush(self._folder)

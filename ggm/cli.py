@@ -1,4 +1,4 @@
-"""The command line: ``ggm demo | train | sample | infill | evaluate | score``."""
+"""The command line: ``ggm demo | train | train-vq | sample | infill | evaluate | score``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ggm import image_commands
 from ggm.extras import MissingExtraError
 
 _DEMO = """\
@@ -38,15 +39,22 @@ them."""
 
 _SAMPLE = """\
 Draw samples from a checkpoint and print them: text where the model is one of text, tokens otherwise.
+Images are written with --out.
 
 A sample depends on the seed and on its number only, not on --batch or --count."""
 
 _INFILL = """\
-Fill the gaps of a text, which keeps all that is given.
+Fill the gaps of a text or of an image, which keeps all that is given.
 
     ggm infill outputs/pydoc-char --text 'The ______ statement' --count 4
 
-Every character of a gap is one token to be drawn: one character, if the vocabulary is one of characters."""
+Every character of a gap is one token to be drawn: one character, if the vocabulary is one of characters.
+
+    ggm infill outputs/digits --image digit.png --box 0,4,8,8 --count 8 --out infills.png
+
+The image is brought to the size of the model's: the shorter side resized, then the middle taken. Tokens that
+touch a white pixel of the mask, or the box, are drawn. Where a network makes tokens of pixels, those
+beside the hole were made with some of what was there in sight, and all pixels are drawn from tokens anew."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_train(command("train", "train the model that a YAML file describes", _TRAIN, _run_train))
     _add_sample(command("sample", "draw samples from a checkpoint", _SAMPLE, _run_sample))
-    _add_infill(command("infill", "fill the gaps of a text", _INFILL, _run_infill))
+    _add_infill(command("infill", "fill the gaps of a text or an image", _INFILL, _run_infill))
     _add_evaluate(
         command(
             "evaluate", "score samples of a checkpoint, and its losses", evaluation.EVALUATE, _run_evaluate
@@ -108,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_score(
         command("score", "score samples of any system", evaluation.SCORE, evaluation.run_score)
+    )
+    image_commands.add_train_vq(
+        command(
+            "train-vq",
+            "train a network that makes tokens of images",
+            image_commands.TRAIN_VQ,
+            image_commands.run_train_vq,
+        )
     )
     return parser
 
@@ -167,14 +183,16 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
-        help="write them there: .npy (tokens), .jsonl (tokens and text) or .txt (text); FILE.meta.json tells "
-        "seed, precision, cost and versions",
+        metavar="PATH",
+        help="write them there: .npy (tokens), .jsonl (tokens and text), .txt (text), .png (images side by "
+        "side), or a folder (images); PATH.meta.json tells seed, precision, cost and versions",
     )
 
 
 def _add_infill(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--text", required=True, help="text with gaps")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="text with gaps")
+    image_commands.add_infill_image(command, what)
     command.add_argument(
         "--gap", default="_", metavar="C", help="character that stands for a gap (default: %(default)s)"
     )
@@ -236,23 +254,27 @@ def _run_sample(options: argparse.Namespace) -> None:
     from ggm.checkpoints import find
 
     checkpoint, config = _open(options)
-    generate.check_output(options.out, checkpoint.tokenizer)
+    generate.check_output(options.out, checkpoint)
     result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
-    tokens, texts = result.tokens, generate.texts(checkpoint, result.tokens)
+    tokens = result.tokens
     if options.out is not None:
-        generate.write_samples(options.out, tokens, texts)
+        generate.write_samples(options.out, tokens, checkpoint)
         record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
         provenance.write_record(options.out, record)
         return
-    for line in texts or (" ".join(map(str, row)) for row in tokens.tolist()):
+    for line in generate.texts(checkpoint, tokens) or (" ".join(map(str, row)) for row in tokens.tolist()):
         print(line)
 
 
 def _run_infill(options: argparse.Namespace) -> None:
     from ggm import generate
 
+    image_commands.check_infill(options)
     checkpoint, config = _open(options)
     progress = sys.stderr.isatty()
+    if options.image is not None:
+        image_commands.infill_image(checkpoint, config, options, progress=progress)
+        return
     for text in generate.infill(checkpoint, options.text, options.gap, config, progress=progress):
         print(text)
 

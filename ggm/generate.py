@@ -1,4 +1,4 @@
-"""`ggm sample` and `ggm infill`: what a checkpoint has learnt, as text or tokens."""
+"""`ggm sample` and `ggm infill`: what a checkpoint has learnt, as text, pictures or tokens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import torch
 
 from ggm.checkpoints import TOKENIZER, find
 from ggm.data.text import decode, encode, read_tokenizer
+from ggm.extras import require
+from ggm.images import pictures
+from ggm.images import tokenizers as image_tokenizers
+from ggm.images.infilling import show_hole
 from ggm.model import GGM
 from ggm.sampling import SampleResult, SamplingConfig
 
-_SUFFIXES = (".npy", ".jsonl", ".txt")
+# Pictures that a network decodes at a time.
+_DECODED = 16
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, and the vocabulary if it is one of text."""
+    """A model, and its vocabulary if it is one of text or of images."""
 
     model: GGM
     tokenizer: Any
+    images: image_tokenizers.ImageTokenizer | None = None
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu") -> Checkpoint:
@@ -44,7 +50,10 @@ class Checkpoint:
                 f"{folder / TOKENIZER}: got {tokenizer.get_vocab_size()} tokens; "
                 f"allowed: {model.config.vocab_size}, the vocabulary of the model"
             )
-        return cls(model, tokenizer)
+        images = image_tokenizers.read_tokenizer(folder, device)
+        if images is not None:
+            _check_images(images, model, folder / image_tokenizers.IMAGES)
+        return cls(model, tokenizer, images)
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,14 @@ def infill(
     rest = [None] * (length - len(given))
     frozen = torch.tensor([token is not None for token in [*given, *rest]])
     tokens = torch.tensor([token or 0 for token in [*given, *rest]])
+    filled = fill(model, tokens, frozen, config, progress=progress)[:, : len(given)]
+    return [decode(checkpoint.tokenizer, row) for row in filled.tolist()]
+
+
+def fill(
+    model: GGM, tokens: torch.Tensor, frozen: torch.Tensor, config: GenerateConfig, *, progress: bool = False
+) -> torch.Tensor:
+    """Draw what is not frozen, int64 [count, L] on the CPU, given tokens, int64 [L], and frozen, bool [L]."""
 
     def draw(ids: torch.Tensor) -> torch.Tensor:
         rows = (len(ids), -1)
@@ -140,8 +157,7 @@ def infill(
             progress=progress,
         ).tokens
 
-    filled = _in_batches(draw, config, model)[:, : len(given)]
-    return [decode(checkpoint.tokenizer, row) for row in filled.tolist()]
+    return _in_batches(draw, config, model)
 
 
 def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
@@ -151,35 +167,107 @@ def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
     return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
 
 
-def check_output(path: Path | None, tokenizer: Any, option: str = "--out") -> None:
+@dataclass(frozen=True)
+class Given:
+    """What there is of an image: tokens, int64 [L], and which of them stay, bool [L]."""
+
+    tokens: torch.Tensor
+    frozen: torch.Tensor
+
+
+def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out") -> None:
     """Check that samples can be written where an option says, before the work is done.
 
     Raises
     ------
     ValueError
-        If the ending is not one of .npy, .jsonl and .txt, or .txt is asked of what is not text.
+        If the ending is not one that the model's kind of samples has.
     FileNotFoundError
         If its folder is not there.
+    MissingExtraError
+        If pictures are asked for and Pillow is not installed.
     """
     if path is None:
         return
-    allowed = _SUFFIXES if tokenizer is not None else _SUFFIXES[:2]
-    if path.suffix not in allowed:
-        raise ValueError(f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(allowed)}")
+    endings = [".npy", ".jsonl"]
+    if checkpoint.tokenizer is not None:
+        endings.append(".txt")
+    if checkpoint.images is not None:
+        endings.append(".png")
+    ending = _ending(path)
+    if ending not in (endings if checkpoint.images is None else [*endings, ""]):
+        folders = "" if checkpoint.images is None else ", or a folder"
+        raise ValueError(
+            f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(endings)}{folders}"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
+    if ending == "" and path.is_file():
+        raise FileExistsError(f"{option}: {path} is a file; allowed: a folder, or a new name")
+    if ending in ("", ".png"):
+        require("PIL", extra="images")
 
 
-def write_samples(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
-    """Write samples as the ending says: array of tokens, lines of JSON, or texts between empty lines."""
-    if path.suffix == ".npy":
+def write_samples(
+    path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, given: Given | None = None
+) -> None:
+    """Write samples as the ending of the path says.
+
+    Parameters
+    ----------
+    path : Path
+        .npy: array of tokens. .jsonl: a line for each, with its text if it has one. .txt: texts
+        between empty lines. .png: pictures side by side. None: a folder, made if it is not there,
+        with the same as grid.png and a file for each.
+    tokens : torch.Tensor
+        int64 [N, L].
+    checkpoint : Checkpoint
+        What they are of.
+    given : Given, optional
+        Of images that were filled in: comes first among pictures side by side.
+    """
+    if _ending(path) == ".npy":
         numpy.save(path, tokens.numpy())
-    elif path.suffix == ".jsonl":
+    elif _ending(path) in (".png", ""):
+        _write_pictures(path, tokens, checkpoint, given)
+    else:
+        _write_lines(path, tokens, texts(checkpoint, tokens))
+
+
+def _ending(path: Path) -> str:
+    """Ending of a file's name, none for a folder."""
+    return "" if path.is_dir() else path.suffix
+
+
+def _write_lines(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
+    if path.suffix == ".jsonl":
         rows = [{"tokens": row} for row in tokens.tolist()]
         lines = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)] if texts else rows
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     else:
         path.write_text("\n\n".join(texts or []) + "\n", encoding="utf-8")
+
+
+def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, given: Given | None) -> None:
+    images = checkpoint.images
+    assert images is not None
+    pixels = torch.cat([images.decode(part) for part in tokens.split(_DECODED)])
+    shown = pixels
+    if given is not None:
+        shown = torch.cat([show_hole(images, images.decode(given.tokens[None]), given.frozen), pixels])
+    if _ending(path) == "":
+        pictures.write_pictures(path, pixels)
+        path = path / pictures.GRID
+    pictures.write_grid(path, shown)
+
+
+def _check_images(images: image_tokenizers.ImageTokenizer, model: GGM, path: Path) -> None:
+    rows, columns = images.grid
+    if (images.vocab_size, rows * columns) != (model.config.vocab_size, model.chain.length):
+        raise ValueError(
+            f"{path}: got {images.vocab_size} tokens on a grid of {rows} x {columns}; allowed: "
+            f"{model.config.vocab_size} tokens, {model.chain.length} positions, those of the model"
+        )
 
 
 def _in_batches(

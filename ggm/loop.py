@@ -188,7 +188,7 @@ class Loop:
             state = gather(self.state, self.config.training)
         if self.metrics is not None:
             assert state is not None
-            self.checkpoints.save(state, self.data.tokenizer)
+            self.checkpoints.save(state, self.data.tokenizer, self.data.images)
         self.accelerator.wait_for_everyone()
 
 

@@ -21,6 +21,7 @@ from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
 from ggm.extras import require
+from ggm.images import tokenizers as image_tokenizers
 from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM, GGMConfig
@@ -94,7 +95,7 @@ def run(
         raise ValueError(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
-    data = _load_data(config, accelerator, fresh=last is None)
+    data = _load_data(config, accelerator, fresh=last is None, progress=progress)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
     first_device = torch.device("cpu") if sharded else accelerator.device
@@ -178,17 +179,29 @@ def _start_wandb(config: RunConfig, accelerator: Any, wandb: Any) -> None:
         ) from error
 
 
-def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool) -> Data:
+def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bool) -> Data:
     """Load data; all processes, and all continuations, use the vocabulary that the first one made."""
-    kept = Path(config.out) / TOKENIZER
+    out = Path(config.out)
+    kept = out / TOKENIZER
     with accelerator.main_process_first():
         if fresh and accelerator.is_main_process:
             kept.unlink(missing_ok=True)
+            image_tokenizers.remove_tokenizer(out)
         tokenizer = read_tokenizer(kept) if kept.is_file() else None
-        data = load_data(config.data, config.model.chain.length, tokenizer)
+        images = image_tokenizers.read_tokenizer(out)
+        data = load_data(
+            config.data,
+            config.model.chain.length,
+            tokenizer,
+            images,
+            device=accelerator.device,
+            progress=progress and accelerator.is_main_process,
+        )
         if data.tokenizer is not None and tokenizer is None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(data.tokenizer.to_str(), encoding="utf-8")
+        if data.images is not None and images is None:
+            data.images.save(out)
     return data
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy
@@ -12,6 +13,9 @@ import torch
 from ggm.data import text
 from ggm.data.batches import Tokens
 from ggm.data.digits import SIDE, load_digits
+from ggm.images.files import open_images
+from ggm.images.token_cache import cached_tokens
+from ggm.images.tokenizers import GreyLevels, ImageTokenizer, VQTokenizer, open_vq
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,46 @@ class TokenData:
 
 
 @dataclass(frozen=True)
+class ImageData:
+    """Images, each a square grid of tokens, row by row.
+
+    Attributes
+    ----------
+    source : str
+        A folder of .png, .jpg, .jpeg and .webp files at any depth, a .parquet file, or a name on the
+        Hub.
+    tokenizer : str
+        A `diffusers.VQModel`: a folder, as `ggm train-vq` writes it, or a name on the Hub. Its
+        vectors are the vocabulary.
+    size : int
+        Pixels of a side: the shorter side of an image is brought to it, then the middle is taken.
+        L is (size / downsampling)^2.
+    subfolder : str
+        Where in `tokenizer` the VQModel is.
+    normalize : bool
+        Whether the VQModel takes pixels in [-1, 1], as most do, or in [0, 1].
+    subset, split, column : str
+        Configuration, split and image column of a data set on the Hub.
+    cache : str
+        Folder where tokens are kept, so that they are made once.
+    held_out : int
+        Images kept for evaluation, chosen at random, always the same.
+    """
+
+    source: str
+    tokenizer: str
+    size: int
+    kind: Literal["images"] = "images"
+    subfolder: str | None = None
+    normalize: bool = True
+    subset: str | None = None
+    split: str = "train"
+    column: str = "image"
+    cache: str = "outputs/image-tokens"
+    held_out: int = 64
+
+
+@dataclass(frozen=True)
 class Data:
     """What a model is trained on.
 
@@ -113,18 +157,29 @@ class Data:
         V.
     tokenizer : tokenizers.Tokenizer or None
         For text.
+    images : ImageTokenizer or None
+        For images.
     """
 
     train: Tokens | text.TokenStream
     held_out: torch.Tensor
     vocab_size: int
     tokenizer: Any = None
+    images: ImageTokenizer | None = None
 
 
-DataConfig = PydocData | DigitsData | TextData | TokenData
+DataConfig = PydocData | DigitsData | TextData | TokenData | ImageData
 
 
-def load_data(config: DataConfig, length: int, tokenizer: Any = None) -> Data:
+def load_data(
+    config: DataConfig,
+    length: int,
+    tokenizer: Any = None,
+    images: ImageTokenizer | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Data:
     """Load a data set.
 
     Parameters
@@ -135,6 +190,12 @@ def load_data(config: DataConfig, length: int, tokenizer: Any = None) -> Data:
         Tokens per sequence L.
     tokenizer : tokenizers.Tokenizer, optional
         To be used in place of the one that the configuration names: that of a checkpoint.
+    images : ImageTokenizer, optional
+        Likewise.
+    device : torch.device or str
+        Where images become tokens.
+    progress : bool
+        Whether to show a bar while they do.
 
     Returns
     -------
@@ -150,9 +211,11 @@ def load_data(config: DataConfig, length: int, tokenizer: Any = None) -> Data:
         if length != SIDE * SIDE:
             raise ValueError(f"model.chain.length: got {length}; allowed for digits: {SIDE * SIDE}")
         digits = load_digits(config.levels, config.held_out)
-        return Data(digits.train, digits.held_out, digits.levels)
+        return Data(digits.train, digits.held_out, digits.levels, images=GreyLevels(SIDE, digits.levels))
     if isinstance(config, TokenData):
         return _load_tokens(config, length)
+    if isinstance(config, ImageData):
+        return _load_images(config, length, images, device, progress)
     if isinstance(config, PydocData):
         return _load_pydoc(config, length, tokenizer)
     return _load_text(config, length, tokenizer)
@@ -198,6 +261,31 @@ def _load_tokens(config: TokenData, length: int) -> Data:
         )
     held_out, train = _split(_ArrayTokens(rows, config.vocab_size, config.source), config.held_out)
     return Data(train, held_out, config.vocab_size)
+
+
+def _load_images(
+    config: ImageData,
+    length: int,
+    tokenizer: ImageTokenizer | None,
+    device: torch.device | str,
+    progress: bool,
+) -> Data:
+    images = open_images(config.source, subset=config.subset, split=config.split, column=config.column)
+    if tokenizer is None:
+        tokenizer = open_vq(
+            config.tokenizer, config.size, subfolder=config.subfolder, normalize=config.normalize
+        )
+    if not isinstance(tokenizer, VQTokenizer) or tokenizer.size != config.size:
+        raise ValueError(f"data.size: got {config.size}; allowed: {tokenizer.size}, that of the run")
+    height, width = tokenizer.grid
+    if length != height * width:
+        raise ValueError(
+            f"model.chain.length: got {length}; allowed: {height * width}, the {height} x {width} tokens "
+            f"of images of size {config.size}"
+        )
+    path = cached_tokens(images, tokenizer, Path(config.cache), device=device, progress=progress)
+    tokens = TokenData(str(path), tokenizer.vocab_size, held_out=config.held_out)
+    return replace(_load_tokens(tokens, length), images=tokenizer)
 
 
 class _ArrayTokens:

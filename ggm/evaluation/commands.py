@@ -183,7 +183,7 @@ def run_evaluate(
     """Do what ``ggm evaluate`` does with a checkpoint that is open."""
     started = time.perf_counter()
     _check_out(options.out)
-    generate.check_output(options.save_samples, checkpoint.tokenizer, "--save-samples")
+    generate.check_output(options.save_samples, checkpoint, "--save-samples")
     folder, model = find(options.checkpoint), checkpoint.model
     looking = HeldOutConfig(config.sampling.sites_per_step, options.times, config.seed, config.batch)
     run = _run_of(options, folder)
@@ -197,7 +197,7 @@ def run_evaluate(
     texts = generate.texts(checkpoint, drawn.tokens)
     sampling = provenance.of_samples(drawn, config, model, folder)
     if options.save_samples is not None:
-        generate.write_samples(options.save_samples, drawn.tokens, texts)
+        generate.write_samples(options.save_samples, drawn.tokens, checkpoint)
         provenance.write_record(options.save_samples, sampling)
     samples = Samples(texts, drawn.tokens)
     metrics = scoring.score(samples, "the samples", progress=progress)
@@ -280,7 +280,7 @@ def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
 
 def _data(run: RunConfig, checkpoint: generate.Checkpoint) -> Data:
     config = checkpoint.model.config
-    data = load_data(run.data, config.chain.length, checkpoint.tokenizer)
+    data = load_data(run.data, config.chain.length, checkpoint.tokenizer, checkpoint.images)
     if data.vocab_size != config.vocab_size:
         raise ValueError(
             f"data: got {data.vocab_size} tokens; allowed: {config.vocab_size}, the vocabulary of the model"

@@ -60,7 +60,7 @@ def test_kind_chooses_among_dataclasses():
         ("model.backbone.heads=3", ["model.backbone.width", "got 16", "multiples of heads"]),
         ("model.vocab_size=3", ["model.vocab_size", "the data decide"]),
         ("model.chain={}", ["model.chain.length", "missing"]),
-        ("data.kind=movies", ["data.kind", "'movies'", "digits, pydoc, text, tokens"]),
+        ("data.kind=movies", ["data.kind", "'movies'", "digits, images, pydoc, text, tokens"]),
         ("data.levels=3", ["data.levels", "unknown key"]),
         ("precision=fp8", ["precision", "'fp8'", "fp32, bf16"]),
         ("accumulation=0", ["accumulation", "got 0", "1 or more"]),

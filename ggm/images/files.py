@@ -1,0 +1,189 @@
+"""Images of a folder or of a data set, brought to one size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import torch
+
+from ggm.data.text import open_documents
+from ggm.extras import require
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Images(Protocol):
+    """Pictures of any size by index."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Any:
+        """Picture as a `PIL.Image.Image`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Text that changes when the pictures do."""
+        ...
+
+
+class FolderImages:
+    """All pictures in a folder and in the folders within it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not self._paths:
+            raise FileNotFoundError(
+                f"{folder}: no images; allowed: names that end in {', '.join(SUFFIXES)}, at any depth"
+            )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def open(self, index: int) -> Any:
+        """Picture as a `PIL.Image.Image`."""
+        return open_picture(self._paths[index])
+
+    def fingerprint(self) -> str:
+        """Names, sizes and times of change: contents would have to be read."""
+        digest = hashlib.sha256()
+        for path in self._paths:
+            state = path.stat()
+            line = f"{path.relative_to(self._folder)}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+
+class DatasetImages:
+    """A column of pictures of a data set that `datasets` reads."""
+
+    def __init__(self, rows: Any, column: str) -> None:
+        if column not in rows.column_names:
+            raise ValueError(f"data.column: got {column!r}; allowed: {', '.join(rows.column_names)}")
+        if not isinstance(rows.features[column], require("datasets", extra="train").Image):
+            raise ValueError(f"data.column: got {column!r}; allowed: a column of images")
+        self._rows, self._column = rows, column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def open(self, index: int) -> Any:
+        """Picture as a `PIL.Image.Image`."""
+        return self._rows[index][self._column]
+
+    def fingerprint(self) -> str:
+        """What `datasets` knows the rows by, and the column."""
+        return f"{self._rows._fingerprint} {self._column}"
+
+
+def open_images(
+    source: str, *, subset: str | None = None, split: str = "train", column: str = "image"
+) -> Images:
+    """Pictures of a folder, of a .parquet file, or of a data set on the Hugging Face Hub.
+
+    Parameters
+    ----------
+    source : str
+        A folder, a file, or a name on the Hub.
+    subset, split, column : str
+        Of a data set: its configuration, split, and column of images.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there are none.
+    """
+    if Path(source).is_dir():
+        return FolderImages(Path(source))
+    return DatasetImages(open_documents(source, subset=subset, split=split), column)
+
+
+def open_picture(path: Path) -> Any:
+    """Picture of a file, read as a whole.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or no picture.
+    """
+    image = require("PIL.Image", extra="images")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with image.open(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: not an image that can be read: {error}") from error
+
+
+def fit(picture: Any, size: int, mode: str) -> torch.Tensor:
+    """Bring a picture to a square: its shorter side resized, then the middle taken.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        Of any size.
+    size : int
+        Pixels of a side.
+    mode : str
+        "RGB", or "L" for grey.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 [size, size, 3 or 1].
+    """
+    image, operations = (require(f"PIL.{name}", extra="images") for name in ("Image", "ImageOps"))
+    upright = operations.exif_transpose(picture).convert(mode)
+    square = operations.fit(upright, (size, size), method=image.Resampling.LANCZOS)
+    return torch.from_numpy(numpy.array(square)).view(size, size, -1)
+
+
+def read_batches(
+    images: Images, order: torch.Tensor, size: int, mode: str, batch: int
+) -> Iterator[torch.Tensor]:
+    """Pictures in some order, decoded by as many threads as there are cores.
+
+    Parameters
+    ----------
+    images : Images
+        Pictures.
+    order : torch.Tensor
+        Indices, int64 [N].
+    size, mode
+        As in `fit`.
+    batch : int
+        Pictures at a time; the last batch may be smaller.
+
+    Yields
+    ------
+    torch.Tensor
+        uint8 [batch, size, size, C].
+    """
+
+    def load(index: int) -> torch.Tensor:
+        return fit(images.open(index), size, mode)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for indices in order.split(batch):
+            yield torch.stack(list(pool.map(load, indices.tolist())))

@@ -1,0 +1,121 @@
+"""What of an image is given, and what is to be drawn."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from ggm.images.files import fit, open_picture
+from ggm.images.tokenizers import ImageTokenizer
+
+_WHITE = 128
+_HOLE = (232, 201, 168)
+_GREY_HOLE = 128
+
+
+def read_image(tokenizer: ImageTokenizer, path: Path) -> torch.Tensor:
+    """Picture of a file as the tokenizer takes it, uint8 [1, size, size, C]."""
+    return fit(open_picture(path), tokenizer.size, tokenizer.mode)[None]
+
+
+def read_mask(tokenizer: ImageTokenizer, path: Path, image: Path) -> torch.Tensor:
+    """Pixels that a mask file leaves to be drawn: those that are white.
+
+    Parameters
+    ----------
+    tokenizer : ImageTokenizer
+        Tells the size.
+    path, image : Path
+        The mask, and the image that it is of.
+
+    Returns
+    -------
+    torch.Tensor
+        bool [size, size].
+
+    Raises
+    ------
+    ValueError
+        If the mask has not the size of the image.
+    """
+    mask, picture = open_picture(path), open_picture(image)
+    if mask.size != picture.size:
+        width, height = picture.size
+        raise ValueError(
+            f"--mask: got {mask.size[0]} x {mask.size[1]} pixels; allowed: {width} x {height}, as the image"
+        )
+    return fit(mask, tokenizer.size, "L")[..., 0] >= _WHITE
+
+
+def box_mask(tokenizer: ImageTokenizer, box: str) -> torch.Tensor:
+    """Pixels of a box to be drawn.
+
+    Parameters
+    ----------
+    tokenizer : ImageTokenizer
+        Tells the size.
+    box : str
+        "x0,y0,x1,y1": pixels from the left and from the top; x1 and y1 are the first outside.
+
+    Returns
+    -------
+    torch.Tensor
+        bool [size, size].
+
+    Raises
+    ------
+    ValueError
+        If it is no box within the image.
+    """
+    size = tokenizer.size
+    parts = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", box.replace(" ", ""))
+    left, top, right, bottom = (int(part) for part in parts.groups()) if parts else (0, 0, 0, 0)
+    if not (0 <= left < right <= size and 0 <= top < bottom <= size):
+        raise ValueError(f"--box: got {box!r}; allowed: x0,y0,x1,y1 with x0 < x1, y0 < y1, up to {size}")
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def frozen_tokens(tokenizer: ImageTokenizer, mask: torch.Tensor) -> torch.Tensor:
+    """Tokens that are given: those with no pixel to be drawn.
+
+    Parameters
+    ----------
+    tokenizer : ImageTokenizer
+        Tells the grid.
+    mask : torch.Tensor
+        bool [size, size]: pixels to be drawn.
+
+    Returns
+    -------
+    torch.Tensor
+        bool [L].
+
+    Raises
+    ------
+    ValueError
+        If nothing is to be drawn.
+    """
+    if not mask.any():
+        raise ValueError("--mask: got no white pixel; allowed: white where the image is to be drawn")
+    return ~_cells(tokenizer, mask).any(dim=-1).flatten()
+
+
+def show_hole(tokenizer: ImageTokenizer, pixels: torch.Tensor, frozen: torch.Tensor) -> torch.Tensor:
+    """Pictures, uint8 [N, size, size, C], with what is not frozen, bool [L], painted over."""
+    rows, columns = tokenizer.grid
+    open_ = ~frozen.view(rows, columns)
+    open_ = open_.repeat_interleave(tokenizer.size // rows, 0)
+    open_ = open_.repeat_interleave(tokenizer.size // columns, 1)
+    paint = torch.tensor(_HOLE if pixels.shape[-1] == 3 else (_GREY_HOLE,), dtype=torch.uint8)
+    return torch.where(open_[..., None], paint, pixels)
+
+
+def _cells(tokenizer: ImageTokenizer, values: torch.Tensor) -> torch.Tensor:
+    """Values [size, size] by token: [rows, columns, pixels of a token]."""
+    rows, columns = tokenizer.grid
+    cells = values.unflatten(1, (columns, -1)).unflatten(0, (rows, -1))
+    return cells.movedim(2, 1).flatten(2)
