@@ -36,7 +36,7 @@ guard: $(VENV)/.test  ## fail where an op is no longer so many times as fast as 
 	$(BIN)/python -m benchmarks.guard
 
 docs: $(VENV)/.docs  ## build the pages into build/site
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
