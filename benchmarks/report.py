@@ -71,7 +71,7 @@ def page(runs: Sequence[tuple[Results, str]], pictures: Sequence[dict[str, str]]
     for (results, source), shown in zip(runs, pictures, strict=True):
         sections.append(machine_section(results, source))
         sections.append(f"{summary(results.headlines())}\n")
-        sections += [f"![{CAPTIONS[name]}]({address})\n" for name, address in shown.items()]
+        sections += [f"**{CAPTIONS[name]}**\n\n![{CAPTIONS[name]}]({at})\n" for name, at in shown.items()]
         for op, cases in results.by_op().items():
             sections.append(f"### {op}\n")
             sections += [f"{size_words(case)}\n\n{table(case)}\n" for case in cases]
