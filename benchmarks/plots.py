@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.results_file import SYMBOLS, Case, Results, Row
+from benchmarks.words import seconds_words, size_words
 
 # Letters as paths: the same picture wherever it is shown. A fixed salt: the same file from the same results.
 STYLE = {
@@ -60,10 +61,6 @@ def save(figure: Figure, path: Path) -> None:
 def label(case: Case) -> str:
     """Op and size on two lines."""
     return f"{case.op}\n{size_words(case)}"
-
-
-def size_words(case: Case) -> str:
-    return ", ".join(f"{symbol}={extent}" for symbol, extent in case.size.items())
 
 
 def ratios(cases: list[Case]) -> Figure | None:
@@ -231,15 +228,3 @@ def _more_ticks(axis) -> None:
 
 def _seen(memory: float | None) -> float:
     return max(memory or 0.0, LEAST_MEMORY)
-
-
-def seconds_words(seconds: float, digits: int = 3) -> str:
-    """A time with its unit, as "1.23 ms"."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= 0.9995 * scale or unit == "µs":
-            break
-    return f"{_digits(seconds / scale, digits)} {unit}"
-
-
-def _digits(number: float, digits: int) -> str:
-    return f"{float(f'{number:.{digits}g}'):g}"

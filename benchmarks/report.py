@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots, results_file
-from benchmarks.plots import seconds_words, size_words
 from benchmarks.results_file import SYMBOLS, Case, Results, Row
+from benchmarks.words import seconds_words, size_words
 
 BLOCK_BEGIN, BLOCK_END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 # What the first page shows: training head, training step, reverse step.
