@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import report, results_file
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
 # What would take minutes, and what stands in its place here.
@@ -50,3 +52,12 @@ def test_the_files_named_exist():
     named = set(re.findall(r"`([\w.]+(?:/[\w.]+)+/?)`", text))
     assert len(named) > 20
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_figures_of_the_first_page_are_those_of_the_performance_page():
+    """After a new run: python -m benchmarks.report .. --index docs/index.md."""
+    source = re.search(r"kept in `(.*?)`", (ROOT / "docs" / "performance.md").read_text())[1]
+    results = results_file.parse(results_file.read(ROOT / source))
+    picture = f"images/performance-{results.slug}-ratios.svg"
+    assert report.block(results, picture, report.HIGHLIGHTS) in (ROOT / "docs" / "index.md").read_text()
+    assert (ROOT / "docs" / picture).exists()
