@@ -15,7 +15,7 @@ TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint types cuda-check gpu clean
+.PHONY: help demo test bench guard docs lint types cuda-check gpu clean
 # An install that failed must not look like one that is done.
 .DELETE_ON_ERROR:
 
@@ -31,6 +31,12 @@ test: $(VENV)/.test  ## run the tests
 
 bench: $(VENV)/.test  ## run all benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+guard: $(VENV)/.test  ## fail where an op is no longer so many times as fast as PyTorch (a minute)
+	$(BIN)/python -m benchmarks.guard
+
+docs: $(VENV)/.docs  ## build the pages into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -50,7 +56,7 @@ clean:  ## remove .venv and everything that was built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra of pyproject.toml.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(BUILD_INPUTS)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(BUILD_INPUTS)
 	$(BIN)/pip install -e '.[$*]'
 	@$(BIN)/python -m ggm_kernels
 	@touch $@

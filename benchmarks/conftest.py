@@ -9,9 +9,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 import pytest
 import torch
 
-from benchmarks import machine, rivals
+from benchmarks import machine, rivals, summary
 from benchmarks.ceilings import Ceilings
 from benchmarks.recording import Recorder
+from benchmarks.results_file import kept_row
 
 if not torch.cuda.is_available():
     os.environ.pop("TRITON_INTERPRET", None)  # the interpreter is for tests: its time means nothing
@@ -23,8 +24,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench-full", action="store_true", help="all sizes, the ones beyond cache included")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Tables that fit a terminal, unless asked for otherwise; the JSON has all statistics."""
+    asked = any(word.startswith("--benchmark-columns") for word in config.invocation_params.args)
+    if not asked and config.pluginmanager.hasplugin("benchmark"):
+        config.option.benchmark_columns = ["median", "min", "rounds"]
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's tables
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List what could not be measured here: a table without a rival does not say that we beat it."""
+    """Sum up, and list what could not be measured: a table without a rival does not say that we beat it."""
+    session = getattr(terminalreporter.config, "_benchmarksession", None)
+    measured = [timed for timed in getattr(session, "benchmarks", []) if not timed.has_error]
+    rows = [
+        kept_row(timed.extra_info, timed.stats.median, timed.stats.rounds)
+        for timed in measured
+        if "op" in timed.extra_info
+    ]
+    told = list(summary.lines(rows))
+    if told:
+        terminalreporter.section("summary")
+        for line in told:
+            terminalreporter.write_line(line)
     absent = rivals.absent()
     if absent:
         terminalreporter.section("rivals absent")

@@ -10,9 +10,10 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.results_file import SYMBOLS, Case, Results, Row
+from benchmarks.words import seconds_words, size_words
 
 # Letters as paths: the same picture wherever it is shown. A fixed salt: the same file from the same results.
 STYLE = {
@@ -28,6 +29,7 @@ STYLE = {
 }
 OURS, RIVAL = "#c8384e", "#8a94a6"
 RIVALS = ["#5b6b8c", "#9aa5b8", "#3f8f8a", "#b08d57", "#7a5c8e", "#6f8f3f"]
+BOUNDS = {"copy": "of copying its bytes", "matrix": "of the matrix product"}
 LEAST_MEMORY = 0.1  # MB: less than this is not seen in a process's resident pages
 SWEPT = ("V", "N", "d", "B", "K")
 FEWEST_SIZES = 3
@@ -61,10 +63,6 @@ def label(case: Case) -> str:
     return f"{case.op}\n{size_words(case)}"
 
 
-def size_words(case: Case) -> str:
-    return ", ".join(f"{symbol}={extent}" for symbol, extent in case.size.items())
-
-
 def ratios(cases: list[Case]) -> Figure | None:
     """How many times faster than the best rival, a bar per op."""
     if not cases:
@@ -79,6 +77,7 @@ def ratios(cases: list[Case]) -> Figure | None:
     low, high = min(0.8, *(0.8 * case.ratio for case in cases)), max(case.ratio for case in cases)
     axes.set_xlim(low, max(high, 2) ** 1.35)
     _plain(axes.xaxis, "{:g}×")
+    _more_ticks(axes.xaxis)
     axes.set_xlabel("times faster than the best rival in the same run")
     return figure
 
@@ -92,11 +91,17 @@ def ceiling(cases: list[Case]) -> Figure | None:
         for row, shift, colour in ((case.ours, -0.2, OURS), (case.rival, 0.2, RIVAL)):
             share = 100 * (row.share or 0)
             axes.barh(y + shift, share, height=0.36, color=colour)
-            text = f"{share:.2g} %  {row.implementation} ({row.notes.get('ceiling', '')})"
+            text = f"{share:.2g} %  {row.implementation}"
             axes.annotate(text, (share, y + shift), (5, 0), textcoords="offset points", va="center", size=9)
-    axes.axvline(100, color="black", linewidth=1)
+    bounds = [BOUNDS[case.ours.notes["ceiling"]] for case in cases]
+    axes.set_yticks(
+        range(len(cases)),
+        [f"{label(case)}\n{bound}" for case, bound in zip(cases, bounds, strict=True)],
+        size=9,
+    )
+    axes.axvline(100, color="black", linewidth=1, zorder=0)
     axes.set_xlim(0, max(130, *(135 * (case.ours.share or 0) for case in cases)))
-    axes.set_xlabel("share of this machine's measured ceiling (copy or matrix product), %")
+    axes.set_xlabel("share of what this machine reached in the same run, %")
     return figure
 
 
@@ -125,7 +130,7 @@ def memory(cases: list[Case]) -> Figure | None:
     axes.scatter([], [], s=55, color=RIVAL, label="rivals")
     axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
     low, high = axes.get_xlim()
-    axes.set_xlim(low, high * (high / low) ** 0.3)
+    axes.set_xlim(low, high * (high / low) ** 0.2)
     _plain(axes.xaxis, "{:g}")
     axes.set_xlabel(f"peak extra memory, MB (points at {LEAST_MEMORY}: that or less)")
     return figure
@@ -157,7 +162,9 @@ def curves(sweeps: list[list[Case]], symbol: str) -> Figure:
         axes[0, column].yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds_words(value, 3)))
         _plain(axes[1, column].yaxis, "{:g}")
         axes[1, column].set_xlabel(f"{symbol} ({SYMBOLS[symbol]})")
-        axes[0, column].legend(fontsize=9)
+        handles, names = axes[0, column].get_legend_handles_labels()
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 9}
+        axes[1, column].legend(handles, names, **below)
     axes[0, 0].set_ylabel("time of a call")
     axes[1, 0].set_ylabel("peak extra memory, MB")
     figure.tight_layout()
@@ -194,6 +201,7 @@ def _curves(axes: Axes, cases: list[Case], symbol: str, measured: Callable[[Row]
     axes.set_xticks([case.size[symbol] for case in cases])
     _plain(axes.xaxis, "{:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
+    _more_ticks(axes.yaxis)
     axes.grid(True, axis="y")
 
 
@@ -211,17 +219,12 @@ def _plain(axis, form: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _more_ticks(axis) -> None:
+    """Ticks at 2 and 5, too, where a logarithmic axis has less than two powers of ten."""
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
 def _seen(memory: float | None) -> float:
     return max(memory or 0.0, LEAST_MEMORY)
-
-
-def seconds_words(seconds: float, digits: int = 3) -> str:
-    """A time with its unit, as "1.23 ms"."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= 0.9995 * scale or unit == "µs":
-            break
-    return f"{_digits(seconds / scale, digits)} {unit}"
-
-
-def _digits(number: float, digits: int) -> str:
-    return f"{float(f'{number:.{digits}g}'):g}"

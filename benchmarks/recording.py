@@ -1,5 +1,6 @@
 """How every benchmark is timed and what it notes for the report."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from ggm_kernels import backends
 BACKENDS = ["reference", "cpu", "cuda", "triton"]
 # A call longer than this is timed once: its noise is small beside the differences that it is there to show.
 SLOW_SECONDS = 2.0
+# And one that takes a good part of this is timed fewer times: the whole run should take minutes.
+ROW_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,16 @@ class Recorder:
         note_case(benchmark, case, name, role)
         started = time.perf_counter()
         notes["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
-        slow = time.perf_counter() - started > SLOW_SECONDS
+        taken = time.perf_counter() - started
+        slow = taken > SLOW_SECONDS
+        rounds = 1 if slow else min(rounds, math.ceil(ROW_SECONDS / taken))
 
         def synchronised():
             result = call()
             synchronise()
             return result
 
-        result = benchmark.pedantic(synchronised, rounds=1 if slow else rounds)  # warm: memory came first
+        result = benchmark.pedantic(synchronised, rounds=rounds)  # warm: memory came first
         median = benchmark.stats["median"]
         for what, count in (per_second or {}).items():
             notes[f"{what}/s"] = round(count / median)

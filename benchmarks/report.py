@@ -3,7 +3,8 @@
     python -m benchmarks.report RESULTS.json -o docs/performance.md
 
 `--keep benchmarks/results` also writes what is worth keeping of RESULTS.json there, `--readme README.md` the
-README's table. RESULTS.json may be a kept one, too; several give a section per machine.
+README's table, `--index docs/index.md` the few rows of the first page. RESULTS.json may be a kept one, too;
+several give a section per machine.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import plots, results_file
-from benchmarks.plots import seconds_words, size_words
 from benchmarks.results_file import SYMBOLS, Case, Results, Row
+from benchmarks.words import seconds_words, size_words
 
-README_BEGIN, README_END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+BLOCK_BEGIN, BLOCK_END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+# What the first page shows: training head, training step, reverse step.
+HIGHLIGHTS = ("linear_sigmoid_bce forward+backward", "training step", "glauber_step")
 SHOWN_APART = {"peak_extra_MB", "share_of_ceiling", "ceiling", "GB/s", "Gflop/s"}
 CAPTIONS = {
     "ratios": "Times faster than the best rival",
@@ -68,7 +71,7 @@ def page(runs: Sequence[tuple[Results, str]], pictures: Sequence[dict[str, str]]
     for (results, source), shown in zip(runs, pictures, strict=True):
         sections.append(machine_section(results, source))
         sections.append(f"{summary(results.headlines())}\n")
-        sections += [f"![{CAPTIONS[name]}]({address})\n" for name, address in shown.items()]
+        sections += [f"**{CAPTIONS[name]}**\n\n![{CAPTIONS[name]}]({at})\n" for name, at in shown.items()]
         for op, cases in results.by_op().items():
             sections.append(f"### {op}\n")
             sections += [f"{size_words(case)}\n\n{table(case)}\n" for case in cases]
@@ -169,24 +172,24 @@ def _rates(row: Row) -> str:
     )
 
 
-def readme_block(results: Results, picture: str) -> str:
-    """What the README says of speed: a table and a picture."""
+def block(results: Results, picture: str, ops: Sequence[str] | None = None) -> str:
+    """What another page says of speed: a table, of some ops or all, and a picture."""
     machine = results.machine
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     lines = [
-        README_BEGIN,
+        BLOCK_BEGIN,
         f"On {where}, one run, {results.date}:\n",
-        summary(case for case in results.headlines()),
+        summary(case for case in results.headlines() if ops is None or case.op in ops),
         f"\n![{CAPTIONS['ratios']}]({picture})",
-        README_END,
+        BLOCK_END,
     ]
     return "\n".join(lines)
 
 
-def with_block(readme: str, block: str) -> str:
-    """`readme` with the text between its two marks replaced."""
-    before, rest = readme.split(README_BEGIN)
-    return before + block + rest.split(README_END)[1]
+def write_block(page: Path, text: str) -> None:
+    """Replace what stands between a page's two marks."""
+    before, rest = page.read_text().split(BLOCK_BEGIN)
+    page.write_text(before + text + rest.split(BLOCK_END)[1])
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
@@ -208,6 +211,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--keep", type=Path, metavar="FOLDER", help="keep the results there, without raw times"
     )
     parser.add_argument("--readme", type=Path, help="write the first results' table between its marks")
+    parser.add_argument("--index", type=Path, help="write a few of its rows between its marks")
     options = parser.parse_args(words)
     runs, pictures = [], []
     for path in options.results:
@@ -219,9 +223,11 @@ def main(words: Sequence[str] | None = None) -> None:
         files = draw(results, options.output.parent / "images")
         pictures.append({name: f"images/{file.name}" for name, file in files.items()})
     options.output.write_text(page(runs, pictures))
+    first, picture = runs[0][0], pictures[0]["ratios"]
     if options.readme is not None:
-        block = readme_block(runs[0][0], f"docs/{pictures[0]['ratios']}")
-        options.readme.write_text(with_block(options.readme.read_text(), block))
+        write_block(options.readme, block(first, f"docs/{picture}"))
+    if options.index is not None:
+        write_block(options.index, block(first, picture, HIGHLIGHTS))
 
 
 if __name__ == "__main__":

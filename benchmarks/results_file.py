@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,18 +108,23 @@ class Results:
 def slim(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What is kept of pytest-benchmark's JSON: no raw times, no host name, no path."""
     commit = raw["commit_info"]
-    rows = []
-    for benchmark in raw["benchmarks"]:
-        notes = dict(benchmark["extra_info"])
-        row = {key: notes.pop(key) for key in ("op", "size", "implementation", "role")}
-        stats = benchmark["stats"]
-        rows.append({**row, "seconds": stats["median"], "rounds": stats["rounds"], "notes": notes})
+    rows = [
+        kept_row(benchmark["extra_info"], benchmark["stats"]["median"], benchmark["stats"]["rounds"])
+        for benchmark in raw["benchmarks"]
+    ]
     return {
         "date": raw["datetime"][:10],
         "commit": commit["id"][:12] + (" and changes on top" if commit["dirty"] else ""),
         "machine": raw["machine_info"]["ggm"],
         "rows": rows,
     }
+
+
+def kept_row(extra_info: Mapping[str, Any], seconds: float, rounds: int) -> dict[str, Any]:
+    """One implementation of one case, from what a benchmark noted and its median time."""
+    notes = dict(extra_info)
+    row = {key: notes.pop(key) for key in ("op", "size", "implementation", "role")}
+    return {**row, "seconds": seconds, "rounds": rounds, "notes": notes}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -139,15 +144,15 @@ def keep(kept: Mapping[str, Any], folder: Path) -> Path:
 
 
 def parse(kept: Mapping[str, Any]) -> Results:
+    """Results from what was kept of them."""
+    return Results(kept["machine"], kept["commit"], kept["date"], cases_of(kept["rows"]))
+
+
+def cases_of(kept_rows: Iterable[Mapping[str, Any]]) -> tuple[Case, ...]:
     """Rows of one case brought together; of an implementation measured twice, the first."""
     cases: dict[tuple, dict[str, Row]] = {}
-    for row in kept["rows"]:
+    for row in kept_rows:
         rows = cases.setdefault((row["op"], tuple(row["size"].items())), {})
         name = row["implementation"]
         rows.setdefault(name, Row(name, row["role"], row["seconds"], row["notes"]))
-    return Results(
-        kept["machine"],
-        kept["commit"],
-        kept["date"],
-        tuple(Case(op, dict(size), tuple(rows.values())) for (op, size), rows in cases.items()),
-    )
+    return tuple(Case(op, dict(size), tuple(rows.values())) for (op, size), rows in cases.items())

@@ -14,6 +14,15 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def seconds_once(call: Callable[[], object]) -> float:
+    """Time of one call."""
+    synchronise()
+    start = time.perf_counter()
+    call()
+    synchronise()
+    return time.perf_counter() - start
+
+
 def times_faster(
     rival: Callable[[], object],
     ours: Callable[[], object],
@@ -32,11 +41,7 @@ def times_faster(
         for call, times in taken.items():
             if before is not None:
                 before()
-            synchronise()
-            start = time.perf_counter()
-            call()
-            synchronise()
-            times.append(time.perf_counter() - start)
+            times.append(seconds_once(call))
     return statistics.median(taken[rival]) / statistics.median(taken[ours])
 
 

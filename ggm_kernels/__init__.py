@@ -1,18 +1,12 @@
 """Fused kernels for discrete diffusion: plain tensors in, plain tensors out."""
 
-from importlib.metadata import PackageNotFoundError, version
-
+from ggm_kernels._version import __version__ as __version__
 from ggm_kernels.backends import Backend, backends
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.ops.corrupt import corrupt, random_tokens
 from ggm_kernels.ops.glauber_step import glauber_step, linear_glauber_step
 from ggm_kernels.ops.sigmoid_bce import linear_sigmoid_bce, sigmoid_bce
 from ggm_kernels.randomness import Stream
-
-try:
-    __version__ = version("ggm-kernels")
-except PackageNotFoundError:  # imported from a checkout that was never installed
-    __version__ = "0.0.0"
 
 __all__ = [
     "Backend",

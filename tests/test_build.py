@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import ggm_kernels
 from build_native import driver, ninja_plan, toolchain
 from ggm_kernels import Backend, __main__, build_info
 
@@ -247,6 +249,11 @@ def test_record_is_told():
     assert rows["CUDA"] == "sm_80, sm_90, PTX of compute_90 (nvcc 13.0.88)"
     no_cuda = {**RECORD, "cuda": {"built": False, "reason": "no nvcc"}}
     assert dict(build_info.describe(no_cuda))["CUDA"] == "none: no nvcc"
+
+
+def test_version_is_that_of_the_build():
+    """Told by the package itself: a checkout on the path that pip does not know has one, too."""
+    assert ggm_kernels.__version__ == importlib.metadata.version("ggm-kernels")
 
 
 def test_record_survives_the_file(tmp_path):

@@ -74,8 +74,8 @@ def corrupt(
     Notes
     -----
     Bit-identical on every backend: the outcome at a position is a function of (seed, step, sample id,
-    position) alone. Keeping happens with probability floor(keep_prob * 2**32) / 2**32; a uniform noise token
-    has its probability 1 / V within 2**-32. Source: forward process of arXiv 2405.17035 in closed form
+    position) alone. Keeping happens with probability ``floor(keep_prob * 2**32) / 2**32``; a uniform noise
+    token has its probability 1 / V within 2**-32. Source: forward process of arXiv 2405.17035 in closed form
     (our derivation, docs/mathematics.md).
     """
     return _call(

@@ -1,0 +1,63 @@
+"""What the pages show runs as it stands there, and the files that they name exist."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import report, results_file
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
+# What would take minutes, and what stands in its place here.
+SHORTER = {"steps = 2000": "steps = 30", "seconds = 120": "seconds = 1"}
+
+
+def source_of(page: Path, shorter: dict[str, str] | None = None) -> str:
+    """The page with everything but its Python blocks blanked out: errors tell the lines of the page."""
+    kept, inside = [], False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            line = ""
+        kept.append(line if inside else "")
+    source = "\n".join(kept)
+    for long, short in (shorter or {}).items():
+        source = source.replace(long, short)
+    return source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_run(page, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib").use("agg")
+    monkeypatch.chdir(tmp_path)  # what they write
+    monkeypatch.delenv("GGM_KERNELS_BACKEND", raising=False)
+    # Traced as anywhere, but no compiler is run.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    exec(compile(source_of(page, SHORTER), str(page), "exec"), {"__name__": page.stem})
+
+
+def test_what_is_shortened_is_there():
+    text = "".join(page.read_text() for page in PAGES)
+    assert all(text.count(long) == 1 for long in SHORTER)
+
+
+def test_the_files_named_exist():
+    """On the page that walks through all rooms: every `path/with/slash` in backquotes."""
+    text = (ROOT / "docs" / "adding_an_op.md").read_text()
+    named = set(re.findall(r"`([\w.]+(?:/[\w.]+)+/?)`", text))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_figures_of_the_first_page_are_those_of_the_performance_page():
+    """After a new run: python -m benchmarks.report .. --index docs/index.md."""
+    source = re.search(r"kept in `(.*?)`", (ROOT / "docs" / "performance.md").read_text())[1]
+    results = results_file.parse(results_file.read(ROOT / source))
+    picture = f"images/performance-{results.slug}-ratios.svg"
+    assert report.block(results, picture, report.HIGHLIGHTS) in (ROOT / "docs" / "index.md").read_text()
+    assert (ROOT / "docs" / picture).exists()
