@@ -28,6 +28,45 @@ GGM_HD float noise_at(const SigmoidBceArgs& args, int64_t row, int64_t column) {
   return args.noise_weight[row * args.noise_row_stride + column * args.noise_stride];
 }
 
+// Candidates side by side in lanes, in the order of their indices: row by row.
+struct Cursor {
+  int64_t row, column;
+};
+
+// Weights of `many` candidates from `at` on; lanes beyond hold 0.
+GGM_HD Floats weights_at(const SigmoidBceArgs& args, const float* weights, int64_t row_stride, int64_t stride, Cursor at,
+                         int many) {
+  if (row_stride == 0 && stride == 0) return Floats{} + weights[0];
+  const float* from = weights + at.row * row_stride + at.column * stride;
+  const bool in_line = stride == 1 && (row_stride == args.count || at.column + many <= args.count);
+  if (in_line && many == kLanes) return load(from);
+  Floats lanes = {};
+  for (int lane = 0; lane < many; ++lane) {
+    lanes[lane] = weights[at.row * row_stride + at.column * stride];
+    if (++at.column == args.count) at = {at.row + 1, 0};
+  }
+  return lanes;
+}
+
+struct Weights {
+  Floats signal, noise;
+};
+
+GGM_HD Weights weights_at(const SigmoidBceArgs& args, Cursor at, int many) {
+  return {weights_at(args, args.signal_weight, args.signal_row_stride, args.signal_stride, at, many),
+          weights_at(args, args.noise_weight, args.noise_row_stride, args.noise_stride, at, many)};
+}
+
+// `many` of them; lanes beyond hold 0.
+GGM_HD Floats load_some(const float* from, int many) {
+  if (many == kLanes) return load(from);
+  Floats lanes = {};
+  memcpy(&lanes, from, sizeof(float) * many);
+  return lanes;
+}
+
+GGM_HD int lanes_for(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
+
 GGM_HD bool in_vocabulary(const SigmoidBceArgs& args, int64_t token) {
   return static_cast<uint64_t>(token) < static_cast<uint64_t>(args.vocab_size);
 }
@@ -62,19 +101,46 @@ void candidate_dots(const SigmoidBceArgs& args, int64_t begin, int64_t end, floa
   memcpy(results, all, sizeof(float) * (end - begin));
 }
 
-// Logits of candidates [begin, end), all of them in the vocabulary.
+// Logits of the candidates of rows [begin, end), all of them in the vocabulary.
 template <class T>
-void logits_of_candidates(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* candidate_logits) {
-  for (int64_t first = begin; args.linear && first < end; first += kDots) {
-    candidate_dots<T>(args, first, first + kDots < end ? first + kDots : end, candidate_logits + first);
+void logits_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* candidate_logits) {
+  const int64_t last = end * args.count;
+  for (int64_t index = begin * args.count; args.linear && index < last; index += kDots) {
+    candidate_dots<T>(args, index, index + kDots < last ? index + kDots : last, candidate_logits + index);
   }
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t row = index / args.count, token = candidate_at(args, index);
-    float& f = candidate_logits[index];
-    if (!args.linear) f = to_float(row_of<T>(args.hidden, row, args.hidden_stride)[token]);
-    if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
-    if (args.offset != nullptr) f += args.offset[row];
+  const T* bias = static_cast<const T*>(args.bias);
+  if (args.linear && bias == nullptr && args.offset == nullptr) return;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* logits = row_of<T>(args.hidden, row, args.hidden_stride);
+    const float offset = args.offset == nullptr ? 0.0f : args.offset[row];
+    for (int64_t index = row * args.count; index < (row + 1) * args.count; ++index) {
+      const int64_t token = candidate_at(args, index);
+      const float f = args.linear ? candidate_logits[index] : to_float(logits[token]);
+      candidate_logits[index] = (bias == nullptr ? f : f + to_float(bias[token])) + offset;
+    }
   }
+}
+
+// Losses of rows [begin, end) from their candidates' logits. Sums in double precision: of a whole vocabulary's
+// candidates float32 would keep five digits.
+void sum_losses(const SigmoidBceArgs& args, int64_t begin, int64_t end, const float* candidate_logits, float* loss) {
+  Cursor at = {begin, 0};
+  double total = 0.0;
+  const int64_t last = end * args.count;
+  for (int64_t index = begin * args.count; index < last; index += kLanes) {
+    const int many = lanes_for(last - index);
+    const Floats f = load_some(candidate_logits + index, many);
+    const Weights weights = weights_at(args, at, many);
+    const Floats losses = loss_of(f, log1p_unit(exp_minus_abs(f)), weights.signal, weights.noise);
+    for (int lane = 0; lane < many; ++lane) {
+      total += losses[lane];
+      if (++at.column < args.count) continue;
+      loss[at.row] = static_cast<float>(total);
+      at = {at.row + 1, 0};
+      total = 0.0;
+    }
+  }
+  for (; args.count == 0 && at.row < end; ++at.row) loss[at.row] = 0.0f;
 }
 
 // Losses of rows [begin, end); false, and nothing is read at it, where a candidate is not in the vocabulary.
@@ -83,15 +149,8 @@ bool losses_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, floa
   for (int64_t index = begin * args.count; index < end * args.count; ++index) {
     if (!in_vocabulary(args, candidate_at(args, index))) return false;
   }
-  logits_of_candidates<T>(args, begin * args.count, end * args.count, candidate_logits);
-  for (int64_t row = begin; row < end; ++row) {
-    double total = 0.0;  // of a whole vocabulary's candidates float32 would keep five digits
-    for (int64_t column = 0; column < args.count; ++column) {
-      const float f = candidate_logits[row * args.count + column];
-      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
-    }
-    loss[row] = static_cast<float>(total);
-  }
+  logits_of_rows<T>(args, begin, end, candidate_logits);
+  sum_losses(args, begin, end, candidate_logits, loss);
   return true;
 }
 
@@ -125,14 +184,24 @@ struct Sums {
   Sums& operator=(const Sums&) = delete;
 };
 
+// Gradients of the logits of `many` candidates of a row, from a column on.
+Floats logit_gradients(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row, int64_t column,
+                       int many) {
+  const Floats f = load_some(gradients.candidate_logits + row * args.count + column, many);
+  const Weights weights = weights_at(args, {row, column}, many);
+  return gradients.loss[row] * derivative_of(f, exp_minus_abs(f), weights.signal, weights.noise);
+}
+
 // One row of the logits' gradient. A repeated candidate adds to the ones before it: in float32, in `sums` of
 // vocab_size zeros, which it leaves zero.
 template <class T>
 void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row, T* out,
                          float* sums) {
   const int64_t first = row * args.count;
-  for (int64_t column = 0; column < args.count; ++column) {
-    sums[candidate_at(args, first + column)] += logit_gradient(args, gradients, row, column);
+  for (int64_t column = 0; column < args.count; column += kLanes) {
+    const int many = lanes_for(args.count - column);
+    const Floats added = logit_gradients(args, gradients, row, column, many);
+    for (int lane = 0; lane < many; ++lane) sums[candidate_at(args, first + column + lane)] += added[lane];
   }
   for (int64_t column = 0; column < args.count; ++column) {
     const int64_t token = candidate_at(args, first + column);
@@ -145,9 +214,13 @@ void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& 
 // The same where candidates are not repeated, or T is float32: no sums but those in place.
 template <class T>
 void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int64_t row, T* out) {
-  for (int64_t column = 0; column < args.count; ++column) {
-    T& entry = out[candidate_at(args, row * args.count + column)];
-    round_to(to_float(entry) + logit_gradient(args, gradients, row, column), entry);
+  for (int64_t column = 0; column < args.count; column += kLanes) {
+    const int many = lanes_for(args.count - column);
+    const Floats added = logit_gradients(args, gradients, row, column, many);
+    for (int lane = 0; lane < many; ++lane) {
+      T& entry = out[candidate_at(args, row * args.count + column + lane)];
+      round_to(to_float(entry) + added[lane], entry);
+    }
   }
 }
 

@@ -100,6 +100,27 @@ GGM_HD Floats exp_nonpositive(Floats x) {
   return x > -87.0f ? scaled : Floats{};
 }
 
+// exp(-|x|); NaN stays NaN.
+GGM_HD Floats exp_minus_abs(Floats x) {
+  const Floats negative = x < 0.0f ? x : -x;
+  return negative == negative ? exp_nonpositive(negative) : negative;
+}
+
+// log(1 + e) for e in [0, 1], within 3 units in the last place, also where e is tiny: e times a polynomial, Chebyshev's
+// of log(1 + e) / e.
+GGM_HD Floats log1p_unit(Floats e) {
+  Floats p = Floats{} - 0x1.9eb634p-9f;
+  p = multiply_add(p, e, Floats{} + 0x1.3f4948p-6f);
+  p = multiply_add(p, e, Floats{} - 0x1.ccf5c0p-5f);
+  p = multiply_add(p, e, Floats{} + 0x1.af6dfep-4f);
+  p = multiply_add(p, e, Floats{} - 0x1.389784p-3f);
+  p = multiply_add(p, e, Floats{} + 0x1.92a85cp-3f);
+  p = multiply_add(p, e, Floats{} - 0x1.fefffap-3f);
+  p = multiply_add(p, e, Floats{} + 0x1.554bb8p-2f);
+  p = multiply_add(p, e, Floats{} - 0x1.ffffb6p-2f);
+  return e * multiply_add(p, e, Floats{} + 1.0f);
+}
+
 GGM_HD float sum(Floats lanes) {
   float total = 0.0f;
   for (int lane = 0; lane < kLanes; ++lane) total += lanes[lane];

@@ -118,6 +118,31 @@ def test_gradients_of_repeated_candidates_are_summed_before_they_are_rounded(bac
     assert logits.grad.tolist() == [[0, 0, 0, 2176, 0], [0, 2112, 0, 0, 64]]
 
 
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+@pytest.mark.parametrize("isa", native.core.isas() if native.core else [])
+@pytest.mark.parametrize("count", [1, 3, 21, 64, 200])
+def test_instruction_sets_keep_every_digit_of_losses_and_gradients(isa, count):
+    """Candidates fill lanes across rows; logits from where both terms count to where one is all."""
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randn(37, 50, generator=generator) * 10 ** torch.linspace(-3, 1.6, 50)
+    logits[3, 5], logits[4, 6] = float("nan"), float("inf")
+    candidates = torch.randint(50, (37, count), generator=generator)
+    weights = [torch.rand(shape, generator=generator) for shape in [(37, count), (37, 1), (1, count)]]
+    before = native.core.isa()
+    native.core.select_isa(isa)
+    try:
+        for signal in (weights[0], weights[1], weights[2], torch.rand(count, 37).T):
+            results = []
+            for values, backend in ((logits, "cpu"), (logits.double(), "reference")):
+                leaf = values.clone().requires_grad_()
+                loss = sigmoid_bce(leaf, candidates, signal, weights[0], backend=backend)
+                loss.backward(torch.linspace(-1, 2, 37).to(loss))
+                results.append((loss.detach().float(), leaf.grad.float()))
+            torch.testing.assert_close(*results, rtol=2e-6, atol=1e-6, equal_nan=True)
+    finally:
+        native.core.select_isa(before)
+
+
 @pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
 def test_softplus_is_exact_far_out(backend, f):
     logits = torch.tensor([[f], [-f]])
