@@ -101,70 +101,94 @@ void candidate_dots(const SigmoidBceArgs& args, int64_t begin, int64_t end, floa
   memcpy(results, all, sizeof(float) * (end - begin));
 }
 
+template <class Token>
+bool all_in_vocabulary(const Token* tokens, int64_t size, int64_t vocab_size) {
+  bool valid = true;
+  for (int64_t i = 0; i < size; ++i) valid &= static_cast<uint64_t>(tokens[i]) < static_cast<uint64_t>(vocab_size);
+  return valid;
+}
+
 // Logits of the candidates of rows [begin, end), all of them in the vocabulary.
-template <class T>
-void logits_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* candidate_logits) {
+template <class T, class Token>
+void logits_of_rows(const SigmoidBceArgs& args, const Token* tokens, int64_t begin, int64_t end, float* candidate_logits) {
   const int64_t last = end * args.count;
   for (int64_t index = begin * args.count; args.linear && index < last; index += kDots) {
     candidate_dots<T>(args, index, index + kDots < last ? index + kDots : last, candidate_logits + index);
   }
-  const T* bias = static_cast<const T*>(args.bias);
-  if (args.linear && bias == nullptr && args.offset == nullptr) return;
   for (int64_t row = begin; row < end; ++row) {
-    const T* logits = row_of<T>(args.hidden, row, args.hidden_stride);
-    const float offset = args.offset == nullptr ? 0.0f : args.offset[row];
-    for (int64_t index = row * args.count; index < (row + 1) * args.count; ++index) {
-      const int64_t token = candidate_at(args, index);
-      const float f = args.linear ? candidate_logits[index] : to_float(logits[token]);
-      candidate_logits[index] = (bias == nullptr ? f : f + to_float(bias[token])) + offset;
-    }
+    const int64_t first = row * args.count;
+    const T *logits = row_of<T>(args.hidden, row, args.hidden_stride), *bias = static_cast<const T*>(args.bias);
+    float* f = candidate_logits + first;
+    for (int64_t i = 0; !args.linear && i < args.count; ++i) f[i] = to_float(logits[tokens[first + i]]);
+    for (int64_t i = 0; bias != nullptr && i < args.count; ++i) f[i] += to_float(bias[tokens[first + i]]);
+    for (int64_t i = 0; args.offset != nullptr && i < args.count; ++i) f[i] += args.offset[row];
   }
 }
+
+constexpr int kBlocksAhead = 32;  // vectors that are added in float32 before they go to a sum in double precision
 
 // Losses of rows [begin, end) from their candidates' logits. Sums in double precision: of a whole vocabulary's
 // candidates float32 would keep five digits.
 void sum_losses(const SigmoidBceArgs& args, int64_t begin, int64_t end, const float* candidate_logits, float* loss) {
   Cursor at = {begin, 0};
   double total = 0.0;
+  Floats pending = {};
+  int blocks = 0;
+  const auto settle = [&] {
+    for (int lane = 0; blocks > 0 && lane < kLanes; ++lane) total += pending[lane];
+    pending = Floats{};
+    blocks = 0;
+  };
+  const auto end_row = [&] {
+    settle();
+    loss[at.row] = static_cast<float>(total);
+    at = {at.row + 1, 0};
+    total = 0.0;
+  };
   const int64_t last = end * args.count;
   for (int64_t index = begin * args.count; index < last; index += kLanes) {
     const int many = lanes_for(last - index);
     const Floats f = load_some(candidate_logits + index, many);
     const Weights weights = weights_at(args, at, many);
     const Floats losses = loss_of(f, log1p_unit(exp_minus_abs(f)), weights.signal, weights.noise);
+    if (at.column + kLanes <= args.count) {  // all of one row
+      pending += losses;
+      at.column += kLanes;
+      if (++blocks == kBlocksAhead) settle();
+      if (at.column == args.count) end_row();
+      continue;
+    }
     for (int lane = 0; lane < many; ++lane) {
       total += losses[lane];
-      if (++at.column < args.count) continue;
-      loss[at.row] = static_cast<float>(total);
-      at = {at.row + 1, 0};
-      total = 0.0;
+      if (++at.column == args.count) end_row();
     }
   }
-  for (; args.count == 0 && at.row < end; ++at.row) loss[at.row] = 0.0f;
+  while (args.count == 0 && at.row < end) end_row();
 }
 
 // Losses of rows [begin, end); false, and nothing is read at it, where a candidate is not in the vocabulary.
-template <class T>
+template <class T, class Token>
 bool losses_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* loss, float* candidate_logits) {
-  for (int64_t index = begin * args.count; index < end * args.count; ++index) {
-    if (!in_vocabulary(args, candidate_at(args, index))) return false;
-  }
-  logits_of_rows<T>(args, begin, end, candidate_logits);
+  const Token* tokens = static_cast<const Token*>(args.candidates);
+  if (!all_in_vocabulary(tokens + begin * args.count, (end - begin) * args.count, args.vocab_size)) return false;
+  logits_of_rows<T>(args, tokens, begin, end, candidate_logits);
   sum_losses(args, begin, end, candidate_logits, loss);
   return true;
 }
 
-constexpr int64_t kPartCandidates = 64;  // of one part of the work
+constexpr int64_t kPartWork = 1 << 16;  // multiply-adds of one part of the work, about
 
 template <class T>
 bool forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
-  const int64_t rows = args.count < kPartCandidates ? kPartCandidates / (args.count + !args.count) : 1;
+  const int64_t rows = kPartWork / (args.count * ((args.linear ? args.hidden_size : 0) + 16) + 1) + 1;
   bool valid = true;
   // Not shared out beforehand: a thread that sleeps takes tens of microseconds to wake.
 #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : valid) if (worth_threads(args))
   for (int64_t row = 0; row < args.rows; row += rows) {
     const int64_t end = row + rows < args.rows ? row + rows : args.rows;
-    valid = losses_of_rows<T>(args, row, end, loss, candidate_logits) && valid;
+    valid = (args.candidate_bytes == 8 ? losses_of_rows<T, int64_t>(args, row, end, loss, candidate_logits)
+                                       : losses_of_rows<T, int32_t>(args, row, end, loss, candidate_logits)) &&
+            valid;
   }
   return valid;
 }
