@@ -16,7 +16,7 @@ from ggm.evaluation.samples import ImageShape
 from ggm.extras import require
 from ggm.progress import progress_bar
 
-# Numbers of an image up to which the distance of raw pixels is computed: 64 x 64 grey, 32 x 32 coloured.
+# Numbers of an image up to which the distance of raw pixels is computed: 64 x 64 grey, 36 x 36 coloured.
 # The covariance of more takes gigabytes, and more images than there are to be of full rank.
 PIXEL_LIMIT = 4096
 _PROBES = 2
