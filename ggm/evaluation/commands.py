@@ -12,16 +12,19 @@ import torch
 
 from ggm import generate, provenance
 from ggm.checkpoints import find
-from ggm.data.digits import SIDE
-from ggm.data.sources import Data, DigitsData, load_data
-from ggm.data.text import TokenStream
+from ggm.data.sources import Data, load_data
 from ggm.devices import check_device
 from ggm.evaluation.held_out import HeldOutConfig, held_out
+from ggm.evaluation.images import ImageSet, grid_images, picture_images, shape_of
 from ggm.evaluation.mauve import MauveConfig
 from ggm.evaluation.perplexity import DTYPES, PerplexityConfig
 from ggm.evaluation.results import give, result
+from ggm.evaluation.run_images import RunImages
 from ggm.evaluation.samples import TXT_CUTS, ImageShape, ReadConfig, Samples, read_samples
 from ggm.evaluation.scoring import UNITS, ScoreConfig, Scoring
+from ggm.images.files import FolderImages
+from ggm.images.pictures import GRID
+from ggm.images.tokenizers import VQTokenizer
 from ggm.run_config import RUN_CONFIG, RunConfig, read_config
 
 SCORE = """\
@@ -29,6 +32,7 @@ Score samples of any system, and print the results as JSON.
 
     ggm score samples.jsonl --model gpt2-large
     ggm score images.npy --grid 8,8 --levels 4 --reference training.npy
+    ggm score samples/ --reference photographs/ --fid-network inception.pt
 
 FILE is one of
   .jsonl  a line of JSON per sample: its text under "text" (--column names another key), its tokens, if
@@ -36,6 +40,7 @@ FILE is one of
   .txt    texts between empty lines, as `ggm sample` writes them; --txt line: a sample per line;
           --txt file: the file is one sample
   .npy    integers [N, L]: tokens, which --tokenizer turns into text and --grid into images
+  a folder of images: .png, .jpg, .jpeg or .webp, at any depth; --reference names another, of real ones
 
 What sampled them stands in the result under "sampling": from FILE.meta.json, which `ggm sample` writes, or
 from --meta; null where it is not known. docs/evaluation.md says what every number means."""
@@ -48,12 +53,21 @@ Draw samples from a checkpoint, score them as `ggm score` does, look at held-out
 Held-out data are those of the run: the folder of `ggm train` tells which; for a checkpoint that was moved,
 --data CONFIG names the YAML file. They are scored as the samples are, to compare with, and the model's losses
 on them and the calibration sum_a exp g are given at several chain times.
-Images are compared with the first training images unless --reference names others."""
+Images, drawn by the VQModel that the checkpoint holds if it is one of such tokens, are compared with the
+first training images unless --reference names others."""
 
 
 def add_score(command: argparse.ArgumentParser) -> None:
     """Add the options of ``ggm score``."""
-    command.add_argument("file", type=Path, metavar="FILE", help="samples: .jsonl, .txt or .npy")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="samples: .jsonl, .txt, .npy or a folder of images"
+    )
+    command.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="pixels of a side that images of folders get (default: the shorter side of the first one)",
+    )
     command.add_argument(
         "--tokenizer", metavar="T", help="tokenizer.json, or name on the Hub, that turns tokens into text"
     )
@@ -86,8 +100,8 @@ def add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--save-samples",
         type=Path,
-        metavar="FILE",
-        help="keep them: .npy, .jsonl or .txt, and FILE.meta.json",
+        metavar="PATH",
+        help="keep them, as `ggm sample --out PATH` writes them, and PATH.meta.json",
     )
     _add_metrics(command)
 
@@ -126,8 +140,8 @@ def _add_metrics(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--reference",
         type=Path,
-        metavar="FILE",
-        help="real data, read like FILE: texts for MAUVE (needs mauve-text), images for the distances",
+        metavar="PATH",
+        help="real data: texts for MAUVE (needs mauve-text), a folder of images or tokens for the distances",
     )
     command.add_argument(
         "--mauve-model",
@@ -166,13 +180,16 @@ def run_score(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     check_device(options.device)
     _check_out(options.out)
-    reading = ReadConfig(options.column, options.txt, options.tokenizer)
-    samples = read_samples(options.file, reading)
     sampling = _sampling_record(options)
-    image = _image(options, sampling.get("vocab_size"))
-    reference = None if options.reference is None else read_samples(options.reference, reading)
-    scoring = Scoring(_score_config(options, image), reference)
-    metrics = scoring.score(samples, str(options.file), progress=sys.stderr.isatty())
+    image = _score_shape(options, sampling.get("vocab_size"))
+    reading = ReadConfig(options.column, options.txt, options.tokenizer)
+    samples = _read(options.file, reading, image, str(options.file))
+    reference = None
+    if options.reference is not None:
+        reference = _read(options.reference, reading, image, "--reference")
+    progress = sys.stderr.isatty()
+    scoring = Scoring(_score_config(options, image), reference, progress=progress)
+    metrics = scoring.score(samples, str(options.file), progress=progress)
     metrics["samples"] = {"file": str(options.file), **metrics["samples"]}
     give(options.out, result("score", options, sampling, metrics, started))
 
@@ -188,24 +205,29 @@ def run_evaluate(
     looking = HeldOutConfig(config.sampling.sites_per_step, options.times, config.seed, config.batch)
     run = _run_of(options, folder)
     data = None if run is None else _data(run, checkpoint)
-    image = _image(options, model.config.vocab_size, run)
-    reference = _reference(options, data, image)
-    scoring = Scoring(_score_config(options, image), reference)
-
+    images = _run_images(options, checkpoint, run, data)
+    reference = _reference(options, images)
     progress = sys.stderr.isatty()
+    shape = None if images is None else images.shape
+    scoring = Scoring(_score_config(options, shape), reference, progress=progress)
+
     drawn = generate.sample(model, config, progress=progress)
-    texts = generate.texts(checkpoint, drawn.tokens)
     sampling = provenance.of_samples(drawn, config, model, folder)
     if options.save_samples is not None:
         generate.write_samples(options.save_samples, drawn.tokens, checkpoint)
         provenance.write_record(options.save_samples, sampling)
-    samples = Samples(texts, drawn.tokens)
+    if images is None:
+        samples: Samples | ImageSet = Samples(generate.texts(checkpoint, drawn.tokens), drawn.tokens)
+    else:
+        samples = images.of_tokens(drawn.tokens, "the samples")
     metrics = scoring.score(samples, "the samples", progress=progress)
     metrics["held_out"] = None
     if data is not None:
         # As many, where there are: most metrics depend on the number.
         rows = data.held_out[: len(samples)]
-        real = Samples(generate.texts(checkpoint, rows), rows)
+        real: Samples | ImageSet = Samples(generate.texts(checkpoint, rows), rows)
+        if images is not None:
+            real = images.held_out(len(rows))
         metrics["held_out"] = {
             **held_out(model, data.held_out, looking),
             "scores": scoring.score(real, "held-out data", progress=progress),
@@ -243,16 +265,55 @@ def _score_config(options: argparse.Namespace, image: ImageShape | None) -> Scor
     )
 
 
-def _image(
-    options: argparse.Namespace, vocab_size: int | None, run: RunConfig | None = None
-) -> ImageShape | None:
-    """Shape that --grid tells, or that of the digits."""
+def _score_shape(options: argparse.Namespace, vocab_size: int | None) -> ImageShape | None:
+    """Shape of samples that are images: what --grid tells, or what those of a folder are brought to."""
+    if not options.file.is_dir():
+        if options.size is not None:
+            raise ValueError(f"--size: got {options.size} without a folder of images; allowed: with one")
+        return _grid(options, vocab_size)
+    if options.grid is not None or options.levels is not None:
+        raise ValueError("--grid, --levels: got them for a folder of images; allowed: --size")
+    if options.reference is None:
+        raise ValueError(f"--reference: got none for the folder {options.file}; allowed: one of real images")
+    if options.size is not None and options.size < 1:
+        raise ValueError(f"--size: got {options.size}; allowed: 1 or more")
+    size = options.size or min(FolderImages(options.file, without=GRID).open(0).size)
+    return ImageShape(size, size, 3)
+
+
+def _read(path: Path, reading: ReadConfig, image: ImageShape | None, source: str) -> Samples | ImageSet:
+    """Samples or real data of a file, or of a folder of images."""
+    if not path.is_dir():
+        samples = read_samples(path, reading)
+        return samples if image is None else grid_images(samples, image, source)
+    if image is None:
+        raise ValueError(f"{source}: got the folder {path}; allowed for text: .jsonl, .txt")
+    # What `ggm sample` writes beside the images shows all of them again.
+    pictures = FolderImages(path, without=GRID)
+    return picture_images(pictures, torch.arange(len(pictures)), image)
+
+
+def _run_images(
+    options: argparse.Namespace, checkpoint: generate.Checkpoint, run: RunConfig | None, data: Data | None
+) -> RunImages | None:
+    """How the model's sequences are images; None if they are not, or there is nothing to compare with."""
+    tokenizer = checkpoint.images or (None if data is None else data.images)
+    grid = _grid(options, checkpoint.model.config.vocab_size)
+    if grid is not None:
+        if isinstance(tokenizer, VQTokenizer):
+            raise ValueError("--grid: got it for tokens of a VQModel; allowed: without, they are decoded")
+        return RunImages(grid, None, run, data)
+    if tokenizer is None or (data is None and options.reference is None and options.fid_network is None):
+        return None
+    return RunImages(shape_of(tokenizer), tokenizer, run, data)
+
+
+def _grid(options: argparse.Namespace, vocab_size: int | None) -> ImageShape | None:
+    """Shape that --grid tells."""
     if options.grid is None:
         if options.levels is not None:
             raise ValueError(f"--levels: got {options.levels} without --grid; allowed: with it")
-        if run is None or not isinstance(run.data, DigitsData):
-            return None
-        return ImageShape(SIDE, SIDE, levels=run.data.levels)
+        return None
     try:
         extents = [int(word) for word in options.grid.split(",")]
     except ValueError:
@@ -288,13 +349,11 @@ def _data(run: RunConfig, checkpoint: generate.Checkpoint) -> Data:
     return data
 
 
-def _reference(options: argparse.Namespace, data: Data | None, image: ImageShape | None) -> Samples | None:
+def _reference(options: argparse.Namespace, images: RunImages | None) -> Samples | ImageSet | None:
     """Real data of --reference; for images otherwise those of the training."""
     if options.reference_count < 2:
         raise ValueError(f"--reference-count: got {options.reference_count}; allowed: 2 or more")
     if options.reference is not None:
-        return read_samples(options.reference, ReadConfig(options.column, options.txt))
-    if image is None or data is None or isinstance(data.train, TokenStream):
-        return None
-    count = min(len(data.train), options.reference_count)
-    return Samples(tokens=data.train[torch.arange(count)])
+        shape = None if images is None else images.shape
+        return _read(options.reference, ReadConfig(options.column, options.txt), shape, "--reference")
+    return None if images is None else images.training(options.reference_count)

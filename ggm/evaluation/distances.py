@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_ROWS = 4096  # of the reference at a time: all differences at once need not fit in memory
+_ROWS = 4096  # of either set at a time: all differences at once need not fit in memory
 
 
 def frechet_distance(samples: torch.Tensor, reference: torch.Tensor) -> float:
@@ -24,8 +24,43 @@ def frechet_distance(samples: torch.Tensor, reference: torch.Tensor) -> float:
         The distance (squared, as in FID), computed in float64.
     """
     first, second = samples.double(), reference.double()
-    mean_gap = (first.mean(0) - second.mean(0)).square().sum()
-    covariance1, covariance2 = torch.cov(first.T), torch.cov(second.T)
+    return _distance(first.mean(0), torch.cov(first.T), second.mean(0), torch.cov(second.T))
+
+
+class Moments:
+    """Mean and covariance of vectors that come in batches: exact sums, for whole numbers.
+
+    Parameters
+    ----------
+    size : int
+        D.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        self._sum = torch.zeros(size, dtype=torch.float64)
+        self._products = torch.zeros(size, size, dtype=torch.float64)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Take in vectors, any real dtype, [B, D]."""
+        wide = rows.double()
+        self._count += len(wide)
+        self._sum += wide.sum(dim=0)
+        self._products.addmm_(wide.T, wide)
+
+    def distance(self, other: Moments) -> float:
+        """Frechet distance as of `frechet_distance`; of two vectors at least, each."""
+        return _distance(*self._law(), *other._law())
+
+    def _law(self) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = self._sum / self._count
+        return mean, (self._products - torch.outer(self._sum, mean)) / (self._count - 1)
+
+
+def _distance(
+    mean1: torch.Tensor, covariance1: torch.Tensor, mean2: torch.Tensor, covariance2: torch.Tensor
+) -> float:
+    mean_gap = (mean1 - mean2).square().sum()
     # tr (S1 S2)^(1/2) from the eigenvalues of the symmetric R S1 R, R = S2^(1/2).
     values, vectors = torch.linalg.eigh(covariance2)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -46,7 +81,10 @@ def nearest_differences(samples: torch.Tensor, reference: torch.Tensor) -> torch
     torch.Tensor
         int64 [N]; 0 where the sample is a copy.
     """
-    rows = samples.double()
+    return torch.cat([_nearest(rows.double(), reference) for rows in samples.split(_ROWS)])
+
+
+def _nearest(rows: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     nearest = [torch.cdist(rows, part.double(), p=0).amin(dim=1) for part in reference.split(_ROWS)]
     return torch.stack(nearest).amin(dim=0).round().long()
 

@@ -15,6 +15,7 @@ _UNITS = {
     "samples": "tokens of their own",
     "words": "words",
     "characters": "characters",
+    "pixels": "numbers of pixels",
 }
 
 
@@ -98,9 +99,15 @@ def _score_lines(scores: dict[str, Any], name: str) -> Iterator[str]:
     if scores["mauve"] is not None:
         yield f"  MAUVE {scores['mauve']['value']:.4g}"
     images = scores["images"]
-    if images is not None and images["pixel_frechet_distance"] is not None:
-        fid = "" if images["fid"] is None else f"FID {images['fid']['value']:.4g}, "
-        yield (
-            f"  against {images['reference_images']} images: {fid}pixel Frechet distance "
-            f"{images['pixel_frechet_distance']:.4g}, copies {images['copied_share']:.1%}"
-        )
+    if images is not None:
+        told = ", ".join(_image_words(images))
+        yield f"  against {images['reference_images']} images: {told or 'nothing to compare'}"
+
+
+def _image_words(images: dict[str, Any]) -> Iterator[str]:
+    if images["fid"] is not None and images["fid"]["value"] is not None:
+        yield f"FID {images['fid']['value']:.4g}"
+    if images["pixel_frechet_distance"] is not None:
+        yield f"pixel Frechet distance {images['pixel_frechet_distance']:.4g}"
+    if images["copied_share"] is not None:
+        yield f"copies {images['copied_share']:.1%}"

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ggm.evaluation.diversity import diversity
-from ggm.evaluation.images import FeatureNetwork, compare_images
+from ggm.evaluation.image_distances import FeatureNetwork, ImageComparison
+from ggm.evaluation.images import ImageSet
 from ggm.evaluation.mauve import MauveConfig, check_mauve, mauve
 from ggm.evaluation.perplexity import LanguageModel, PerplexityConfig
 from ggm.evaluation.samples import ImageShape, Samples
@@ -57,9 +56,9 @@ class ScoreConfig:
         if self.unit == "scorer" and self.perplexity is None:
             raise ValueError("--unit: got 'scorer' without --model; allowed: with it")
         if self.perplexity is not None and self.image is not None:
-            raise ValueError("--model: got a language model for images; allowed: without --grid")
+            raise ValueError("--model: got a language model for images; allowed: for text")
         if self.fid_network is not None and self.image is None:
-            raise ValueError("--fid-network: got a file without --grid; allowed: for images")
+            raise ValueError("--fid-network: got a file without --grid or a folder; allowed: for images")
 
 
 class Scoring:
@@ -69,8 +68,10 @@ class Scoring:
     ----------
     config : ScoreConfig
         Which.
-    reference : Samples or None
-        What MAUVE, FID and the other distances compare with.
+    reference : Samples, ImageSet or None
+        What MAUVE, or FID and the other distances, compare with.
+    progress : bool
+        Whether to show a bar while reference images are read.
 
     Raises
     ------
@@ -78,30 +79,28 @@ class Scoring:
         If a metric cannot be computed, for want of a package, a model or a reference.
     """
 
-    def __init__(self, config: ScoreConfig, reference: Samples | None) -> None:
+    def __init__(
+        self, config: ScoreConfig, reference: Samples | ImageSet | None, *, progress: bool = False
+    ) -> None:
         self.config, self.reference = config, reference
         self.language_model: LanguageModel | None = None
-        self.network: FeatureNetwork | None = None
-        if config.fid_network is not None and config.image is not None:
-            if reference is None:
-                raise ValueError("--fid-network: got a file without a reference; allowed: with --reference")
-            require("torchmetrics.image.fid", extra="eval")
-            self.network = FeatureNetwork(config.fid_network, config.device, config.image)
-        if reference is not None and config.image is None:
+        self.comparison: ImageComparison | None = None
+        network = self._network()
+        if isinstance(reference, ImageSet):
+            self.comparison = ImageComparison(reference, network, batch=config.batch, progress=progress)
+        elif reference is not None:
             if reference.texts is None:
                 raise ValueError("--reference: got tokens; allowed: text, or with --grid images")
             check_mauve(config.mauve)
-        if reference is not None and config.image is not None:
-            image_tokens(reference, config.image, "--reference")
         if config.perplexity is not None:
             self.language_model = LanguageModel(config.perplexity)
 
-    def score(self, samples: Samples, source: str, *, progress: bool = False) -> dict[str, Any]:
+    def score(self, samples: Samples | ImageSet, source: str, *, progress: bool = False) -> dict[str, Any]:
         """Metrics of samples.
 
         Parameters
         ----------
-        samples : Samples
+        samples : Samples or ImageSet
             At least one.
         source : str
             What messages call them.
@@ -119,8 +118,8 @@ class Scoring:
         ValueError
             If the samples are not what a metric takes.
         """
-        if self.config.image is not None:
-            return self._score_images(image_tokens(samples, self.config.image, source))
+        if isinstance(samples, ImageSet):
+            return self._score_images(samples, progress)
         encoded = self._encoded(samples, source)
         unit = self.config.unit or _default_unit(samples, encoded)
         units = _units(samples, unit, encoded, source)
@@ -135,26 +134,24 @@ class Scoring:
             "images": None,
         }
 
-    def _score_images(self, images: torch.Tensor) -> dict[str, Any]:
-        return {
-            "samples": {"count": len(images), "tokens": images.numel(), "unit": "samples"},
-            **dict.fromkeys(("generative_perplexity", "unigram_entropy", "distinct", "mauve")),
-            "images": self._compare(images),
-        }
-
-    def _compare(self, images: torch.Tensor) -> dict[str, Any] | None:
-        """Images, as tokens [N, L], beside the reference; None if there is none."""
-        shape = self.config.image
-        if self.reference is None or shape is None:
+    def _network(self) -> FeatureNetwork | None:
+        path, shape = self.config.fid_network, self.config.image
+        if path is None or shape is None:
             return None
-        return compare_images(
-            images,
-            image_tokens(self.reference, shape, "--reference"),
-            shape,
-            network=self.network,
-            path=self.config.fid_network,
-            batch=self.config.batch,
-        )
+        if self.reference is None:
+            raise ValueError("--fid-network: got a file without a reference; allowed: with --reference")
+        require("torchmetrics.image.fid", extra="eval")
+        return FeatureNetwork(path, self.config.device, shape)
+
+    def _score_images(self, images: ImageSet, progress: bool) -> dict[str, Any]:
+        counted = len(images) * images.shape.length if images.tokens is None else images.tokens.numel()
+        unit = "pixels" if images.tokens is None else "samples"
+        compared = None if self.comparison is None else self.comparison.compare(images, progress=progress)
+        return {
+            "samples": {"count": len(images), "tokens": counted, "unit": unit},
+            **dict.fromkeys(("generative_perplexity", "unigram_entropy", "distinct", "mauve")),
+            "images": compared,
+        }
 
     def _encoded(self, samples: Samples, source: str) -> list[list[int]] | None:
         if self.language_model is None:
@@ -164,26 +161,10 @@ class Scoring:
         return self.language_model.encode(samples.texts)
 
     def _mauve(self, samples: Samples, progress: bool) -> dict[str, Any] | None:
-        if self.reference is None or self.reference.texts is None or samples.texts is None:
+        reference = self.reference
+        if not isinstance(reference, Samples) or reference.texts is None or samples.texts is None:
             return None
-        return mauve(samples.texts, self.reference.texts, self.config.mauve, progress=progress)
-
-
-def image_tokens(samples: Samples, shape: ImageShape, source: str) -> torch.Tensor:
-    """Tokens of images, int64 [N, L].
-
-    Raises
-    ------
-    ValueError
-        If the samples are not tokens of such images.
-    """
-    if samples.tokens is None or len({len(row) for row in samples.tokens}) != 1:
-        raise ValueError(
-            f"{source}: got no tokens of one length; allowed with --grid: .npy, or .jsonl of tokens"
-        )
-    tokens = torch.as_tensor(samples.tokens)
-    shape.check(tokens, source)
-    return tokens
+        return mauve(samples.texts, reference.texts, self.config.mauve, progress=progress)
 
 
 def _default_unit(samples: Samples, encoded: list[list[int]] | None) -> str:

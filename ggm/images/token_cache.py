@@ -71,18 +71,24 @@ def cached_tokens(
     return final
 
 
+def picture_order(count: int) -> torch.Tensor:
+    """Which picture each row of the file is of, int64 [count]."""
+    keys = uniforms(torch.arange(count), 1, stream=Stream.DATA_ORDER, seed=_ORDER_SEED)
+    return keys[:, 0].argsort(stable=True)
+
+
 def _tokens(
     images: Images, tokenizer: VQTokenizer, device: torch.device | str, progress: bool
 ) -> numpy.ndarray:
     height, width = tokenizer.grid
     small = tokenizer.vocab_size <= 2**16
     tokens = numpy.empty((len(images), height * width), dtype="uint16" if small else "int32")
-    keys = uniforms(torch.arange(len(images)), 1, stream=Stream.DATA_ORDER, seed=_ORDER_SEED)
-    order = keys[:, 0].argsort(stable=True)
     tokenizer.model.to(device)
     done = 0
     with progress_bar(progress, len(images), "images to tokens", unit="image") as bar:
-        for pixels in read_batches(images, order, tokenizer.size, tokenizer.mode, _BATCH):
+        for pixels in read_batches(
+            images, picture_order(len(images)), tokenizer.size, tokenizer.mode, _BATCH
+        ):
             tokens[done : done + len(pixels)] = tokenizer.encode(pixels).cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))

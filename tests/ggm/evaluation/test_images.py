@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from ggm.evaluation.distances import copied_share, frechet_distance, nearest_differences
-from ggm.evaluation.images import FeatureNetwork, compare_images, fid, to_pixels
-from ggm.evaluation.samples import ImageShape
+from ggm.evaluation.image_distances import FeatureNetwork, ImageComparison
+from ggm.evaluation.images import grid_images, to_pixels
+from ggm.evaluation.samples import ImageShape, Samples
 
 SHAPE = ImageShape(3, 4, levels=4)
 # How TorchScript files are made, and read, is deprecated in favour of torch.export.
@@ -42,6 +43,10 @@ def drawn(count: int, seed: int, high: int = 4) -> torch.Tensor:
     return torch.randint(0, high, (count, SHAPE.length), generator=torch.Generator().manual_seed(seed))
 
 
+def images_of(tokens: torch.Tensor):
+    return grid_images(Samples(tokens=tokens), SHAPE, "samples")
+
+
 def test_pixels_are_where_they_belong():
     grey = to_pixels(torch.tensor([[0, 1, 2, 3, 3, 2]]), ImageShape(2, 3, levels=4))
     assert grey.dtype == torch.uint8
@@ -58,10 +63,14 @@ def test_fid_is_the_frechet_distance_of_the_features(tmp_path, kind):
     network = FeatureNetwork(path, "cpu", SHAPE)
     assert network.num_features == 5
     samples, reference = drawn(41, 1, high=3), drawn(50, 2)
-    found = fid(samples, reference, SHAPE, network, batch=16)  # batches of 16, 16, 9
+    comparison = ImageComparison(images_of(reference), network, batch=16)
+    found = comparison.compare(images_of(samples))["fid"]["value"]  # batches of 16, 16, 9
     features = [Features()(to_pixels(x, SHAPE)).flatten(1).detach() for x in (samples, reference)]
     exact = frechet_distance(*features)
     assert found == pytest.approx(exact, rel=1e-3)
+    # Other samples in between change nothing.
+    comparison.compare(images_of(reference))
+    assert comparison.compare(images_of(samples))["fid"]["value"] == found
     assert frechet_distance(features[0][:32], features[1]) != pytest.approx(exact, rel=1e-3)
 
 
@@ -93,12 +102,13 @@ def test_all_that_is_said_of_images(tmp_path):
     path = written(tmp_path, "pt")
     network = FeatureNetwork(path, "cpu", SHAPE)
     samples, reference = drawn(20, 1), drawn(25, 2)
-    found = compare_images(samples, reference, SHAPE, network=network, path=path, batch=7)
+    comparison = ImageComparison(images_of(reference), network, batch=7)
+    found = comparison.compare(images_of(samples))
     assert found["samples"] == 20 and found["reference_images"] == 25
     assert found["pixel_frechet_distance"] == pytest.approx(frechet_distance(samples, reference))
     assert found["fid"]["features"] == 5 and len(found["fid"]["network_sha256"]) == 64
     # A covariance needs two.
-    one = compare_images(samples[:1], reference, SHAPE, network=network, path=path, batch=7)
+    one = comparison.compare(images_of(samples[:1]))
     assert one["pixel_frechet_distance"] is None and one["fid"]["value"] is None
 
 
