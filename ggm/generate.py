@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -124,13 +125,16 @@ def infill(
         If the model is not one of text, the text is too long or holds unknown characters.
     """
     if checkpoint.tokenizer is None:
-        raise ValueError("this checkpoint holds no vocabulary of text: infilling needs one")
+        raise ValueError("--text: this checkpoint holds no vocabulary of text")
     if len(gap) != 1:
         raise ValueError(f"--gap: got {gap!r}; allowed: one character")
     model, length = checkpoint.model, checkpoint.model.chain.length
     given: list[int | None] = []
-    for part in re.split(f"({re.escape(gap)}+)", text):
-        given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
+    try:
+        for part in re.split(f"({re.escape(gap)}+)", text):
+            given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
+    except ValueError as error:
+        raise ValueError(f"--text: {error}") from error
     if not 1 <= len(given) <= length:
         raise ValueError(f"--text: got {len(given)} tokens; allowed: 1 to {length}")
     rest = [None] * (length - len(given))
@@ -202,6 +206,8 @@ def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{option}: no permission to write into {path.parent}")
     if ending == "" and path.is_file():
         raise FileExistsError(f"{option}: {path} is a file; allowed: a folder, or a new name")
     if ending in ("", ".png"):
