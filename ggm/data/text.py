@@ -71,9 +71,12 @@ def open_documents(
     if not path.is_file() or path.suffix not in _READERS:
         raise FileNotFoundError(f"{source}: no such file of {', '.join(_READERS)}, nor a name on the Hub")
     reader, options = _READERS[path.suffix]
-    return datasets.load_dataset(
-        reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
-    )
+    try:
+        return datasets.load_dataset(
+            reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
 
 
 def char_tokenizer(documents: Iterable[str]) -> Any:
