@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from ggm.checkpoints import TOKENIZER, find
+from ggm.checkpoints import CONFIG, TOKENIZER, find
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.extras import require
 from ggm.images import pictures
@@ -44,7 +44,10 @@ class Checkpoint:
             If there is none, or its files do not belong together.
         """
         folder = find(path)
-        model = GGM.from_pretrained(folder, map_location=device)
+        try:
+            model = GGM.from_pretrained(folder, map_location=device)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / CONFIG}: not JSON: {error}") from error
         tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
         if tokenizer is not None and tokenizer.get_vocab_size() != model.config.vocab_size:
             raise ValueError(
