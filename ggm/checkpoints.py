@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import reprlib
 import shutil
@@ -160,8 +161,11 @@ def restore(state: TrainingState, folder: Path) -> None:
     _same_model(saved, json.loads(json.dumps(state.model.config.to_dict())), folder)
     read_weights(state.model, folder / TRAINING)
     read_weights(state.averaged.module, folder / AVERAGED)
-    moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-    state.optimizer.load_state_dict(moments)
+    try:
+        moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        state.optimizer.load_state_dict(moments)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{folder / _OPTIMIZER}: damaged, or not of this model") from error
     progress = json.loads((folder / _PROGRESS).read_text())
     state.step, state.seconds = progress["step"], progress["seconds"]
     # 0 would make the average start anew.

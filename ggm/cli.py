@@ -77,14 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (MissingExtraError, ValueError, OSError, FloatingPointError) as error:
-        # Other packages' messages may have several lines.
-        print(f"ggm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"ggm: error: {_told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ggm: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: BaseException) -> str:
+    """One line; other packages' messages may have several."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    return " ".join(str(error).split())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,12 +146,14 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         default=defaults.seconds,
-        help="training time (default: %(default)g)",
+        metavar="S",
+        help="seconds of training (default: %(default)g)",
     )
     command.add_argument(
         "--seed",
         type=int,
         default=defaults.seed,
+        metavar="N",
         help="of weights, data order, noise and samples (default: %(default)s)",
     )
     command.add_argument(
@@ -155,6 +167,7 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
         "--samples",
         type=int,
         default=defaults.samples,
+        metavar="N",
         help="digits to draw, and held-out digits to compare them with (default: %(default)s)",
     )
 
@@ -203,16 +216,29 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint or a run"
     )
-    command.add_argument("--count", type=int, default=1, metavar="N", help="samples (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="same seed, same samples (default: %(default)s)")
-    command.add_argument("--batch", type=int, default=64, help="samples at a time (default: %(default)s)")
+    command.add_argument(
+        "--count", type=int, default=1, metavar="N", help="samples to draw (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="same seed, same samples (default: %(default)s)"
+    )
+    command.add_argument(
+        "--batch", type=int, default=64, metavar="N", help="samples drawn at a time (default: %(default)s)"
+    )
     command.add_argument(
         "--sites-per-step",
         type=int,
         metavar="K",
-        help="positions resampled together; 1 is exact, more is faster (default: least of masked_counts)",
+        help="positions resampled together; 1 is exact, more is faster (default: least of the model's "
+        "masked_counts)",
     )
-    command.add_argument("--temperature", type=float, default=1.0, help="default: %(default)g")
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="divides the logits (default: %(default)g)",
+    )
     command.add_argument(
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this sum"
     )
@@ -222,7 +248,7 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--cuda-graph", action="store_true", help="record a step and replay it: faster on a CUDA device"
     )
-    command.add_argument("--device", default="cpu", help="cpu, cuda, .. (default: %(default)s)")
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, .. (default: %(default)s)")
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
@@ -257,6 +283,12 @@ def _run_sample(options: argparse.Namespace) -> None:
     generate.check_output(options.out, checkpoint)
     result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
     tokens = result.tokens
+    if sys.stderr.isatty():
+        print(
+            f"{result.network_evaluations} network evaluations, {result.site_updates_per_second:.3g} "
+            f"site updates/s, {result.seconds:.1f} s",
+            file=sys.stderr,
+        )
     if options.out is not None:
         generate.write_samples(options.out, tokens, checkpoint)
         record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
@@ -293,8 +325,13 @@ def _open(options: argparse.Namespace) -> Any:
 
     check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
+    sites, length = options.sites_per_step, checkpoint.model.chain.length
+    if sites is None:
+        sites = min(checkpoint.model.config.masked_counts)
+    if not 1 <= sites <= length:
+        raise ValueError(f"--sites-per-step: got {sites}; allowed: 1 to {length}")
     sampling = SamplingConfig(
-        sites_per_step=options.sites_per_step or min(checkpoint.model.config.masked_counts),
+        sites_per_step=sites,
         keep_or_replace=options.keep_or_replace,
         temperature=options.temperature,
         top_p=options.top_p,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from ggm.checkpoints import TOKENIZER, find
+from ggm.checkpoints import CONFIG, TOKENIZER, find
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.extras import require
 from ggm.images import pictures
@@ -43,7 +44,10 @@ class Checkpoint:
             If there is none, or its files do not belong together.
         """
         folder = find(path)
-        model = GGM.from_pretrained(folder, map_location=device)
+        try:
+            model = GGM.from_pretrained(folder, map_location=device)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{folder / CONFIG}: not JSON: {error}") from error
         tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
         if tokenizer is not None and tokenizer.get_vocab_size() != model.config.vocab_size:
             raise ValueError(
@@ -124,13 +128,16 @@ def infill(
         If the model is not one of text, the text is too long or holds unknown characters.
     """
     if checkpoint.tokenizer is None:
-        raise ValueError("this checkpoint holds no vocabulary of text: infilling needs one")
+        raise ValueError("--text: this checkpoint holds no vocabulary of text")
     if len(gap) != 1:
         raise ValueError(f"--gap: got {gap!r}; allowed: one character")
     model, length = checkpoint.model, checkpoint.model.chain.length
     given: list[int | None] = []
-    for part in re.split(f"({re.escape(gap)}+)", text):
-        given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
+    try:
+        for part in re.split(f"({re.escape(gap)}+)", text):
+            given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
+    except ValueError as error:
+        raise ValueError(f"--text: {error}") from error
     if not 1 <= len(given) <= length:
         raise ValueError(f"--text: got {len(given)} tokens; allowed: 1 to {length}")
     rest = [None] * (length - len(given))
@@ -202,6 +209,8 @@ def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{option}: no permission to write into {path.parent}")
     if ending == "" and path.is_file():
         raise FileExistsError(f"{option}: {path} is a file; allowed: a folder, or a new name")
     if ending in ("", ".png"):

@@ -33,7 +33,7 @@ def add_train_vq(command: argparse.ArgumentParser) -> None:
 
     command.add_argument(
         "source",
-        metavar="FOLDER",
+        metavar="IMAGES",
         help="folder of images at any depth, a .parquet file, or a name on the Hub",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the network")
@@ -48,20 +48,25 @@ def add_train_vq(command: argparse.ArgumentParser) -> None:
     number("--learning-rate", 1e-3, "peak of the learning rate")
     number("--seed", 0, "of weights and order")
     command.add_argument(
-        "--column", default="image", help="image column of a data set (default: %(default)s)"
+        "--column",
+        default="image",
+        metavar="KEY",
+        help="column of images of a data set (default: %(default)s)",
     )
-    command.add_argument("--device", default="cpu", help="cpu, cuda, .. (default: %(default)s)")
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, .. (default: %(default)s)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run_train_vq(options: argparse.Namespace) -> None:
     """Run ``ggm train-vq``."""
+    from ggm.devices import check_device
     from ggm.images.files import open_images
     from ggm.images.vq_training import VQConfig, save_vq, train_vq
 
     config = VQConfig(
         **{name: getattr(options, name) for name in VQConfig.__dataclass_fields__ if hasattr(options, name)}
     )
+    check_device(options.device)
     images = open_images(options.source, column=options.column)
     options.out.mkdir(parents=True, exist_ok=True)
     result = train_vq(images, config, device=options.device, progress=not options.quiet)

@@ -61,9 +61,9 @@ class ChainConfig:
         if not 0.0 < self.final_keep < 1.0:
             raise ValueError(f"final_keep: got {self.final_keep}; allowed: above 0, below 1")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: got {self.schedule!r}; allowed: {sorted(SCHEDULES)}")
+            raise ValueError(f"schedule: got {self.schedule!r}; allowed: {', '.join(sorted(SCHEDULES))}")
         if self.order not in ORDERS:
-            raise ValueError(f"order: got {self.order!r}; allowed: {sorted(ORDERS)}")
+            raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(sorted(ORDERS))}")
 
 
 def _permutation(config: ChainConfig) -> torch.Tensor:

@@ -45,7 +45,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
-            raise ValueError(f"form: got {self.form!r}; allowed: {FORMS}")
+            raise ValueError(f"form: got {self.form!r}; allowed: {', '.join(FORMS)}")
         if self.candidates is not None and self.candidates < 1:
             raise ValueError(f"candidates: got {self.candidates}; allowed: None or 1 and more")
         if self.noise_ratio is not None and not self.noise_ratio > 0:

@@ -85,6 +85,8 @@ def run(
     Order of the data, chain times and noise are functions of seed, sample id and step: the loss
     curve does not depend on the number of processes nor on `accumulation` but by rounding.
     """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"--max-steps: got {max_steps}; allowed: 1 or more")
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)

@@ -61,6 +61,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.steps is None and math.isinf(self.seconds):
             raise ValueError("seconds, steps: got no budget; allowed: at least one of them finite")
+        for name in ("seconds", "learning_rate"):
+            if not getattr(self, name) > 0:  # NaN, too
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: above 0")
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; allowed: 1 or more")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import report, results_file
+from ggm.data.text import bpe_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in path.read_text())
@@ -31,6 +32,15 @@ def source_of(page: Path, shorter: dict[str, str] | None = None) -> str:
     return source
 
 
+def write_language_model(folder: Path) -> None:
+    """What a page calls `lm`: any causal language model with its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = bpe_tokenizer(["The statement of a loop."], 300)
+    config = transformers.GPT2Config(vocab_size=300, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_run(page, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib").use("agg")
@@ -38,6 +48,8 @@ def test_the_blocks_run(page, monkeypatch, tmp_path):
     monkeypatch.delenv("GGM_KERNELS_BACKEND", raising=False)
     # Traced as anywhere, but no compiler is run.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    if '"lm"' in page.read_text():
+        write_language_model(tmp_path / "lm")
     exec(compile(source_of(page, SHORTER), str(page), "exec"), {"__name__": page.stem})
 
 

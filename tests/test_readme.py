@@ -16,6 +16,40 @@ def samplers() -> list[str]:
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
 
 
+def test_the_calls_are_what_the_lines_below_them_say():
+    section = README.split("## What it does")[1].split("### In a sampler of yours")[0]
+    noise, loss, step = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    batch, length, vocab_size, rows = 400, 20, 5, 64
+    shared = {"torch": torch, "ggm_kernels": ggm_kernels, "softplus": torch.nn.functional.softplus, "step": 0}
+
+    tokens = torch.randint(vocab_size, (batch, length))
+    names = {**shared, "B": batch, "L": length, "tokens": tokens, "vocab_size": vocab_size}
+    names["keep_prob"] = torch.full((batch,), 0.7)
+    ours, theirs = ({**names} for _ in range(2))
+    for part, results in zip(noise.split("# in law:\n"), (ours, theirs), strict=True):
+        exec(part, results)
+        kept = (results["noisy"] == tokens).float().mean()
+        assert abs(kept - (0.7 + 0.3 / vocab_size)) < 0.03
+        assert abs(results["is_signal"].float().mean() - 0.7) < 0.03
+
+    names = {**shared, "hidden": torch.randn(rows, 8), "weight": torch.randn(vocab_size, 8)}
+    names["candidates"] = torch.randint(vocab_size, (rows,))
+    names["signal_weight"] = torch.rand(rows)
+    ours, theirs = ({**names} for _ in range(2))
+    for part, results in zip(loss.split("# equals:\n"), (ours, theirs), strict=True):
+        exec(part, results)
+    torch.testing.assert_close(ours["loss"], theirs["loss"])
+
+    positions = torch.tensor([3, 11])
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]).expand(20_000, 2, 5)
+    law = (logits[0, 0] / 0.9).softmax(0)
+    for part in step.replace(", top_p=0.95", "").split("# in law, without the filters:\n"):
+        tokens = torch.zeros(20_000, length, dtype=torch.int64)
+        exec(part, {**shared, "tokens": tokens, "logits": logits, "positions": positions})
+        shares = torch.bincount(tokens[:, positions].flatten(), minlength=vocab_size) / 40_000
+        torch.testing.assert_close(shares, law, atol=0.015, rtol=0)
+
+
 def model(tokens: torch.Tensor) -> torch.Tensor:
     """Logits [B, L, V] that count each sequence's tokens, and like the mask best."""
     counts = torch.nn.functional.one_hot(tokens, VOCAB_SIZE).float().sum(1)

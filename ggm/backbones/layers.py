@@ -16,7 +16,9 @@ POSITIONS = ("learned", "rotary", "both")
 
 def check_make(width: int, heads: int, positions: str, attention: str) -> None:
     """Raise ValueError for values that no transformer of ours can be made with."""
-    if width % heads:
+    if heads < 1:
+        raise ValueError(f"heads: got {heads}; allowed: 1 or more")
+    if width < 1 or width % heads:
         raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
     if positions not in POSITIONS:
         raise ValueError(f"positions: got {positions!r}; allowed: {POSITIONS}")

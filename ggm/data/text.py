@@ -62,13 +62,21 @@ def open_documents(
     datasets = require("datasets", extra="train")
     path = Path(source)
     if not path.exists() and path.suffix not in _READERS:
-        return datasets.load_dataset(source, subset, split=split, streaming=streaming)
+        try:
+            return datasets.load_dataset(source, subset, split=split, streaming=streaming)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{source}: no file or folder, and the Hub does not give it: {error}"
+            ) from error
     if not path.is_file() or path.suffix not in _READERS:
         raise FileNotFoundError(f"{source}: no such file of {', '.join(_READERS)}, nor a name on the Hub")
     reader, options = _READERS[path.suffix]
-    return datasets.load_dataset(
-        reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
-    )
+    try:
+        return datasets.load_dataset(
+            reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
 
 
 def char_tokenizer(documents: Iterable[str]) -> Any:

@@ -65,6 +65,8 @@ class VQConfig:
         for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0")
         if self.downsampling < 1 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling: got {self.downsampling}; allowed: powers of 2")
         if self.size % self.downsampling:

@@ -1,0 +1,72 @@
+"""Errors of the commands are one line; `ggm sample` tells its cost to who watches."""
+
+import pytest
+
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig
+from ggm.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of tokens, with new weights."""
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    backbone = MaskedConfig(width=8, depth=1, heads=1)
+    chain = ChainConfig(length=6, sweeps=2)
+    GGM(GGMConfig(vocab_size=3, chain=chain, backbone=backbone, masked_counts=(2,))).save_pretrained(folder)
+    return folder
+
+
+def error(capsys, *words) -> str:
+    assert main([str(word) for word in words]) == 1
+    out, told = capsys.readouterr()
+    assert out == "" and told.startswith("ggm: error: ") and told.count("\n") == 1
+    return told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.seconds=-1", "training.seconds: got -1.0; allowed: above 0"),
+        ("training.steps=0", "training.steps: got 0; allowed: 1 or more"),
+        ("training.batch_size=0", "training.batch_size: got 0; allowed: 1 or more"),
+        ("training.learning_rate=0", "training.learning_rate: got 0.0; allowed: above 0"),
+        ("model.backbone.heads=0", "model.backbone.heads: got 0; allowed: 1 or more"),
+        ("model.objective.form=x", "allowed: observed, summed, marginal, cross_entropy"),
+    ],
+)
+def test_values_of_a_run(override, told, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"out: {tmp_path / 'run'}\ndata: {{kind: digits, levels: 4}}\n"
+        "model: {chain: {length: 64}, backbone: {kind: masked}}\ntraining: {steps: 3}\n"
+    )
+    assert told in error(capsys, "train", config, "--set", override)
+    assert "--max-steps: got 0; allowed: 1 or more" in error(capsys, "train", config, "--max-steps", "0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_damaged_files(model, tmp_path, capsys):
+    missing = tmp_path / "none.yaml"
+    assert error(capsys, "train", missing) == f"ggm: error: {missing}: no such file or directory\n"
+    (tmp_path / "config.json").write_text("{bad")
+    assert f"{tmp_path / 'config.json'}: not JSON" in error(capsys, "sample", tmp_path)
+    assert "--device: got 'abacus'" in error(
+        capsys, "train-vq", tmp_path, "--out", tmp_path / "vq", "--device", "abacus"
+    )
+
+
+@pytest.mark.parametrize("sites", [0, -1, 7])
+def test_sites_per_step(sites, model, capsys):
+    assert f"--sites-per-step: got {sites}; allowed: 1 to 6" in error(
+        capsys, "sample", model, "--sites-per-step", sites
+    )
+
+
+def test_sample_tells_its_cost_to_who_watches(model, capsys, monkeypatch):
+    assert main(["sample", str(model)]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["sample", str(model)]) == 0
+    out, told = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "6 network evaluations, " in told and "site updates/s" in told
