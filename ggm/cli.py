@@ -75,13 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # alone. OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     options = _parser().parse_args(arguments)
+    from ggm_kernels.backends import BackendError
+
     try:
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (MissingExtraError, ValueError, OSError, FloatingPointError) as error:
+    except (MissingExtraError, BackendError, ValueError, OSError, FloatingPointError) as error:
         print(f"ggm: error: {_told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

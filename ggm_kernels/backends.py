@@ -22,6 +22,10 @@ _MODULES = {
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
+class BackendError(RuntimeError):
+    """A backend was asked for by name that is not there; the message says how to get it."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """State of one backend; truthy where it can serve calls.
@@ -90,7 +94,7 @@ def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
     ------
     ValueError
         If no backend has that name, or the one named cannot work on that device.
-    RuntimeError
+    BackendError
         If the backend named is not available, or does not implement `op`.
     """
     hint = ""
@@ -118,9 +122,9 @@ def _named(op: str, name: str, device: torch.device, hint: str) -> tuple[str, Ca
         raise ValueError(f"backend: got {name!r}; allowed: {allowed} or None (the best){hint}")
     state = _state(name)
     if not state:
-        raise RuntimeError(f"backend {name!r} is not available: {state.reason}{hint}")
+        raise BackendError(f"backend {name!r} is not available: {state.reason}{hint}")
     if op not in state.ops:
-        raise RuntimeError(f"backend {name!r} does not implement {op} in this version{hint}")
+        raise BackendError(f"backend {name!r} does not implement {op} in this version{hint}")
     if name in ("cpu", "cuda") and name != device.type:
         raise ValueError(f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {name}{hint}")
     if name == "triton" and device.type != "cuda" and not _triton_interprets():

@@ -1,6 +1,7 @@
 """Errors of the commands are one line; `ggm sample` tells its cost to who watches."""
 
 import pytest
+import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig
 from ggm.cli import main
@@ -70,3 +71,11 @@ def test_sample_tells_its_cost_to_who_watches(model, capsys, monkeypatch):
     out, told = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert "6 network evaluations, " in told and "site updates/s" in told
+
+
+def test_a_backend_that_is_not_there(model, monkeypatch, capsys):
+    monkeypatch.setenv("GGM_KERNELS_BACKEND", "cuda")
+    if torch.cuda.is_available():
+        pytest.skip("it is there")
+    told = error(capsys, "sample", model)
+    assert "backend 'cuda' is not available" in told and "GGM_KERNELS_BACKEND" in told
