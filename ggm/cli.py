@@ -231,8 +231,8 @@ def _add_drawing(command: argparse.ArgumentParser) -> None:
         "--sites-per-step",
         type=int,
         metavar="K",
-        help="positions resampled together; 1 is exact, more is faster (default: least of the model's "
-        "masked_counts)",
+        help="positions resampled together; 1 is exact, more is faster (default: least that the model has "
+        "learnt)",
     )
     command.add_argument(
         "--temperature",
@@ -329,7 +329,7 @@ def _open(options: argparse.Namespace) -> Any:
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
     sites, length = options.sites_per_step, checkpoint.model.chain.length
     if sites is None:
-        sites = min(checkpoint.model.config.masked_counts)
+        sites = checkpoint.model.config.least_sites
     if not 1 <= sites <= length:
         raise ValueError(f"--sites-per-step: got {sites}; allowed: 1 to {length}")
     sampling = SamplingConfig(

@@ -76,6 +76,11 @@ class GGMConfig:
         if not 0.0 <= self.frozen_share <= 1.0:
             raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
 
+    @property
+    def least_sites(self) -> int:
+        """Fewest sites per step that the network has learnt to resample together."""
+        return 1 if self.backbone.kind == "hollow" else min(self.masked_counts)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, numbers and strings."""
         return dataclasses.asdict(self)

@@ -1,9 +1,11 @@
 """Errors of the commands are one line; `ggm sample` tells its cost to who watches."""
 
+import json
+
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig
 from ggm.cli import main
 
 
@@ -79,3 +81,15 @@ def test_a_backend_that_is_not_there(model, monkeypatch, capsys):
         pytest.skip("it is there")
     told = error(capsys, "sample", model)
     assert "backend 'cuda' is not available" in told and "GGM_KERNELS_BACKEND" in told
+
+
+@pytest.mark.parametrize(("backbone", "evaluations"), [("hollow", 12), ("masked", 6)])
+def test_sites_per_step_that_the_model_has_learnt(backbone, evaluations, tmp_path):
+    """A hollow network knows every one-site conditional, a masked one what its passes were."""
+    make = HollowConfig(width=8, depth=1, mixing=1, heads=1)
+    make = make if backbone == "hollow" else MaskedConfig(width=8, depth=1, heads=1)
+    chain = ChainConfig(length=6, sweeps=2)
+    GGM(GGMConfig(3, chain, make, masked_counts=(2, 6))).save_pretrained(tmp_path / "model")
+    assert main(["sample", str(tmp_path / "model"), "--out", str(tmp_path / "x.npy")]) == 0
+    record = json.loads((tmp_path / "x.npy.meta.json").read_text())
+    assert record["network_evaluations"] == evaluations
