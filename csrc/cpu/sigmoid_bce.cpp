@@ -33,7 +33,7 @@ struct Cursor {
   int64_t row, column;
 };
 
-// Weights of `many` candidates from `at` on; lanes beyond hold 0.
+// Weights of `many` candidates from `at` on; what lanes beyond hold is of no account.
 GGM_HD Floats weights_at(const SigmoidBceArgs& args, const float* weights, int64_t row_stride, int64_t stride, Cursor at,
                          int many) {
   if (row_stride == 0 && stride == 0) return Floats{} + weights[0];
@@ -146,8 +146,10 @@ void sum_losses(const SigmoidBceArgs& args, int64_t begin, int64_t end, const fl
     total = 0.0;
   };
   const int64_t last = end * args.count;
-  for (int64_t index = begin * args.count; index < last; index += kLanes) {
-    const int many = lanes_for(last - index);
+  int many = 0;
+  for (int64_t index = begin * args.count; index < last; index += many) {
+    // Long rows start with the first lane, wherever they are in the batch: their sums do not depend on it.
+    many = lanes_for(args.count < kLanes ? last - index : args.count - at.column);
     const Floats f = load_some(candidate_logits + index, many);
     const Weights weights = weights_at(args, at, many);
     const Floats losses = loss_of(f, log1p_unit(exp_minus_abs(f)), weights.signal, weights.noise);

@@ -143,6 +143,15 @@ def test_instruction_sets_keep_every_digit_of_losses_and_gradients(isa, count):
         native.core.select_isa(before)
 
 
+@pytest.mark.parametrize("count", [3, 16, 37])
+def test_losses_do_not_depend_on_the_batch(backend, count):
+    logits, candidates = torch.randn(20, 40), torch.randint(40, (20, count))
+    signal = torch.rand(20, count)
+    whole = sigmoid_bce(logits, candidates, signal, backend=backend)
+    parts = [sigmoid_bce(logits[i:], candidates[i:], signal[i:], backend=backend)[0] for i in range(20)]
+    assert torch.equal(torch.stack(parts), whole)
+
+
 @pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
 def test_softplus_is_exact_far_out(backend, f):
     logits = torch.tensor([[f], [-f]])
