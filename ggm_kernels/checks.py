@@ -115,7 +115,8 @@ def factors(
     tensor("weight", weight, dtypes=dtypes, dims=(2,))
     if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(weight.dtype)
-    tensor("weight", weight, dtypes=(hidden.dtype,))
+    if weight.dtype != hidden.dtype:
+        raise TypeError(f"weight: got dtype {weight.dtype}; allowed: {hidden.dtype}")
     if weight.shape[1] != hidden.shape[-1]:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, {hidden.shape[-1]})")
     same_device("weight", weight, "hidden", hidden)

@@ -8,8 +8,9 @@ namespace ggm::cpu::GGM_ISA {
 namespace {
 
 constexpr int64_t kParallelFrom = 1 << 14;  // logits below which a second thread is not worth waking
+constexpr int64_t kRowCost = 64;            // of a row whatever its length, in logits
 
-GGM_HD bool worth_threads(const LogitsTile& tile) { return tile.rows * tile.tokens >= kParallelFrom; }
+GGM_HD bool worth_threads(const LogitsTile& tile) { return tile.rows * (tile.tokens + kRowCost) >= kParallelFrom; }
 
 template <class T>
 GGM_HD const T* row_logits(const LogitsTile& tile, int64_t row) {
@@ -127,7 +128,7 @@ int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t*
 
 template <class T>
 void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
-  const VectorKeys keys = vector_keys(args.seed);
+  const RaceKeys keys = race_keys(args.seed);
   const Law law = law_of(args, minus_infinity());
 #pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(tile))
   for (int64_t i = 0; i < tile.rows; ++i) {
@@ -139,7 +140,7 @@ void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* state
 
 template <class T>
 void step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
-  const VectorKeys keys = vector_keys(args.seed);
+  const RaceKeys keys = race_keys(args.seed);
   const bool filtered = has_filter(args);
 #pragma omp parallel num_threads(threads) if (worth_threads(tile))
   {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kGroup = 8 * kLanes;  // tokens whose words two chains of Philox give
 constexpr int64_t kChunk = 4096;        // tokens that stay in cache between the maximum and the race
+constexpr int64_t kFew = 16;            // tokens that race one by one sooner than as a group of vectors
 
 GGM_HD float minus_infinity() { return float_of(0xFF800000u); }
 
@@ -28,6 +29,13 @@ struct Span {
   const T* logits;
   int64_t token_begin, tokens;
 };
+
+struct RaceKeys {
+  VectorKeys of_many;
+  PhiloxKeys<uint32_t> of_one;
+};
+
+GGM_HD RaceKeys race_keys(uint64_t seed) { return {vector_keys(seed), philox_keys(seed)}; }
 
 // What a race is run on, beside its logits.
 struct Law {
@@ -134,9 +142,26 @@ __attribute__((noinline)) void enter_group(const Floats (&z)[8], const GroupWord
   }
 }
 
+// A chunk of kFew tokens at most.
 template <class T>
-GGM_HD void race_chunk(const Span<T>& chunk, const RaceCounter& counter, const VectorKeys& keys, const Law& law,
-                       RaceState& state) {
+GGM_HD void race_few(const Span<T>& chunk, const Race& race, const PhiloxKeys<uint32_t>& keys, const Law& law,
+                     RaceState& state) {
+  for (int64_t i = 0; i < chunk.tokens; i += 4) {
+    const uint32_t token = static_cast<uint32_t>(chunk.token_begin + i);
+    const PhiloxBlock<uint32_t> block = philox4x32(counter_word0(kRaceStream, race.sample_id, token / 4), race.position,
+                                                   counter_word2(race.sample_id), race.step, keys);
+    const uint32_t words[4] = {block.w0, block.w1, block.w2, block.w3};
+    for (int j = 0; j < 4 && i + j < chunk.tokens; ++j) {
+      const float z = tempered(to_float(chunk.logits[i + j]), state.top, law.inverse_temperature);
+      if (z >= law.cut && may_win(z, words[j], state.score)) enter(state, z, race_score(z, words[j]), token + j);
+    }
+  }
+}
+
+template <class T>
+GGM_HD void race_many(const Span<T>& chunk, const Race& race, const VectorKeys& keys, const Law& law,
+                      RaceState& state) {
+  const RaceCounter counter = race_counter(race);
   const Floats top = Floats{} + state.top, cut = Floats{} + law.cut;
   for (int64_t i = 0; i < chunk.tokens; i += kGroup) {
     Floats z[8];
@@ -192,6 +217,18 @@ GGM_HD float chunk_top(const Span<T>& chunk, RaceState& state) {
   return largest_lane(tops[0]);
 }
 
+// The same of kFew tokens at most.
+template <class T>
+GGM_HD float few_top(const Span<T>& chunk, RaceState& state) {
+  float top = minus_infinity();
+  for (int64_t i = 0; i < chunk.tokens; ++i) {
+    const float g = to_float(chunk.logits[i]);
+    if (g != g) state.has_nan = 1;
+    if (g > top) top = g;
+  }
+  return top;
+}
+
 // Temperature 0: the first of the largest wins.
 template <class T>
 GGM_HD void take_first(const Span<T>& chunk, float top, RaceState& state) {
@@ -203,23 +240,25 @@ GGM_HD void take_first(const Span<T>& chunk, float top, RaceState& state) {
 }
 
 template <class T>
-void race_span(const Span<T>& span, const Race& race, const VectorKeys& keys, const Law& law, int64_t present_token,
+void race_span(const Span<T>& span, const Race& race, const RaceKeys& keys, const Law& law, int64_t present_token,
                RaceState& state) {
-  const RaceCounter counter = race_counter(race);
   const int64_t present = present_token - span.token_begin;
   if (present >= 0 && present < span.tokens) state.present = to_float(span.logits[present]);
   for (int64_t begin = 0; begin < span.tokens; begin += kChunk) {
     const int64_t left = span.tokens - begin;
     const Span<T> chunk = {span.logits + begin, span.token_begin + begin, left < kChunk ? left : kChunk};
-    const float top = chunk_top(chunk, state);
+    const bool few = chunk.tokens <= kFew;
+    const float top = few ? few_top(chunk, state) : chunk_top(chunk, state);
     if (state.has_nan != 0u) return;  // no law: nothing is drawn
     const bool rises = top > state.top;
     rise_to(state, top, law.inverse_temperature);
     if (law.raw_sum || law.law_sum) add_sums(chunk, law, state);
-    if (!law.greedy) {
-      race_chunk(chunk, counter, keys, law, state);
-    } else if (rises) {
-      take_first(chunk, top, state);
+    if (law.greedy) {
+      if (rises) take_first(chunk, top, state);
+    } else if (few) {
+      race_few(chunk, race, keys.of_one, law, state);
+    } else {
+      race_many(chunk, race, keys.of_many, law, state);
     }
   }
 }

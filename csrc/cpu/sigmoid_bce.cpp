@@ -102,9 +102,9 @@ void candidate_dots(const SigmoidBceArgs& args, int64_t begin, int64_t end, floa
 }
 
 template <class Token>
-bool all_in_vocabulary(const Token* tokens, int64_t size, int64_t vocab_size) {
+bool all_in_vocabulary(const SigmoidBceArgs& args, const Token* tokens, int64_t size) {
   bool valid = true;
-  for (int64_t i = 0; i < size; ++i) valid &= static_cast<uint64_t>(tokens[i]) < static_cast<uint64_t>(vocab_size);
+  for (int64_t i = 0; i < size; ++i) valid &= in_vocabulary(args, tokens[i]);
   return valid;
 }
 
@@ -125,7 +125,7 @@ void logits_of_rows(const SigmoidBceArgs& args, const Token* tokens, int64_t beg
   }
 }
 
-constexpr int kBlocksAhead = 32;  // vectors that are added in float32 before they go to a sum in double precision
+constexpr int kPendingBlocks = 32;  // vectors that are added in float32 before they go to a sum in double precision
 
 // Losses of rows [begin, end) from their candidates' logits. Sums in double precision: of a whole vocabulary's
 // candidates float32 would keep five digits.
@@ -156,7 +156,7 @@ void sum_losses(const SigmoidBceArgs& args, int64_t begin, int64_t end, const fl
     if (at.column + kLanes <= args.count) {  // all of one row
       pending += losses;
       at.column += kLanes;
-      if (++blocks == kBlocksAhead) settle();
+      if (++blocks == kPendingBlocks) settle();
       if (at.column == args.count) end_row();
       continue;
     }
@@ -172,7 +172,7 @@ void sum_losses(const SigmoidBceArgs& args, int64_t begin, int64_t end, const fl
 template <class T, class Token>
 bool losses_of_rows(const SigmoidBceArgs& args, int64_t begin, int64_t end, float* loss, float* candidate_logits) {
   const Token* tokens = static_cast<const Token*>(args.candidates);
-  if (!all_in_vocabulary(tokens + begin * args.count, (end - begin) * args.count, args.vocab_size)) return false;
+  if (!all_in_vocabulary(args, tokens + begin * args.count, (end - begin) * args.count)) return false;
   logits_of_rows<T>(args, tokens, begin, end, candidate_logits);
   sum_losses(args, begin, end, candidate_logits, loss);
   return true;

@@ -39,12 +39,16 @@ def linear_glauber_step(
         return False
     hidden, weight = rows_contiguous(hidden.flatten(0, 1)), rows_contiguous(weight)
     bias = None if bias is None else bias.contiguous()
-    row_ids = torch.arange(hidden.shape[0])
+    row_ids = None
     if update.noise_rate is not None or update.frozen is not None:
         row_ids = _undecided(step, hidden, weight, bias)
         hidden = hidden[row_ids]
-    run = _whole_rows if step.has_filter else _tiles
-    run(step, row_ids, hidden, weight, bias)
+    if step.has_filter:
+        _whole_rows(step, row_ids, hidden, weight, bias, _FILTERED_LOGITS)
+    elif weight.shape[0] <= _TILE_TOKENS:
+        _whole_rows(step, row_ids, hidden, weight, bias, _TILE_ROWS * _TILE_TOKENS)
+    else:
+        _tiles(step, row_ids, hidden, weight, bias)
     return True
 
 
@@ -60,6 +64,7 @@ def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
 
 def _tiles(step: Step, row_ids, hidden, weight, bias) -> None:
     """Race tile by tile, each consumed while it is in cache."""
+    row_ids = torch.arange(len(hidden)) if row_ids is None else row_ids
     buffer = hidden.new_empty(min(_TILE_ROWS, len(hidden)) * _TILE_TOKENS)
     for ids, rows in zip(row_ids.split(_TILE_ROWS), hidden.split(_TILE_ROWS), strict=True):
         states = core.RaceStates(len(rows))
@@ -71,13 +76,15 @@ def _tiles(step: Step, row_ids, hidden, weight, bias) -> None:
         core.cpu_glauber_settle(step.args, ids.data_ptr(), states)
 
 
-def _whole_rows(step: Step, row_ids, hidden, weight, bias) -> None:
-    """A few rows of logits at a time: filters need all of a row."""
-    count = max(1, _FILTERED_LOGITS // weight.shape[0])
+def _whole_rows(step: Step, row_ids, hidden, weight, bias, most_logits: int) -> None:
+    """As many whole rows at a time as `most_logits` allows: filters need them, and short ones are small."""
+    count = max(1, most_logits // weight.shape[0])
     buffer = hidden.new_empty(min(count, len(hidden)) * weight.shape[0])
-    for ids, rows in zip(row_ids.split(count), hidden.split(count), strict=True):
+    for begin in range(0, len(hidden), count):
+        rows = hidden[begin : begin + count]
         logits = _product(rows, weight, bias, buffer)
-        tile = _tile(logits, len(rows), 0, logits.stride(0), ids)
+        ids = None if row_ids is None else row_ids[begin : begin + count]
+        tile = _tile(logits, len(rows), 0, logits.stride(0), ids, row_begin=begin)
         core.cpu_glauber_step(step.args, tile, step.threads)
 
 
@@ -91,11 +98,11 @@ def _product(
     return torch.addmm(bias, rows, weight.T, out=out)
 
 
-def _tile(logits: torch.Tensor, group, group_stride, row_stride, row_ids=None, token_begin=0):
+def _tile(logits: torch.Tensor, group, group_stride, row_stride, row_ids=None, token_begin=0, row_begin=0):
     rows = math.prod(logits.shape[:-1])
     return core.LogitsTile(
-        logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, 0, address(row_ids),
-        rows, token_begin, logits.shape[-1],
+        logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin,
+        address(row_ids), rows, token_begin, logits.shape[-1],
     )  # fmt: skip
 
 

@@ -165,7 +165,11 @@ def _check_weights(
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     signal = _check_weight("signal_weight", signal, candidates, accumulate)
     noise = 1.0 - signal if noise is None else _check_weight("noise_weight", noise, candidates, accumulate)
-    return signal.expand(candidates.shape), noise.expand(candidates.shape)
+    return _expanded(signal, candidates.shape), _expanded(noise, candidates.shape)
+
+
+def _expanded(weight: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return weight if weight.shape == shape else weight.expand(shape)
 
 
 def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -176,7 +180,8 @@ def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: tor
         return torch.tensor(float(value), dtype=dtype, device=candidates.device)
     shapes = [(rows, count), (rows, 1), (1, count), (1, 1), (1,), (), *([(rows,)] if count == 1 else [])]
     checks.tensor(name, value, dtypes=_WEIGHT_DTYPES, shapes=shapes)
-    value = _check_constant_tensor(name, value, candidates).to(dtype)
+    value = _check_constant_tensor(name, value, candidates)
+    value = value if value.dtype == dtype else value.to(dtype)
     return value[:, None] if value.dim() == 1 else value
 
 

@@ -13,6 +13,8 @@ def without_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def run(first: torch.Tensor, *rest):
+        if not torch.is_autocast_enabled(first.device.type):  # entering the context takes 8 us
+            return function(first, *rest)
         with torch.autocast(first.device.type, enabled=False):
             return function(first, *rest)
 

@@ -80,7 +80,7 @@ def test_draws_of_many_rows(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab_size", [1, 2, 3, 4, 5, 257, 4096, 50257])
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 4, 5, 16, 17, 257, 4096, 50257])
 def test_draws_of_any_vocabulary(backend, vocab_size, dtype):
     arguments = problem(300 if vocab_size < 1000 else 9, vocab_size, dtype)
     if vocab_size == 1:
@@ -201,7 +201,7 @@ def expected_of(arguments, backend="reference", **changes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(300, 40), (65, 3), (7, 0), (50257, 64)])
+@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(300, 40), (65, 3), (7, 0), (2055, 5), (50257, 64)])
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.5, "top_p": 0.9}], ids=str)
 def test_linear_agrees_with_the_step_on_the_product(backend, dtype, vocab_size, hidden_size, filters):
     arguments = linear_problem(25 if vocab_size < 1000 else 2, vocab_size, hidden_size, dtype)
