@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.timing import synchronise
+from benchmarks.timing import between_calls, seconds_once
 
 # Beyond this a copy is in no cache: larger ones are taken to run at the same rate.
 LARGEST_COPY = 2**28
@@ -56,7 +56,7 @@ class Ceilings:
         if size not in self._copies:
             source = torch.zeros(size // 2, dtype=torch.uint8, device=self.device)
             target = torch.ones_like(source)
-            self._copies[size] = size / _least_seconds(lambda: target.copy_(source))
+            self._copies[size] = size / _least_seconds(lambda: target.copy_(source), self.device)
         return self._copies[size]
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
@@ -64,7 +64,7 @@ class Ceilings:
         if dtype not in self._products:
             side = MATRIX_SIDE[self.device.type]
             a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
-            self._products[dtype] = 2 * side**3 / _least_seconds(lambda: a @ b)
+            self._products[dtype] = 2 * side**3 / _least_seconds(lambda: a @ b, self.device)
         return self._products[dtype]
 
     def least_seconds(self, work: Work) -> tuple[float, str]:
@@ -86,15 +86,17 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _least_seconds(call: Callable[[], object], seconds: float = 0.3, rounds: int = 3) -> float:
-    """Shortest time of a warm call: a ceiling is what the machine can do when nothing disturbs it."""
+def _least_seconds(
+    call: Callable[[], object], device: torch.device, seconds: float = 0.3, rounds: int = 3
+) -> float:
+    """Shortest time of a call, under the conditions of the calls that are compared with it.
+
+    The shortest: a ceiling is what the machine can do when nothing disturbs it.
+    """
     call()
+    before = between_calls(device)
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < rounds or time.perf_counter() < end:
-        synchronise()
-        start = time.perf_counter()
-        call()
-        synchronise()
-        taken.append(time.perf_counter() - start)
+        taken.append(seconds_once(call, before))
     return min(taken)

@@ -26,9 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Tables that fit a terminal, unless asked for otherwise; the JSON has all statistics."""
-    asked = any(word.startswith("--benchmark-columns") for word in config.invocation_params.args)
-    if not asked and config.pluginmanager.hasplugin("benchmark"):
+    """Unless asked for otherwise: the clock of the device, and tables that fit a terminal."""
+    if not config.pluginmanager.hasplugin("benchmark"):
+        return
+    asked = config.invocation_params.args
+    if not any(word.startswith("--benchmark-timer") for word in asked):
+        config.option.benchmark_timer = "benchmarks.timing.instant"
+    if not any(word.startswith("--benchmark-columns") for word in asked):
         config.option.benchmark_columns = ["median", "min", "rounds"]
 
 

@@ -1,0 +1,88 @@
+"""How benchmarks take time: interleaved, what runs in between left out, and on a GPU by its own clock."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import timing
+from benchmarks.timing import DeviceInstant, between_calls, empty_caches, seconds_once, times_faster
+
+
+class Queue:
+    """A GPU that takes a fixed time for every piece of work, and does nothing until somebody waits."""
+
+    def __init__(self) -> None:
+        self.submitted = self.done = 0.0
+
+    def work(self, milliseconds: float) -> None:
+        self.submitted += milliseconds
+
+
+@pytest.fixture
+def queue(monkeypatch) -> Queue:
+    queue = Queue()
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = queue.submitted
+
+        def synchronize(self) -> None:
+            queue.done = max(queue.done, self.at)
+
+        def elapsed_time(self, later: "Event") -> float:
+            assert queue.done >= later.at >= self.at  # torch raises for events that have not happened
+            return later.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(timing, "instant", DeviceInstant)
+    return queue
+
+
+def test_a_gpu_is_timed_by_its_own_clock(queue):
+    queue.work(100.0)  # from before: not of this call
+    assert seconds_once(lambda: queue.work(3.0), before=lambda: queue.work(50.0)) == pytest.approx(3e-3)
+
+
+def test_a_ratio_on_a_gpu(queue):
+    calls = {"rival": lambda: queue.work(6.0), "ours": lambda: queue.work(1.5)}
+    ratio = times_faster(calls["rival"], calls["ours"], 0.01, before=lambda: queue.work(40.0))
+    assert ratio == pytest.approx(4.0)
+
+
+def test_a_ratio_on_a_cpu_leaves_out_what_runs_in_between():
+    rival, ours = (lambda: time.sleep(0.02)), (lambda: time.sleep(0.005))
+    ratio = times_faster(rival, ours, 0.3, before=lambda: time.sleep(0.02))
+    assert 2.5 < ratio < 4.5  # with it, (20 + 20) / (5 + 20) = 1.6
+
+
+def test_only_a_gpu_has_its_caches_emptied_between_calls(monkeypatch):
+    monkeypatch.setitem(timing._BEYOND_CACHE, "cpu", 8)
+    empty_caches.cache_clear()
+    # pytest-benchmark would take what a setup returns for arguments.
+    assert empty_caches(torch.device("cpu"))() is None
+    empty_caches.cache_clear()
+    assert between_calls(torch.device("cpu")) is None
+
+
+def test_benchmarks_use_that_clock(tmp_path):
+    """And its reading reaches the results: copying 8 KiB takes less than a millisecond, and more than none."""
+    results = tmp_path / "results.json"
+    words = [
+        "benchmarks/test_corrupt.py::test_copy[B=1-L=1024]",
+        "--benchmark-only",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command = [sys.executable, "-m", "pytest", *words, f"--benchmark-json={results}"]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    (row,) = json.loads(results.read_text())["benchmarks"]
+    assert row["options"]["timer"] == timing.instant.__name__
+    assert 0 < row["stats"]["median"] < 1e-3
