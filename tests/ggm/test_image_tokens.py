@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from pictures import draw_pictures, small_vq
+from pictures import COUNT, SIZE, draw_pictures, small_vq
 from PIL import Image
 
 from ggm.data.sources import ImageData, load_data
@@ -12,18 +12,6 @@ from ggm.images.infilling import box_mask, frozen_tokens, show_hole
 from ggm.images.token_cache import cached_tokens
 from ggm.images.tokenizers import GreyLevels, VQTokenizer, open_vq, to_floats, to_pixels
 from ggm.images.vq_training import VQConfig, train_vq
-
-SIZE, COUNT = 16, 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
-
-
-@pytest.fixture(scope="module")
-def vq(tmp_path_factory):
-    return small_vq(tmp_path_factory.mktemp("vq"))
 
 
 def pixels_of(images, size=SIZE, mode="RGB"):

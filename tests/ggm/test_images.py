@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from pictures import draw_pictures, small_vq
+from pictures import COUNT, SIZE, small_vq
 from PIL import Image
 
 from ggm import GGM
@@ -21,17 +21,6 @@ from ggm.images.tokenizers import read_tokenizer
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 ROOT = Path(__file__).parents[2]
-SIZE, COUNT = 16, 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
-
-
-@pytest.fixture(scope="module")
-def vq(tmp_path_factory):
-    return small_vq(tmp_path_factory.mktemp("vq"))
 
 
 @pytest.fixture(scope="module")

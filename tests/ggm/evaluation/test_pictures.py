@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from pictures import draw_pictures, small_vq
+from pictures import COUNT, SIZE, small_vq
 from PIL import Image
 
 from ggm.checkpoints import find
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.usefixtures("fresh_accelerate"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
 ]
-SIZE, COUNT, HELD_OUT = 16, 24, 6
+HELD_OUT = 6
 
 
 class Features(torch.nn.Module):
@@ -45,11 +45,6 @@ def networks(tmp_path_factory) -> dict[str, Path]:
         torch.export.export(Features(), (example,), dynamic_shapes=({0: rows},)), folder / "net.pt2"
     )
     return {"pt": folder / "net.pt", "pt2": folder / "net.pt2"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
 
 
 @pytest.fixture(scope="module")
