@@ -126,10 +126,7 @@ def infill_image(checkpoint: Any, config: Any, options: argparse.Namespace, *, p
         raise ValueError("--image: this checkpoint holds no tokenizer of images")
     generate.check_output(options.out, checkpoint)
     pixels = infilling.read_image(images, options.image)
-    if options.box is not None:
-        mask = infilling.box_mask(images, options.box)
-    else:
-        mask = infilling.read_mask(images, options.mask, options.image)
+    mask = infilling.pixels_to_draw(images, options.image, mask=options.mask, box=options.box)
     given = generate.Given(images.encode(pixels)[0].cpu(), infilling.frozen_tokens(images, mask))
     filled = generate.fill(checkpoint.model, given.tokens, given.frozen, config, progress=progress)
     generate.write_samples(options.out, filled, checkpoint, given)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ggm.data.sources import ImageData, load_data
 from ggm.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
-from ggm.images.infilling import box_mask, frozen_tokens, show_hole
+from ggm.images.infilling import frozen_tokens, pixels_to_draw, show_hole
 from ggm.images.token_cache import cached_tokens
 from ggm.images.tokenizers import GreyLevels, VQTokenizer, open_vq, to_floats, to_pixels
 from ggm.images.vq_training import VQConfig, train_vq
@@ -179,9 +179,10 @@ def test_training_a_tokenizer_lowers_its_error_and_uses_its_codebook(folder):
     )
 
 
-def test_the_hole_that_is_shown_is_the_one_that_is_drawn(vq):
+def test_the_hole_that_is_shown_is_the_one_that_is_drawn(folder, vq):
     tokenizer = open_vq(str(vq), SIZE)
-    frozen = frozen_tokens(tokenizer, box_mask(tokenizer, "7,4,8,16"))
+    mask = pixels_to_draw(tokenizer, folder / "b" / "1.png", box="7,4,8,16")
+    frozen = frozen_tokens(tokenizer, mask)
     assert (~frozen).nonzero()[:, 0].tolist() == [5, 9, 13]
     shown = show_hole(tokenizer, torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8), frozen)
     painted = shown[0].sum(dim=-1) > 0
