@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ggm import image_commands
 from ggm.extras import MissingExtraError
+
+if TYPE_CHECKING:
+    from ggm.sampling import SampleResult
 
 _DEMO = """\
 Learn handwritten digits (8 x 8 pixels, from scikit-learn, no download) and show what was learnt.
@@ -284,13 +287,8 @@ def _run_sample(options: argparse.Namespace) -> None:
     checkpoint, config = _open(options)
     generate.check_output(options.out, checkpoint)
     result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
+    _tell_cost(result)
     tokens = result.tokens
-    if sys.stderr.isatty():
-        print(
-            f"{result.network_evaluations} network evaluations, {result.site_updates_per_second:.3g} "
-            f"site updates/s, {result.seconds:.1f} s",
-            file=sys.stderr,
-        )
     if options.out is not None:
         generate.write_samples(options.out, tokens, checkpoint)
         record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
@@ -307,10 +305,22 @@ def _run_infill(options: argparse.Namespace) -> None:
     checkpoint, config = _open(options)
     progress = sys.stderr.isatty()
     if options.image is not None:
-        image_commands.infill_image(checkpoint, config, options, progress=progress)
+        _tell_cost(image_commands.infill_image(checkpoint, config, options, progress=progress))
         return
-    for text in generate.infill(checkpoint, options.text, options.gap, config, progress=progress):
+    result = generate.infill(checkpoint, options.text, options.gap, config, progress=progress)
+    _tell_cost(result)
+    for text in generate.texts(checkpoint, result.tokens) or []:
         print(text)
+
+
+def _tell_cost(result: SampleResult) -> None:
+    """Tell who watches what samples cost."""
+    if sys.stderr.isatty():
+        print(
+            f"{result.network_evaluations} network evaluations, {result.site_updates_per_second:.3g} "
+            f"site updates/s, {result.seconds:.1f} s",
+            file=sys.stderr,
+        )
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:

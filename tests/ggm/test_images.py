@@ -17,6 +17,7 @@ from ggm.checkpoints import find
 from ggm.cli import main
 from ggm.images.files import fit
 from ggm.images.tokenizers import read_tokenizer
+from ggm.provenance import KEYS
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -150,6 +151,12 @@ def test_digits_are_written_and_filled_as_grey_pictures(digits, tmp_path):
     hole[3:8, 2:6] = True
     assert len(filled) == 9 and (filled[:, ~hole] == numpy.array(one)[~hole]).all()
     assert filled[:, hole].std(axis=0).min() > 0
+    # The record that `ggm sample` leaves: 20 tokens in groups of 8, in each of two sweeps.
+    records = [json.loads((tmp_path / f"{name}.meta.json").read_text()) for name in ("filled", "samples")]
+    assert records[0].keys() == records[1].keys() == set(KEYS)
+    assert records[0]["network_evaluations"] == 6 and records[0]["site_updates"] == 9 * 20 * 2
+    assert records[0]["config"]["count"] == 9 and records[0]["step"] == 2
+    assert records[0]["seconds"] > 0 and records[0]["site_updates_per_second"] > 0
 
 
 def edited(path: Path, **values) -> None:
