@@ -164,8 +164,10 @@ def _read_lines(path: Path, config: ReadConfig) -> Samples:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+    except json.JSONDecodeError as error:  # whose own words count lines, too, from this one
+        raise ValueError(f"{where}, column {error.colno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: JSON that cannot be read: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: got {type(row).__name__}; allowed: an object of JSON")
     return row

@@ -57,7 +57,9 @@ def test_arrays_of_tokens(tmp_path):
     [
         ("a.csv", b"", "ends in '.csv'"),
         ("a.jsonl", b"", "got no samples"),
-        ("a.jsonl", b"{\n", "line 1: not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": 1 2}\n', "a.jsonl, line 3, column 12: not JSON: [^:0-9]*$"),
+        ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}\n", "line 1: JSON that cannot be read: "),
+        ("a.jsonl", b"[" * 100_000, "line 1.*: (JSON that cannot be read|not JSON): "),
         ("a.jsonl", b"[]\n", "line 1: got list"),
         ("a.jsonl", b'{"body": "x"}\n', "--column: got 'text'; allowed: body"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', "sample 2, key 'text': got int"),
