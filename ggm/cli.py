@@ -203,7 +203,8 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="write them there: .npy (tokens), .jsonl (tokens and text), .txt (text), .png (images side by "
-        "side), or a folder (images); PATH.meta.json tells seed, precision, cost and versions",
+        "side), or a folder (images; PATH.grid.png shows them side by side); PATH.meta.json tells seed, "
+        "precision, cost and versions",
     )
 
 

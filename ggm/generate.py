@@ -200,6 +200,8 @@ def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out
         raise ValueError(
             f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(endings)}{folders}"
         )
+    if path.name in ("", ".."):  # records and grids are named after it
+        raise ValueError(f"{option}: got '{path}'; allowed: a path that ends in a name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
@@ -220,7 +222,8 @@ def write_samples(
     path : Path
         .npy: array of tokens. .jsonl: a line for each, with its text if it has one. .txt: texts
         between empty lines. .png: pictures side by side. None: a folder, made if it is not there,
-        with the same as grid.png and a file for each.
+        with a file for each, and beside it, as `ggm.images.pictures.grid_beside` names it, the
+        same as .png.
     tokens : torch.Tensor
         int64 [N, L].
     checkpoint : Checkpoint
@@ -259,7 +262,7 @@ def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, gi
         shown = torch.cat([show_hole(images, images.decode(given.tokens[None]), given.frozen), pixels])
     if _ending(path) == "":
         pictures.write_pictures(path, pixels)
-        path = path / pictures.GRID
+        path = pictures.grid_beside(path)
     pictures.write_grid(path, shown)
 
 
