@@ -1,5 +1,7 @@
 """Images as tokens: folder, tokenizer, cache."""
 
+from contextlib import nullcontext
+
 import numpy
 import pytest
 import torch
@@ -148,6 +150,22 @@ def test_a_picture_that_cannot_be_read_leaves_no_tokens(vq, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.png: not an image that can be read"):
         cached_tokens(FolderImages(pictures), open_vq(str(vq), SIZE), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_network_ends_on_the_device_where_it_was(damaged, vq, tmp_path, monkeypatch):
+    pictures = draw_pictures(tmp_path / "pictures", 2)
+    if damaged:
+        (pictures / "a" / "bad.png").touch()
+    tokenizer = open_vq(str(vq), SIZE)
+    # There is one device here: what is asked of the network is noted in place of a move.
+    places = [torch.device("cuda:1")]
+    monkeypatch.setattr(type(tokenizer.model), "device", property(lambda model: places[-1]))
+    monkeypatch.setattr(tokenizer.model, "to", lambda device: places.append(torch.device(device)))
+    expected = pytest.raises(ValueError, match="not an image") if damaged else nullcontext()
+    with expected:
+        cached_tokens(FolderImages(pictures), tokenizer, tmp_path / "cache", device="cpu")
+    assert places == [torch.device(place) for place in ("cuda:1", "cpu", "cuda:1")]
 
 
 def test_held_out_images_are_chosen_at_random_and_always_the_same(folder, vq, tmp_path):
