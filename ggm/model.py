@@ -306,7 +306,9 @@ class GGM(nn.Module, HubWeights):
         return conditionals
 
     @torch.inference_mode()
-    def calibration(self, tokens: torch.Tensor, seed: int) -> torch.Tensor:
+    def calibration(
+        self, tokens: torch.Tensor, seed: int, sample_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum over the vocabulary of exp g, which is 1 for the exact conditionals.
 
         Parameters
@@ -315,16 +317,26 @@ class GGM(nn.Module, HubWeights):
             Data, int64 [B, L]; noised at a chain time drawn for each sequence.
         seed : int
             Key of the draws.
+        sample_ids : torch.Tensor, optional
+            Coordinate of each sequence, int64 [B]; default 0, 1, .., B - 1.
 
         Returns
         -------
         torch.Tensor
             float32 [B]: the sum at one visited position of each sequence.
         """
-        sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        if sample_ids is None:
+            sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
         times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
         keep_prob = self._keep_prob(times, None)
-        noisy, _ = corrupt(tokens, keep_prob.float(), self.config.vocab_size, seed=seed, noise=self.noise)
+        noisy, _ = corrupt(
+            tokens,
+            keep_prob.float(),
+            self.config.vocab_size,
+            seed=seed,
+            sample_ids=sample_ids,
+            noise=self.noise,
+        )
         positions, _ = self.chain.visits(steps)
         hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
         logits = hidden[:, 0] @ self.backbone.head_weight.T + self.backbone.head_bias
