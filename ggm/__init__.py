@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ggm.noising import Chain, ChainConfig
     from ggm.objective import ObjectiveConfig
     from ggm.redenoise import ReDenoise
-    from ggm.sampling import Ramp, SampleResult, SamplingConfig
+    from ggm.sampling import SampleResult
+    from ggm.sampling_config import Ramp, SamplingConfig
     from ggm.training import TrainingConfig, train
 
 __all__ = [
@@ -40,7 +41,8 @@ _HOMES = {
     "ggm.noising": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
     "ggm.redenoise": ("ReDenoise",),
-    "ggm.sampling": ("Ramp", "SampleResult", "SamplingConfig"),
+    "ggm.sampling": ("SampleResult",),
+    "ggm.sampling_config": ("Ramp", "SamplingConfig"),
     "ggm.training": ("TrainingConfig", "train"),
 }
 

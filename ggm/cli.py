@@ -334,7 +334,7 @@ def _open(options: argparse.Namespace) -> Any:
     """Checkpoint and configuration of `_add_drawing`."""
     from ggm import generate
     from ggm.devices import check_device
-    from ggm.sampling import SamplingConfig
+    from ggm.sampling_config import SamplingConfig
 
     check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)

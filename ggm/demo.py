@@ -15,7 +15,7 @@ from ggm.extras import require
 from ggm.model import GGM, GGMConfig
 from ggm.noising import ChainConfig
 from ggm.objective import ObjectiveConfig
-from ggm.sampling import SamplingConfig
+from ggm.sampling_config import SamplingConfig
 from ggm.training import TrainingConfig, train
 
 LEVELS = 4

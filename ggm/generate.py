@@ -21,7 +21,8 @@ from ggm.images import pictures
 from ggm.images import tokenizers as image_tokenizers
 from ggm.images.infilling import show_hole
 from ggm.model import GGM
-from ggm.sampling import SampleResult, SamplingConfig
+from ggm.sampling import SampleResult
+from ggm.sampling_config import SamplingConfig
 
 # Pictures that a network decodes at a time.
 _DECODED = 16

@@ -24,14 +24,9 @@ from ggm.objective import (
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.sampling import (
-    Conditionals,
-    LinearLogits,
-    SampleResult,
-    SamplingConfig,
-    denoise,
-    initial_tokens,
-)
+from ggm.reversal import Conditionals, LinearLogits
+from ggm.sampling import SampleResult, denoise, initial_tokens
+from ggm.sampling_config import SamplingConfig
 from ggm_kernels import NoiseLaw, Stream, corrupt
 
 
