@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
-    from ggm.model import GGM, GGMConfig
+    from ggm.model import GGM
+    from ggm.model_config import GGMConfig
     from ggm.noising import Chain, ChainConfig
     from ggm.objective import ObjectiveConfig
     from ggm.redenoise import ReDenoise
@@ -37,7 +38,8 @@ __all__ = [
 _HOMES = {
     "ggm.backbones.hollow": ("HollowConfig",),
     "ggm.backbones.masked": ("MaskedConfig",),
-    "ggm.model": ("GGM", "GGMConfig"),
+    "ggm.model": ("GGM",),
+    "ggm.model_config": ("GGMConfig",),
     "ggm.noising": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
     "ggm.redenoise": ("ReDenoise",),
