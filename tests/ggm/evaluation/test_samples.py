@@ -66,6 +66,8 @@ def test_arrays_of_tokens(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{}\n', "sample 2, key 'text': got no such key"),
         ("a.jsonl", b'{"tokens": [true]}\n', "integers of 0 and more"),
         ("a.jsonl", b'{"tokens": [-1]}\n', "integers of 0 and more"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "a.jsonl: not UTF-8: invalid start byte at byte 10"),
+        ("a.txt", b"a\xff", "a.txt: not UTF-8: invalid start byte at byte 1"),
         ("a.txt", b"\n \n", "got no samples"),
         ("a.npy", b"", "not a .npy file"),
         ("a.npy", numpy.zeros((2, 2)), "got float64"),
