@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
-    from ggm.model import GGM, GGMConfig
+    from ggm.model import GGM
+    from ggm.model_config import GGMConfig
     from ggm.noising import Chain, ChainConfig
     from ggm.objective import ObjectiveConfig
     from ggm.redenoise import ReDenoise
-    from ggm.sampling import Ramp, SampleResult, SamplingConfig
+    from ggm.sampling import SampleResult
+    from ggm.sampling_config import Ramp, SamplingConfig
     from ggm.training import TrainingConfig, train
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
 _HOMES = {
     "ggm.backbones.hollow": ("HollowConfig",),
     "ggm.backbones.masked": ("MaskedConfig",),
-    "ggm.model": ("GGM", "GGMConfig"),
+    "ggm.model": ("GGM",),
+    "ggm.model_config": ("GGMConfig",),
     "ggm.noising": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
     "ggm.redenoise": ("ReDenoise",),
-    "ggm.sampling": ("Ramp", "SampleResult", "SamplingConfig"),
+    "ggm.sampling": ("SampleResult",),
+    "ggm.sampling_config": ("Ramp", "SamplingConfig"),
     "ggm.training": ("TrainingConfig", "train"),
 }
 

@@ -19,7 +19,8 @@ from ggm.config import ConfigError
 from ggm.extras import require
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
 from ggm.images.tokenizers import ImageTokenizer
-from ggm.model import GGM, GGMConfig
+from ggm.model import GGM
+from ggm.model_config import GGMConfig
 
 TOKENIZER = "tokenizer.json"
 _OPTIMIZER, _PROGRESS = "optimizer.pt", "progress.json"

@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ggm import image_commands
 from ggm.extras import MissingExtraError
+
+if TYPE_CHECKING:
+    from ggm.sampling import SampleResult
 
 _DEMO = """\
 Learn handwritten digits (8 x 8 pixels, from scikit-learn, no download) and show what was learnt.
@@ -200,7 +203,8 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="write them there: .npy (tokens), .jsonl (tokens and text), .txt (text), .png (images side by "
-        "side), or a folder (images); PATH.meta.json tells seed, precision, cost and versions",
+        "side), or a folder (images; PATH.grid.png shows them side by side); PATH.meta.json tells seed, "
+        "precision, cost and versions",
     )
 
 
@@ -284,13 +288,8 @@ def _run_sample(options: argparse.Namespace) -> None:
     checkpoint, config = _open(options)
     generate.check_output(options.out, checkpoint)
     result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
+    _tell_cost(result)
     tokens = result.tokens
-    if sys.stderr.isatty():
-        print(
-            f"{result.network_evaluations} network evaluations, {result.site_updates_per_second:.3g} "
-            f"site updates/s, {result.seconds:.1f} s",
-            file=sys.stderr,
-        )
     if options.out is not None:
         generate.write_samples(options.out, tokens, checkpoint)
         record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
@@ -307,10 +306,22 @@ def _run_infill(options: argparse.Namespace) -> None:
     checkpoint, config = _open(options)
     progress = sys.stderr.isatty()
     if options.image is not None:
-        image_commands.infill_image(checkpoint, config, options, progress=progress)
+        _tell_cost(image_commands.infill_image(checkpoint, config, options, progress=progress))
         return
-    for text in generate.infill(checkpoint, options.text, options.gap, config, progress=progress):
+    result = generate.infill(checkpoint, options.text, options.gap, config, progress=progress)
+    _tell_cost(result)
+    for text in generate.texts(checkpoint, result.tokens) or []:
         print(text)
+
+
+def _tell_cost(result: SampleResult) -> None:
+    """Tell who watches what samples cost."""
+    if sys.stderr.isatty():
+        print(
+            f"{result.network_evaluations} network evaluations, {result.site_updates_per_second:.3g} "
+            f"site updates/s, {result.seconds:.1f} s",
+            file=sys.stderr,
+        )
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
@@ -323,7 +334,7 @@ def _open(options: argparse.Namespace) -> Any:
     """Checkpoint and configuration of `_add_drawing`."""
     from ggm import generate
     from ggm.devices import check_device
-    from ggm.sampling import SamplingConfig
+    from ggm.sampling_config import SamplingConfig
 
     check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)

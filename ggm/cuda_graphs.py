@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ggm.sampling import Conditionals, Reversal, VisitGroup
+from ggm.reversal import Conditionals, Reversal, VisitGroup
 from ggm_kernels.backends import checks_rows
 
 # Before a recording all lazy preparations (tables on the device, libraries' workspaces) must be done.

@@ -12,10 +12,11 @@ from ggm.backbones.masked import MaskedConfig
 from ggm.data.digits import SIDE, Digits, load_digits
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 from ggm.extras import require
-from ggm.model import GGM, GGMConfig
+from ggm.model import GGM
+from ggm.model_config import GGMConfig
 from ggm.noising import ChainConfig
 from ggm.objective import ObjectiveConfig
-from ggm.sampling import SamplingConfig
+from ggm.sampling_config import SamplingConfig
 from ggm.training import TrainingConfig, train
 
 LEVELS = 4

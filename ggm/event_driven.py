@@ -9,7 +9,9 @@ import torch
 
 from ggm.noising import Chain
 from ggm.progress import progress_bar
-from ggm.sampling import LinearLogits, Reversal, SampleResult, SamplingConfig, VisitGroup
+from ggm.reversal import LinearLogits, Reversal, VisitGroup
+from ggm.sampling import SampleResult
+from ggm.sampling_config import SamplingConfig
 from ggm_kernels import NoiseLaw
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from ggm.images import pictures
 from ggm.images import tokenizers as image_tokenizers
 from ggm.images.infilling import show_hole
 from ggm.model import GGM
-from ggm.sampling import SampleResult, SamplingConfig
+from ggm.sampling import SampleResult
+from ggm.sampling_config import SamplingConfig
 
 # Pictures that a network decodes at a time.
 _DECODED = 16
@@ -86,23 +88,26 @@ class GenerateConfig:
             raise ValueError(f"--count, --batch: got {self.count}, {self.batch}; allowed: 1 or more")
 
 
+@dataclass(frozen=True)
+class Given:
+    """What there is of a sequence: tokens, int64 [L], and which of them stay, bool [L]."""
+
+    tokens: torch.Tensor
+    frozen: torch.Tensor
+
+
 def sample(model: GGM, config: GenerateConfig, *, progress: bool = False) -> SampleResult:
     """Draw sequences, int64 [count, L] on the CPU, and sum up what the batches cost."""
-    options: dict[str, Any] = {"seed": config.seed, "progress": progress}
-    parts = [
-        model.sample(len(ids), config.sampling, sample_ids=ids, **options) for ids in _batches(config, model)
-    ]
-    return SampleResult(
-        torch.cat([part.tokens.cpu() for part in parts]),
-        sum(part.network_evaluations for part in parts),
-        sum(part.site_updates for part in parts),
-        sum(part.seconds for part in parts),
-    )
+
+    def draw(ids: torch.Tensor) -> SampleResult:
+        return model.sample(len(ids), config.sampling, seed=config.seed, sample_ids=ids, progress=progress)
+
+    return _in_batches(draw, config, model)
 
 
 def infill(
     checkpoint: Checkpoint, text: str, gap: str, config: GenerateConfig, *, progress: bool = False
-) -> list[str]:
+) -> SampleResult:
     """Fill the gaps of a text.
 
     Parameters
@@ -119,8 +124,9 @@ def infill(
 
     Returns
     -------
-    list of str
-        Filled texts.
+    SampleResult
+        Tokens of filled texts, int64 [count, tokens of the text] on the CPU (`texts` decodes them), and
+        what they cost.
 
     Raises
     ------
@@ -143,26 +149,22 @@ def infill(
     rest = [None] * (length - len(given))
     frozen = torch.tensor([token is not None for token in [*given, *rest]])
     tokens = torch.tensor([token or 0 for token in [*given, *rest]])
-    filled = fill(model, tokens, frozen, config, progress=progress)[:, : len(given)]
-    return [decode(checkpoint.tokenizer, row) for row in filled.tolist()]
+    result = fill(model, Given(tokens, frozen), config, progress=progress)
+    return dataclasses.replace(result, tokens=result.tokens[:, : len(given)])
 
 
-def fill(
-    model: GGM, tokens: torch.Tensor, frozen: torch.Tensor, config: GenerateConfig, *, progress: bool = False
-) -> torch.Tensor:
-    """Draw what is not frozen, int64 [count, L] on the CPU, given tokens, int64 [L], and frozen, bool [L]."""
+def fill(model: GGM, given: Given, config: GenerateConfig, *, progress: bool = False) -> SampleResult:
+    """Draw what is not frozen, int64 [count, L] on the CPU, and sum up what the batches cost."""
 
-    def draw(ids: torch.Tensor) -> torch.Tensor:
-        rows = (len(ids), -1)
-        device = ids.device
+    def draw(ids: torch.Tensor) -> SampleResult:
         return model.infill(
-            tokens.to(device).expand(rows),
-            frozen.to(device).expand(rows),
+            given.tokens.to(ids.device).expand(len(ids), -1),
+            given.frozen.to(ids.device).expand(len(ids), -1),
             config.sampling,
             seed=config.seed,
             sample_ids=ids,
             progress=progress,
-        ).tokens
+        )
 
     return _in_batches(draw, config, model)
 
@@ -172,14 +174,6 @@ def texts(checkpoint: Checkpoint, tokens: torch.Tensor) -> list[str] | None:
     if checkpoint.tokenizer is None:
         return None
     return [decode(checkpoint.tokenizer, row) for row in tokens.tolist()]
-
-
-@dataclass(frozen=True)
-class Given:
-    """What there is of an image: tokens, int64 [L], and which of them stay, bool [L]."""
-
-    tokens: torch.Tensor
-    frozen: torch.Tensor
 
 
 def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out") -> None:
@@ -207,6 +201,8 @@ def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out
         raise ValueError(
             f"{option}: got {path.name!r}; allowed here: names that end in {', '.join(endings)}{folders}"
         )
+    if path.name in ("", ".."):  # records and grids are named after it
+        raise ValueError(f"{option}: got '{path}'; allowed: a path that ends in a name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
@@ -227,7 +223,8 @@ def write_samples(
     path : Path
         .npy: array of tokens. .jsonl: a line for each, with its text if it has one. .txt: texts
         between empty lines. .png: pictures side by side. None: a folder, made if it is not there,
-        with the same as grid.png and a file for each.
+        with a file for each, and beside it, as `ggm.images.pictures.grid_beside` names it, the
+        same as .png.
     tokens : torch.Tensor
         int64 [N, L].
     checkpoint : Checkpoint
@@ -266,7 +263,7 @@ def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, gi
         shown = torch.cat([show_hole(images, images.decode(given.tokens[None]), given.frozen), pixels])
     if _ending(path) == "":
         pictures.write_pictures(path, pixels)
-        path = path / pictures.GRID
+        path = pictures.grid_beside(path)
     pictures.write_grid(path, shown)
 
 
@@ -280,11 +277,14 @@ def _check_images(images: image_tokenizers.ImageTokenizer, model: GGM, path: Pat
 
 
 def _in_batches(
-    draw: Callable[[torch.Tensor], torch.Tensor], config: GenerateConfig, model: GGM
-) -> torch.Tensor:
-    return torch.cat([draw(ids).cpu() for ids in _batches(config, model)])
-
-
-def _batches(config: GenerateConfig, model: GGM) -> tuple[torch.Tensor, ...]:
-    """Sample ids of every batch."""
-    return torch.arange(config.count, device=model.backbone.head_bias.device).split(config.batch)
+    draw: Callable[[torch.Tensor], SampleResult], config: GenerateConfig, model: GGM
+) -> SampleResult:
+    """Results of all batches of sample ids as one; its tokens on the CPU."""
+    ids = torch.arange(config.count, device=model.backbone.head_bias.device)
+    parts = [draw(batch) for batch in ids.split(config.batch)]
+    return SampleResult(
+        torch.cat([part.tokens.cpu() for part in parts]),
+        sum(part.network_evaluations for part in parts),
+        sum(part.site_updates for part in parts),
+        sum(part.seconds for part in parts),
+    )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggm.sampling import SampleResult
 
 TRAIN_VQ = """\
 Train a small VQModel of diffusers, which makes tokens of images and images of tokens, on a folder of
@@ -91,7 +94,11 @@ def add_infill_image(command: argparse.ArgumentParser, what: Any) -> None:
         help="box to be drawn, in pixels of the model's images, from the top left; x1 and y1 are outside",
     )
     command.add_argument(
-        "--out", type=Path, metavar="PATH", help="with --image: .png (side by side), a folder, .npy or .jsonl"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="with --image: .png (side by side), a folder, .npy or .jsonl; PATH.meta.json tells seed, "
+        "precision, cost and versions",
     )
 
 
@@ -110,15 +117,18 @@ def check_infill(options: argparse.Namespace) -> None:
         raise ValueError("--mask, --box, --out: got them without --image; allowed: with it")
 
 
-def infill_image(checkpoint: Any, config: Any, options: argparse.Namespace, *, progress: bool) -> None:
-    """Run ``ggm infill --image``.
+def infill_image(
+    checkpoint: Any, config: Any, options: argparse.Namespace, *, progress: bool
+) -> SampleResult:
+    """Run ``ggm infill --image``; returns what was drawn, and its cost.
 
     Raises
     ------
     ValueError
         If the model is not one of images, or a file or the box does not fit.
     """
-    from ggm import generate
+    from ggm import generate, provenance
+    from ggm.checkpoints import find
     from ggm.images import infilling
 
     images = checkpoint.images
@@ -126,12 +136,12 @@ def infill_image(checkpoint: Any, config: Any, options: argparse.Namespace, *, p
         raise ValueError("--image: this checkpoint holds no tokenizer of images")
     generate.check_output(options.out, checkpoint)
     pixels = infilling.read_image(images, options.image)
-    if options.box is not None:
-        mask = infilling.box_mask(images, options.box)
-    else:
-        mask = infilling.read_mask(images, options.mask, options.image)
+    mask = infilling.pixels_to_draw(images, options.image, mask=options.mask, box=options.box)
     given = generate.Given(images.encode(pixels)[0].cpu(), infilling.frozen_tokens(images, mask))
-    filled = generate.fill(checkpoint.model, given.tokens, given.frozen, config, progress=progress)
-    generate.write_samples(options.out, filled, checkpoint, given)
+    result = generate.fill(checkpoint.model, given, config, progress=progress)
+    generate.write_samples(options.out, result.tokens, checkpoint, given)
+    record = provenance.of_samples(result, config, checkpoint.model, find(options.checkpoint))
+    provenance.write_record(options.out, record)
     drawn = int((~given.frozen).sum())
     print(f"{drawn} of {len(given.frozen)} tokens drawn", file=sys.stderr)
+    return result

@@ -45,6 +45,8 @@ class Loop:
             )
         self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
         self.checkpoints, self.metrics = checkpoints, metrics
+        # Sequences of a pass.
+        self.micro_batch = size // (accelerator.num_processes * config.accumulation)
         self.sharded = sharded
         if sharded:
             self.loss: Any = state.model
@@ -102,8 +104,8 @@ class Loop:
         """One step of the optimiser."""
         training, device = self.config.training, self.accelerator.device
         losses = []
-        size = len(batch.tokens) // self.config.accumulation
-        for ids, tokens in zip(batch.sample_ids.split(size), batch.tokens.split(size), strict=True):
+        parts = (values.split(self.micro_batch) for values in (batch.sample_ids, batch.tokens))
+        for ids, tokens in zip(*parts, strict=True):
             with self.accelerator.accumulate(self.loss):
                 with self.accelerator.autocast():
                     loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
@@ -168,17 +170,12 @@ class Loop:
             f"held out {recent['held_out_loss']:.3f}"
         )
 
-    @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         """Numbers of held-out data under the averaged weights, on all processes: each may hold a part."""
         model = self.state.averaged.module
         assert isinstance(model, GGM)
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
-        # Always the same noise, hence comparable.
-        return {
-            "held_out_loss": float(model.loss(tokens, seed=0, step=0)),
-            "calibration": float(model.calibration(tokens, seed=0).mean()),
-        }
+        return evaluate(model, tokens, self.micro_batch)
 
     def _save(self) -> None:
         state: TrainingState | None = self.state
@@ -190,6 +187,19 @@ class Loop:
             assert state is not None
             self.checkpoints.save(state, self.data.tokenizer, self.data.images)
         self.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def evaluate(model: GGM, tokens: torch.Tensor, batch: int) -> dict[str, float]:
+    """Loss and calibration on sequences [N, L], `batch` at a time: always with the same noise."""
+    losses, sums = [], []
+    for ids in torch.arange(len(tokens), device=tokens.device).split(batch):
+        losses.append(len(ids) * model.loss(tokens[ids], seed=0, step=0, sample_ids=ids))
+        sums.append(model.calibration(tokens[ids], seed=0, sample_ids=ids))
+    return {
+        "held_out_loss": float(torch.stack(losses).sum() / len(tokens)),
+        "calibration": float(torch.cat(sums).mean()),
+    }
 
 
 class _Step(NamedTuple):

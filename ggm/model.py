@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -11,84 +9,22 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from ggm.backbones import BackboneConfig, HollowTransformer, MaskedConfig, make_backbone
-from ggm.config import build
+from ggm.backbones import HollowTransformer, make_backbone
 from ggm.draws import integers, uniforms
 from ggm.event_driven import AllConditionals, denoise_by_events
 from ggm.hub import HubWeights
-from ggm.noising import Chain, ChainConfig
+from ggm.model_config import GGMConfig
+from ggm.noising import Chain
 from ggm.objective import (
-    ObjectiveConfig,
     Visits,
     loss_from_hidden,
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.sampling import (
-    Conditionals,
-    LinearLogits,
-    SampleResult,
-    SamplingConfig,
-    denoise,
-    initial_tokens,
-)
+from ggm.reversal import Conditionals, LinearLogits
+from ggm.sampling import SampleResult, denoise, initial_tokens
+from ggm.sampling_config import SamplingConfig
 from ggm_kernels import NoiseLaw, Stream, corrupt
-
-
-@dataclass(frozen=True)
-class GGMConfig:
-    """A model: everything but its weights.
-
-    Attributes
-    ----------
-    vocab_size : int
-        Tokens V.
-    chain : ChainConfig
-        Length, sweeps, schedule and visit order.
-    backbone : MaskedConfig or HollowConfig
-        The network.
-    objective : ObjectiveConfig
-        The loss.
-    masked_counts : tuple of int
-        Positions K that a training pass predicts; training steps take turns. For a masked network a
-        sampler that resamples K sites per step needs K among them. A hollow network learns exact
-        conditionals whatever K is; L costs it little more than 1.
-    frozen_share : float
-        Share of training sequences in which a random set of positions is left clean, as in
-        infilling.
-    noise_probs : tuple of float or None
-        Law pi of the noise, one probability per token; None is uniform.
-    """
-
-    vocab_size: int
-    chain: ChainConfig
-    backbone: BackboneConfig = field(default_factory=MaskedConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    masked_counts: tuple[int, ...] = (1,)
-    frozen_share: float = 0.0
-    noise_probs: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size: got {self.vocab_size}; allowed: 1 or more")
-        if not self.masked_counts or not all(1 <= k <= self.chain.length for k in self.masked_counts):
-            raise ValueError(f"masked_counts: got {self.masked_counts}; allowed: 1 to {self.chain.length}")
-        if not 0.0 <= self.frozen_share <= 1.0:
-            raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
-
-    @property
-    def least_sites(self) -> int:
-        """Fewest sites per step that the network has learnt to resample together."""
-        return 1 if self.backbone.kind == "hollow" else min(self.masked_counts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, numbers and strings."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
-        """Inverse of `to_dict`; lists serve for tuples, as JSON has them."""
-        return build(cls, values)
 
 
 class GGM(nn.Module, HubWeights):
@@ -106,6 +42,8 @@ class GGM(nn.Module, HubWeights):
     --------
     A training step (docs/training.md has the whole loop):
 
+    >>> import torch
+    >>> from ggm import GGM, ChainConfig, GGMConfig
     >>> model = GGM(GGMConfig(vocab_size=5, chain=ChainConfig(length=8)))
     >>> model.loss(torch.randint(5, (2, 8)), seed=0, step=0).backward()
     """
@@ -306,7 +244,9 @@ class GGM(nn.Module, HubWeights):
         return conditionals
 
     @torch.inference_mode()
-    def calibration(self, tokens: torch.Tensor, seed: int) -> torch.Tensor:
+    def calibration(
+        self, tokens: torch.Tensor, seed: int, sample_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Sum over the vocabulary of exp g, which is 1 for the exact conditionals.
 
         Parameters
@@ -315,16 +255,26 @@ class GGM(nn.Module, HubWeights):
             Data, int64 [B, L]; noised at a chain time drawn for each sequence.
         seed : int
             Key of the draws.
+        sample_ids : torch.Tensor, optional
+            Coordinate of each sequence, int64 [B]; default 0, 1, .., B - 1.
 
         Returns
         -------
         torch.Tensor
             float32 [B]: the sum at one visited position of each sequence.
         """
-        sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        if sample_ids is None:
+            sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
         times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
         keep_prob = self._keep_prob(times, None)
-        noisy, _ = corrupt(tokens, keep_prob.float(), self.config.vocab_size, seed=seed, noise=self.noise)
+        noisy, _ = corrupt(
+            tokens,
+            keep_prob.float(),
+            self.config.vocab_size,
+            seed=seed,
+            sample_ids=sample_ids,
+            noise=self.noise,
+        )
         positions, _ = self.chain.visits(steps)
         hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
         logits = hidden[:, 0] @ self.backbone.head_weight.T + self.backbone.head_bias

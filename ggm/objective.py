@@ -8,6 +8,7 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -267,13 +268,13 @@ def loss_from_logits(
 
 
 def minus_log_noise(vocab_size: int, noise: NoiseLaw | None, like: torch.Tensor) -> torch.Tensor:
-    """-log pi(a) of every token, [V] in the dtype and on the device of `like`.
+    """-log pi(a) of every token to float32, [V] in the dtype and on the device of `like`.
 
     A token that noise never draws has infinite log-odds of being signal. It is given the smallest
     positive float32 probability instead, which keeps gradients finite.
     """
     if noise is None:
-        probs = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64)
-    else:
-        probs = noise.probs.clamp_min(torch.finfo(torch.float32).tiny)
-    return -probs.log().to(like)
+        return like.new_full((vocab_size,), math.log(vocab_size))
+    # The law keeps its logarithms on every device: nothing to compute or to copy in a step.
+    least = math.log(torch.finfo(torch.float32).tiny)
+    return -noise.log_probs(like.device).clamp_min(least).to(like)

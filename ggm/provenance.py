@@ -56,7 +56,7 @@ def of_samples(result: SampleResult, config: GenerateConfig, model: GGM, checkpo
     Parameters
     ----------
     result : SampleResult
-        What `ggm.generate.sample` returned.
+        What `ggm.generate.sample` or `fill` returned.
     config : GenerateConfig
         How it was called.
     model : GGM

@@ -11,7 +11,7 @@ from typing import Literal
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
 from ggm.extras import require
-from ggm.model import GGMConfig
+from ggm.model_config import GGMConfig
 from ggm.noising import ChainConfig
 from ggm.training import TrainingConfig
 

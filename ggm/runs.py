@@ -24,7 +24,8 @@ from ggm.extras import require
 from ggm.images import tokenizers as image_tokenizers
 from ggm.loop import Loop
 from ggm.metrics import Metrics
-from ggm.model import GGM, GGMConfig
+from ggm.model import GGM
+from ggm.model_config import GGMConfig
 from ggm.run_config import RUN_CONFIG, RunConfig, write_config
 from ggm.training import make_optimizer
 

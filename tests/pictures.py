@@ -6,6 +6,9 @@ import numpy
 import torch
 from PIL import Image
 
+# Pixels of a side, to which tests bring the pictures of the fixture `folder`, and how many there are.
+SIZE, COUNT = 16, 24
+
 
 def draw_pictures(folder: Path, count: int, *, width: int = 20, height: int = 24) -> Path:
     """Coloured boxes on coloured ground, in two folders and two formats."""

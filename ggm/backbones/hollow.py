@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +17,7 @@ from ggm.backbones.layers import (
     Modulation,
     check_make,
     cosine_features,
+    initialise,
     mlp,
     position_angles,
     rotate,
@@ -112,17 +112,7 @@ class HollowTransformer(nn.Module):
         self.bias = nn.Parameter(torch.empty(vocab_size))
         self.angles: torch.Tensor | None
         self.register_buffer("angles", angles, persistent=False)
-        self._initialise(vocab_size, width)
-
-    def _initialise(self, vocab_size: int, width: int) -> None:
-        # A tied embedding is the head's weight, too: logits of order 1.
-        nn.init.normal_(self.token.weight, std=width**-0.5 if self.head is None else 0.5)
-        if self.position is not None:
-            nn.init.normal_(self.position, std=0.5)
-        if self.head is not None:
-            nn.init.zeros_(self.head)
-        # g starts as the uniform law, so that the calibration sum starts at 1.
-        nn.init.constant_(self.bias, -math.log(vocab_size))
+        initialise(self.token, (self.position,), self.head, self.bias)
 
     def forward(
         self,

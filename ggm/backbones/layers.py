@@ -26,6 +26,34 @@ def check_make(width: int, heads: int, positions: str, attention: str) -> None:
         raise ValueError(f"attention: got {attention!r}; allowed: {IMPLEMENTATIONS}")
 
 
+def initialise(
+    token: nn.Embedding,
+    beside: tuple[nn.Parameter | None, ...],
+    head: nn.Parameter | None,
+    bias: nn.Parameter,
+) -> None:
+    """Start what a network reads and its head: g is the uniform law, so the calibration sum starts at 1.
+
+    Parameters
+    ----------
+    token : nn.Embedding
+        Of V tokens; the head's weight, too, if there is no head.
+    beside : tuple of nn.Parameter or None
+        What is added to embeddings or stands in their place, where there is any.
+    head, bias : nn.Parameter
+        [V, width] or None, and [V].
+    """
+    vocab_size, width = token.weight.shape
+    # A tied embedding is the head's weight, too: logits of order 1.
+    nn.init.normal_(token.weight, std=width**-0.5 if head is None else 0.5)
+    for values in beside:
+        if values is not None:
+            nn.init.normal_(values, std=0.5)
+    if head is not None:
+        nn.init.zeros_(head)
+    nn.init.constant_(bias, -math.log(vocab_size))
+
+
 def cosine_features(values: torch.Tensor, count: int) -> torch.Tensor:
     """Features cos(pi k v), k = 0..count - 1, of v in [0, 1]: [...] to float32 [..., count]."""
     frequencies = math.pi * torch.arange(count, device=values.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from ggm.backbones.layers import (
     Modulation,
     check_make,
     cosine_features,
+    initialise,
     position_angles,
     time_network,
 )
@@ -93,19 +93,7 @@ class MaskedTransformer(nn.Module):
         self.bias = nn.Parameter(torch.empty(vocab_size))
         self.angles: torch.Tensor | None
         self.register_buffer("angles", angles, persistent=False)
-        self._initialise(vocab_size)
-
-    def _initialise(self, vocab_size: int) -> None:
-        width = self.mask.shape[0]
-        # A tied embedding is the head's weight, too: logits of order 1.
-        nn.init.normal_(self.token.weight, std=width**-0.5 if self.head is None else 0.5)
-        nn.init.normal_(self.mask, std=0.5)
-        if self.position is not None:
-            nn.init.normal_(self.position, std=0.5)
-        if self.head is not None:
-            nn.init.zeros_(self.head)
-        # g starts as the uniform law, so that the calibration sum starts at 1.
-        nn.init.constant_(self.bias, -math.log(vocab_size))
+        initialise(self.token, (self.mask, self.position), self.head, self.bias)
 
     def forward(
         self,

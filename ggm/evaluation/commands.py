@@ -23,7 +23,6 @@ from ggm.evaluation.run_images import RunImages
 from ggm.evaluation.samples import TXT_CUTS, ImageShape, ReadConfig, Samples, read_samples
 from ggm.evaluation.scoring import UNITS, ScoreConfig, Scoring
 from ggm.images.files import FolderImages
-from ggm.images.pictures import GRID
 from ggm.images.tokenizers import VQTokenizer
 from ggm.run_config import RUN_CONFIG, RunConfig, read_config
 
@@ -277,7 +276,7 @@ def _score_shape(options: argparse.Namespace, vocab_size: int | None) -> ImageSh
         raise ValueError(f"--reference: got none for the folder {options.file}; allowed: one of real images")
     if options.size is not None and options.size < 1:
         raise ValueError(f"--size: got {options.size}; allowed: 1 or more")
-    size = options.size or min(FolderImages(options.file, without=GRID).open(0).size)
+    size = options.size or min(FolderImages(options.file).open(0).size)
     return ImageShape(size, size, 3)
 
 
@@ -288,8 +287,7 @@ def _read(path: Path, reading: ReadConfig, image: ImageShape | None, source: str
         return samples if image is None else grid_images(samples, image, source)
     if image is None:
         raise ValueError(f"{source}: got the folder {path}; allowed for text: .jsonl, .txt")
-    # What `ggm sample` writes beside the images shows all of them again.
-    pictures = FolderImages(path, without=GRID)
+    pictures = FolderImages(path)
     return picture_images(pictures, torch.arange(len(pictures)), image)
 
 

@@ -19,7 +19,7 @@ from ggm.objective import (
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.sampling import LinearLogits, VisitGroup, visit_groups
+from ggm.reversal import LinearLogits, VisitGroup, visit_groups
 from ggm_kernels import corrupt
 
 

@@ -145,7 +145,7 @@ def read_samples(path: Path, config: ReadConfig) -> Samples:
 
 def _read_lines(path: Path, config: ReadConfig) -> Samples:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
         if line.strip():
             rows.append(_row(line, f"{path}, line {number}"))
     if not rows:
@@ -161,11 +161,20 @@ def _read_lines(path: Path, config: ReadConfig) -> Samples:
     )
 
 
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+    except json.JSONDecodeError as error:  # whose own words count lines, too, from this one
+        raise ValueError(f"{where}, column {error.colno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: JSON that cannot be read: {error}") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where}: got {type(row).__name__}; allowed: an object of JSON")
     return row
@@ -189,7 +198,7 @@ def _token_lists(column: list[list[Any]], path: Path) -> list[list[int]]:
 
 
 def _read_text(path: Path, config: ReadConfig) -> Samples:
-    text = path.read_text(encoding="utf-8")
+    text = _text_of(path)
     cut = TXT_CUTS[config.cut]
     parts = [text] if cut is None else cut.split(text)
     # A file ends with a line break, which is none of a text's own.

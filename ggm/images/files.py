@@ -39,8 +39,6 @@ class FolderImages:
     ----------
     folder : Path
         Where they are.
-    without : str, optional
-        Name of a file in it that is left out.
 
     Raises
     ------
@@ -48,11 +46,9 @@ class FolderImages:
         If there is none.
     """
 
-    def __init__(self, folder: Path, without: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        left_out = None if without is None else folder / without
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        self._paths = sorted(path for path in found if path != left_out)
+        self._paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not self._paths:
             raise FileNotFoundError(
                 f"{folder}: no images; allowed: names that end in {', '.join(SUFFIXES)}, at any depth"

@@ -20,43 +20,20 @@ def read_image(tokenizer: ImageTokenizer, path: Path) -> torch.Tensor:
     return fit(open_picture(path), tokenizer.size, tokenizer.mode)[None]
 
 
-def read_mask(tokenizer: ImageTokenizer, path: Path, image: Path) -> torch.Tensor:
-    """Pixels that a mask file leaves to be drawn: those that are white.
+def pixels_to_draw(
+    tokenizer: ImageTokenizer, image: Path, *, mask: Path | None = None, box: str | None = None
+) -> torch.Tensor:
+    """Pixels of an image that a mask file or a box leaves to be drawn.
 
     Parameters
     ----------
     tokenizer : ImageTokenizer
         Tells the size.
-    path, image : Path
-        The mask, and the image that it is of.
-
-    Returns
-    -------
-    torch.Tensor
-        bool [size, size].
-
-    Raises
-    ------
-    ValueError
-        If the mask has not the size of the image.
-    """
-    mask, picture = open_picture(path), open_picture(image)
-    if mask.size != picture.size:
-        width, height = picture.size
-        raise ValueError(
-            f"--mask: got {mask.size[0]} x {mask.size[1]} pixels; allowed: {width} x {height}, as the image"
-        )
-    return fit(mask, tokenizer.size, "L")[..., 0] >= _WHITE
-
-
-def box_mask(tokenizer: ImageTokenizer, box: str) -> torch.Tensor:
-    """Pixels of a box to be drawn.
-
-    Parameters
-    ----------
-    tokenizer : ImageTokenizer
-        Tells the size.
-    box : str
+    image : Path
+        The image, which a mask must have the size of.
+    mask : Path, optional
+        A picture that is white where the image is to be drawn; needed where there is no box.
+    box : str, optional
         "x0,y0,x1,y1": pixels from the left and from the top; x1 and y1 are the first outside.
 
     Returns
@@ -67,16 +44,32 @@ def box_mask(tokenizer: ImageTokenizer, box: str) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If it is no box within the image.
+        If the mask has not the size of the image, or the box is none within it.
     """
-    size = tokenizer.size
+    if box is not None:
+        return _box(tokenizer.size, box)
+    assert mask is not None
+    return _white(tokenizer.size, mask, image)
+
+
+def _white(size: int, mask: Path, image: Path) -> torch.Tensor:
+    white, picture = open_picture(mask), open_picture(image)
+    if white.size != picture.size:
+        width, height = picture.size
+        raise ValueError(
+            f"--mask: got {white.size[0]} x {white.size[1]} pixels; allowed: {width} x {height}, as the image"
+        )
+    return fit(white, size, "L")[..., 0] >= _WHITE
+
+
+def _box(size: int, box: str) -> torch.Tensor:
     parts = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", box.replace(" ", ""))
     left, top, right, bottom = (int(part) for part in parts.groups()) if parts else (0, 0, 0, 0)
     if not (0 <= left < right <= size and 0 <= top < bottom <= size):
         raise ValueError(f"--box: got {box!r}; allowed: x0,y0,x1,y1 with x0 < x1, y0 < y1, up to {size}")
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    return mask
+    inside = torch.zeros(size, size, dtype=torch.bool)
+    inside[top:bottom, left:right] = True
+    return inside
 
 
 def frozen_tokens(tokenizer: ImageTokenizer, mask: torch.Tensor) -> torch.Tensor:

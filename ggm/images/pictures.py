@@ -9,11 +9,18 @@ import torch
 
 from ggm.extras import require
 
-GRID = "grid.png"
 _GAP = 2
 _PAPER = 255
 # Smaller pictures are enlarged in grids, to be seen.
 _LEAST_SIDE = 64
+
+
+def grid_beside(folder: Path) -> Path:
+    """Name of the file that shows a folder's pictures side by side: ``samples.grid.png`` for ``samples``.
+
+    Not in the folder, where it would be one of the pictures.
+    """
+    return folder.with_name(f"{folder.name}.grid.png")
 
 
 def write_grid(path: Path, pixels: torch.Tensor, columns: int | None = None) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -37,7 +40,7 @@ def cached_tokens(
         Pictures. Their order in the file is random, and always the same: neighbours in a folder are
         often alike, and the first sequences are those held out.
     tokenizer : VQTokenizer
-        What makes tokens of them.
+        What makes tokens of them; its network ends where it was.
     folder : Path
         Where files are kept, under names that tell pictures, size and network: of others none is
         ever taken.
@@ -83,14 +86,26 @@ def _tokens(
     height, width = tokenizer.grid
     small = tokenizer.vocab_size <= 2**16
     tokens = numpy.empty((len(images), height * width), dtype="uint16" if small else "int32")
-    tokenizer.model.to(device)
     done = 0
-    with progress_bar(progress, len(images), "images to tokens", unit="image") as bar:
+    with (
+        _moved(tokenizer.model, device),
+        progress_bar(progress, len(images), "images to tokens", unit="image") as bar,
+    ):
         for pixels in read_batches(
             images, picture_order(len(images)), tokenizer.size, tokenizer.mode, _BATCH
         ):
             tokens[done : done + len(pixels)] = tokenizer.encode(pixels).cpu().numpy()
             done += len(pixels)
             bar.update(len(pixels))
-    tokenizer.model.to("cpu")
     return tokens
+
+
+@contextmanager
+def _moved(model: Any, device: torch.device | str) -> Iterator[None]:
+    """Have a network on a device, and then back where it was, whatever happens."""
+    before = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)

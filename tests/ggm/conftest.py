@@ -8,6 +8,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggm-tests-")
 
 import pytest
+from pictures import COUNT, draw_pictures, small_vq
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Folder of COUNT small pictures, which no test may write to."""
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
+
+
+@pytest.fixture(scope="session")
+def vq(tmp_path_factory):
+    """Folder of a VQModel with 16 tokens, for pictures of SIZE; no test may write to it."""
+    return small_vq(tmp_path_factory.mktemp("vq"))
 
 
 @pytest.fixture

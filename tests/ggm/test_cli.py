@@ -1,4 +1,4 @@
-"""Errors of the commands are one line; `ggm sample` tells its cost to who watches."""
+"""Errors of the commands are one line; `ggm sample` and `ggm infill` tell their cost to who watches."""
 
 import json
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig
+from ggm.checkpoints import TOKENIZER
 from ggm.cli import main
+from ggm.data.text import char_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,25 @@ def test_sample_tells_its_cost_to_who_watches(model, capsys, monkeypatch):
     out, told = capsys.readouterr()
     assert len(out.splitlines()) == 1
     assert "6 network evaluations, " in told and "site updates/s" in told
+
+
+def test_infill_keeps_what_is_given_and_tells_its_cost_as_sample_does(tmp_path, capsys, monkeypatch):
+    tokenizer = char_tokenizer(["abc "])
+    backbone = MaskedConfig(width=8, depth=1, heads=1)
+    config = GGMConfig(tokenizer.get_vocab_size(), ChainConfig(length=6, sweeps=2), backbone)
+    GGM(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / TOKENIZER).write_text(tokenizer.to_str())
+    words = ["infill", str(tmp_path / "model"), "--text", "a__c", "--count", "3", "--batch", "2"]
+    assert main(words) == 0
+    out, told = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 3 and told == ""
+    assert all(line.startswith("a") and line.endswith("c") for line in lines)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(words) == 0
+    # Two batches, two sweeps, four positions: the gap, and what the model's length leaves.
+    again, told = capsys.readouterr()
+    assert again == out and "16 network evaluations, " in told and "site updates/s, " in told
 
 
 def test_a_backend_that_is_not_there(model, monkeypatch, capsys):

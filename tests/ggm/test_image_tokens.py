@@ -1,29 +1,19 @@
 """Images as tokens: folder, tokenizer, cache."""
 
+from contextlib import nullcontext
+
 import numpy
 import pytest
 import torch
-from pictures import draw_pictures, small_vq
+from pictures import COUNT, SIZE, draw_pictures, small_vq
 from PIL import Image
 
 from ggm.data.sources import ImageData, load_data
 from ggm.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
-from ggm.images.infilling import box_mask, frozen_tokens, show_hole
+from ggm.images.infilling import frozen_tokens, pixels_to_draw, show_hole
 from ggm.images.token_cache import cached_tokens
 from ggm.images.tokenizers import GreyLevels, VQTokenizer, open_vq, to_floats, to_pixels
 from ggm.images.vq_training import VQConfig, train_vq
-
-SIZE, COUNT = 16, 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
-
-
-@pytest.fixture(scope="module")
-def vq(tmp_path_factory):
-    return small_vq(tmp_path_factory.mktemp("vq"))
 
 
 def pixels_of(images, size=SIZE, mode="RGB"):
@@ -162,6 +152,22 @@ def test_a_picture_that_cannot_be_read_leaves_no_tokens(vq, tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_network_ends_on_the_device_where_it_was(damaged, vq, tmp_path, monkeypatch):
+    pictures = draw_pictures(tmp_path / "pictures", 2)
+    if damaged:
+        (pictures / "a" / "bad.png").touch()
+    tokenizer = open_vq(str(vq), SIZE)
+    # There is one device here: what is asked of the network is noted in place of a move.
+    places = [torch.device("cuda:1")]
+    monkeypatch.setattr(type(tokenizer.model), "device", property(lambda model: places[-1]))
+    monkeypatch.setattr(tokenizer.model, "to", lambda device: places.append(torch.device(device)))
+    expected = pytest.raises(ValueError, match="not an image") if damaged else nullcontext()
+    with expected:
+        cached_tokens(FolderImages(pictures), tokenizer, tmp_path / "cache", device="cpu")
+    assert places == [torch.device(place) for place in ("cuda:1", "cpu", "cuda:1")]
+
+
 def test_held_out_images_are_chosen_at_random_and_always_the_same(folder, vq, tmp_path):
     config = ImageData(str(folder), str(vq), SIZE, cache=str(tmp_path), held_out=8)
     data = load_data(config, 16)
@@ -191,9 +197,10 @@ def test_training_a_tokenizer_lowers_its_error_and_uses_its_codebook(folder):
     )
 
 
-def test_the_hole_that_is_shown_is_the_one_that_is_drawn(vq):
+def test_the_hole_that_is_shown_is_the_one_that_is_drawn(folder, vq):
     tokenizer = open_vq(str(vq), SIZE)
-    frozen = frozen_tokens(tokenizer, box_mask(tokenizer, "7,4,8,16"))
+    mask = pixels_to_draw(tokenizer, folder / "b" / "1.png", box="7,4,8,16")
+    frozen = frozen_tokens(tokenizer, mask)
     assert (~frozen).nonzero()[:, 0].tolist() == [5, 9, 13]
     shown = show_hole(tokenizer, torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8), frozen)
     painted = shown[0].sum(dim=-1) > 0

@@ -9,29 +9,19 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from pictures import draw_pictures, small_vq
+from pictures import COUNT, SIZE, small_vq
 from PIL import Image
 
 from ggm import GGM
 from ggm.checkpoints import find
 from ggm.cli import main
-from ggm.images.files import fit
+from ggm.images.files import fit, open_images
 from ggm.images.tokenizers import read_tokenizer
+from ggm.provenance import KEYS
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 ROOT = Path(__file__).parents[2]
-SIZE, COUNT = 16, 24
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), COUNT)
-
-
-@pytest.fixture(scope="module")
-def vq(tmp_path_factory):
-    return small_vq(tmp_path_factory.mktemp("vq"))
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +73,12 @@ def test_from_a_folder_to_pictures_by_commands(folder, tmp_path, capsys):
     checkpoint = next((tmp_path / "run" / "checkpoints").iterdir())
     assert main(["sample", str(checkpoint), "--count", "3", "--out", str(tmp_path / "samples")]) == 0
     singles = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert singles == ["00000.png", "00001.png", "00002.png", "grid.png"]
+    # Nothing else: the folder may be a data set, whose pictures are all that is in it.
+    assert singles == ["00000.png", "00001.png", "00002.png"]
+    assert len(open_images(str(tmp_path / "samples"))) == 3
     first = Image.open(tmp_path / "samples" / "00000.png")
     assert first.size == (SIZE, SIZE) and first.mode == "RGB"
-    assert Image.open(tmp_path / "samples" / "grid.png").size == (2 * 66 - 2, 2 * 66 - 2)
+    assert Image.open(tmp_path / "samples.grid.png").size == (2 * 66 - 2, 2 * 66 - 2)
     assert main(["sample", str(checkpoint), "--count", "3", "--out", str(tmp_path / "s.npy")]) == 0
     tokenizer = read_tokenizer(checkpoint)
     assert tokenizer is not None
@@ -161,6 +153,12 @@ def test_digits_are_written_and_filled_as_grey_pictures(digits, tmp_path):
     hole[3:8, 2:6] = True
     assert len(filled) == 9 and (filled[:, ~hole] == numpy.array(one)[~hole]).all()
     assert filled[:, hole].std(axis=0).min() > 0
+    # The record that `ggm sample` leaves: 20 tokens in groups of 8, in each of two sweeps.
+    records = [json.loads((tmp_path / f"{name}.meta.json").read_text()) for name in ("filled", "samples")]
+    assert records[0].keys() == records[1].keys() == set(KEYS)
+    assert records[0]["network_evaluations"] == 6 and records[0]["site_updates"] == 9 * 20 * 2
+    assert records[0]["config"]["count"] == 9 and records[0]["step"] == 2
+    assert records[0]["seconds"] > 0 and records[0]["site_updates_per_second"] > 0
 
 
 def edited(path: Path, **values) -> None:
@@ -197,6 +195,8 @@ def test_mistakes_in_a_configuration_are_one_line(overrides, told, folder, vq, t
         (["sample", "{run}", "--out", "{tmp}/a.txt"], "allowed here: names that end in .npy, .jsonl, .png, or a folder"),
         (["sample", "{run}", "--out", "{tmp}/no/a.png"], "there is no folder"),
         (["sample", "{run}", "--out", "{tmp}/file"], "file is a file; allowed: a folder"),
+        (["sample", "{run}", "--out", "."], "--out: got '.'; allowed: a path that ends in a name"),
+        (["sample", "{run}", "--out", "{tmp}/.."], "allowed: a path that ends in a name"),
         (["infill", "{run}", "--text", "a_"], "holds no vocabulary of text"),
         (["infill", "{run}", "--image", "{png}", "--box", "0,0,4,4"], "with --out, and with --mask or --box"),
         (["infill", "{run}", "--text", "a_", "--box", "0,0,4,4"], "without --image"),

@@ -19,10 +19,11 @@ import pytest
 import torch
 from processes import finish, start
 
-from ggm import GGM
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
 from ggm.checkpoints import Checkpoints
 from ggm.cli import main
 from ggm.config import ConfigError
+from ggm.loop import evaluate
 from ggm.metrics import Metrics, read_metrics
 from ggm.run_config import read_config
 from ggm.runs import run
@@ -104,6 +105,38 @@ def test_resumed_runs_go_on_as_if_nothing_had_been(tmp_path):
         file = f"{name}.safetensors"
         assert (parts.checkpoint / file).read_bytes() == (whole.checkpoint / file).read_bytes()
     assert trained(tmp_path, resume=True).steps == 12  # there is nothing left to do
+
+
+def test_held_out_data_are_looked_at_in_passes_of_the_trainings_size(tmp_path, monkeypatch):
+    sizes: dict[str, set[int]] = {"loss": set(), "calibration": set()}
+
+    def spy(name):
+        method = getattr(GGM, name)
+
+        def spied(self, tokens, *words, **more):
+            sizes[name].add(len(tokens))
+            return method(self, tokens, *words, **more)
+
+        monkeypatch.setattr(GGM, name, spied)
+
+    spy("loss")  # training calls the model itself
+    spy("calibration")
+    trained(tmp_path, "accumulation=2", max_steps=2)
+    assert sizes == {"loss": {4}, "calibration": {4}}
+
+
+def test_what_is_told_of_held_out_data_does_not_depend_on_the_size_of_a_pass():
+    torch.manual_seed(0)
+    tokens = torch.randint(5, (13, 8))
+    backbone = MaskedConfig(width=16, depth=1, heads=2)
+    objective = ObjectiveConfig(candidates=3)
+    model = GGM(GGMConfig(5, ChainConfig(8, sweeps=2), backbone, objective, (4,), frozen_share=0.5))
+    torch.nn.init.normal_(model.backbone.head, std=0.1)
+    whole = evaluate(model, tokens, len(tokens))
+    assert whole["held_out_loss"] == pytest.approx(model.loss(tokens, seed=0, step=0).item(), rel=1e-6)
+    assert whole["calibration"] == pytest.approx(float(model.calibration(tokens, seed=0).mean()), rel=1e-6)
+    for batch in (1, 4, 12):
+        assert evaluate(model, tokens, batch) == pytest.approx(whole, rel=1e-5)
 
 
 def test_accumulation_does_not_change_the_curve(tmp_path):

@@ -12,8 +12,10 @@ from ggm.data.sources import PydocData, TextData, load_data
 from ggm.data.text import PackedTokens, TokenStream, open_documents
 from ggm.data.unigram import UNIFORM_SHARE, unigram_law
 from ggm.metrics import read_metrics
+from ggm.objective import minus_log_noise
 from ggm.run_config import read_config as read_run
 from ggm.runs import run
+from ggm_kernels import NoiseLaw
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -102,3 +104,15 @@ def test_another_law_is_refused_in_few_words(tmp_path):
     assert len(str(caught.value)) < 400
     with pytest.raises(ConfigError, match="noise: got 'unigram' with model.noise_probs"):
         configured(tmp_path, "model.noise_probs=[0.5, 0.5]")
+
+
+def test_logarithms_of_a_law_are_taken_once():
+    probs = torch.tensor([0.0, 1e-3, 0.25, 0.749], dtype=torch.float64)
+    law, like = NoiseLaw(probs), torch.zeros(1)
+    del law.probs  # what logarithms are made of
+    given = minus_log_noise(4, law, like)
+    least = torch.finfo(torch.float32).tiny
+    assert given.dtype == torch.float32
+    torch.testing.assert_close(given, -probs.clamp_min(least).log().float(), rtol=1e-7, atol=0)
+    uniform = minus_log_noise(4, None, like.double())
+    torch.testing.assert_close(uniform, torch.full((4,), math.log(4), dtype=torch.float64))

@@ -14,7 +14,7 @@ from enumerable import (
     uniform,
 )
 
-from ggm import sampling
+from ggm import reversal
 from ggm.event_driven import denoise_by_events
 from ggm.noising import Chain
 from ggm.redenoise import ReDenoise
@@ -208,7 +208,7 @@ def test_redenoise_returns_the_data_law(name, noise, process):
 @pytest.mark.parametrize("fault", ["no noise", "one sweep short", "one sweep too many", "another pi"])
 def test_redenoise_notices(monkeypatch, fault):
     data, pi = LAWS["potts"](), skewed(3)
-    real = sampling.renoise
+    real = reversal.renoise
 
     def faulty(tokens, chain, sweeps, vocab_size, **options):
         if fault == "no noise":
@@ -218,7 +218,7 @@ def test_redenoise_notices(monkeypatch, fault):
         sweeps += {"one sweep short": -1, "one sweep too many": 1}.get(fault, 0)
         return real(tokens, chain, sweeps, vocab_size, **options)
 
-    monkeypatch.setattr(sampling, "renoise", faulty)
+    monkeypatch.setattr(reversal, "renoise", faulty)
     chain = uneven_chain(data.length)
     result, noised = redenoised(data, pi, keep_or_replace=True)
     with pytest.raises(AssertionError, match="total variation"):
@@ -233,7 +233,7 @@ def test_a_second_pass_makes_new_draws(monkeypatch):
     chain = uneven_chain(data.length)
     conditionals = ExactConditionals(data, chain, pi)
     start = initial_tokens(torch.arange(1000), data.length, 3, seed=1)
-    monkeypatch.setattr(sampling, "renoise", lambda *args, **options: start.clone())
+    monkeypatch.setattr(reversal, "renoise", lambda *args, **options: start.clone())
     config = SamplingConfig(redenoise=ReDenoise(3))
     once = denoise(conditionals, chain, start, SamplingConfig(), seed=2, vocab_size=3).tokens
     again = denoise(conditionals, chain, start, config, seed=2, vocab_size=3).tokens
