@@ -1,6 +1,6 @@
 """Pictures of a run's results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +33,7 @@ BOUNDS = {"copy": "of copying its bytes", "matrix": "of the matrix product"}
 LEAST_MEMORY = 0.1  # MB: less than this is not seen in a process's resident pages
 SWEPT = ("V", "N", "d", "B", "K")
 FEWEST_SIZES = 3
+SMALL_BESIDE = {"textcoords": "offset points", "size": 9}
 
 
 def figures(results: Results) -> dict[str, Figure]:
@@ -42,6 +43,7 @@ def figures(results: Results) -> dict[str, Figure]:
         drawn = {
             "ratios": ratios(cases),
             "ceiling": ceiling([case for case in cases if case.ours.share is not None]),
+            "roofline": roofline(results),
             "memory": memory([case for case in cases if case.ours.memory is not None]),
         }
         for symbol in SWEPT:
@@ -103,6 +105,57 @@ def ceiling(cases: list[Case]) -> Figure | None:
     axes.set_xlim(0, max(130, *(135 * (case.ours.share or 0) for case in cases)))
     axes.set_xlabel("share of what this machine reached in the same run, %")
     return figure
+
+
+def roofline(results: Results) -> Figure | None:
+    """Arithmetic achieved against arithmetic per byte that the task must move, under the machine's roof.
+
+    Of the tasks that multiply. A rival's extra bytes and products do not count: the task can do without.
+    """
+    multiply: dict[tuple[str, str], Case] = {}
+    for case in sorted(results.cases, key=lambda case: len(case.rows)):  # of points that coincide: most rows
+        if case.ours and "flop_per_byte" in case.ours.notes:
+            multiply[case.op, f"{case.ours.notes['flop_per_byte']:.1g}"] = case
+    if not multiply:
+        return None
+    figure, axes = plt.subplots(figsize=(9, 5.6))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for case in multiply.values():
+        rows = [case.ours] + ([case.rival] if case.rival else [])
+        at = [case.ours.notes["flop_per_byte"]] * len(rows)
+        reached = [row.notes["Gflop/s"] for row in rows]
+        axes.plot(at, reached, color="#d0d0d0", linewidth=2, zorder=1)
+        axes.scatter(at, reached, s=60, color=[OURS, RIVAL][: len(rows)], zorder=3)
+        axes.annotate(f"{case.op}\n{size_words(case)}", (at[0], reached[0]), (8, -4), **SMALL_BESIDE)
+    _roof(axes, results.machine["ceilings"])
+    axes.scatter([], [], s=60, color=OURS, label="ours")
+    axes.scatter([], [], s=60, color=RIVAL, label="best rival")
+    axes.legend(loc="lower right")
+    axes.grid(True, axis="both")
+    axes.set_xlabel("flop per byte that the task must move")
+    axes.set_ylabel("Gflop/s of what the task must multiply")
+    return figure
+
+
+def _roof(axes: Axes, ceilings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Measured ceilings: copies beyond cache, and products of each type."""
+    low, high = axes.get_xlim()
+    ends = [8 * high]  # room for words
+    for rates in ceilings.values():
+        copies = {int(size): rate for size, rate in rates["copy_GB_per_s"].items()}
+        copied = copies[max(copies)]
+        products = rates["matrix_Gflop_per_s"]
+        ridge = max(products.values(), default=copied * high) / copied
+        ends.append(4 * ridge)
+        axes.plot([low, ridge], [low * copied, ridge * copied], color="black", zorder=2)
+        middle = (low * ridge) ** 0.5
+        words = f"copying at {copied:.3g} GB/s"
+        axes.annotate(words, (middle, middle * copied), (-8, 4), ha="right", **SMALL_BESIDE)
+        for dtype, rate in products.items():
+            axes.plot([rate / copied, max(ends)], [rate, rate], color="black", zorder=2)
+            axes.annotate(f"{dtype} products", (rate / copied, rate), (0, 6), **SMALL_BESIDE)
+    axes.set_xlim(low, max(ends))
 
 
 def memory(cases: list[Case]) -> Figure | None:

@@ -61,13 +61,14 @@ def note_case(benchmark, case: Case, name: str, role: str) -> None:
 
 
 def note_share(benchmark, ceilings: Ceilings, work: Work, seconds: float) -> None:
-    """Note the rate achieved, and its share of what the machine can do."""
+    """Note the rates achieved, and their share of what the machine can do."""
     least, bound = ceilings.least_seconds(work)
     notes = benchmark.extra_info
     if bound == "copy":
         notes["GB/s"] = _rounded(work.bytes / seconds / 1e9)
-    else:
+    if work.flops:
         notes["Gflop/s"] = _rounded(work.flops / seconds / 1e9)
+        notes["flop_per_byte"] = _rounded(work.flops / work.bytes)
     notes["ceiling"] = bound
     notes["share_of_ceiling"] = _rounded(least / seconds)
 

@@ -20,10 +20,11 @@ from benchmarks.words import seconds_words, size_words
 BLOCK_BEGIN, BLOCK_END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 # What the first page shows: training head, training step, reverse step.
 HIGHLIGHTS = ("linear_sigmoid_bce forward+backward", "training step", "glauber_step")
-SHOWN_APART = {"peak_extra_MB", "share_of_ceiling", "ceiling", "GB/s", "Gflop/s"}
+SHOWN_APART = {"peak_extra_MB", "share_of_ceiling", "ceiling", "GB/s", "Gflop/s", "flop_per_byte"}
 CAPTIONS = {
     "ratios": "Times faster than the best rival",
     "ceiling": "Share of the machine's ceiling",
+    "roofline": "Roofline of what multiplies",
     "memory": "Peak extra memory",
     "by-V": "Time and memory against the vocabulary",
     "by-N": "Time and memory against the rows",
@@ -44,7 +45,8 @@ Measure on your own machine, and turn what you got into this page:
 The first takes a few minutes on two cores and shows what is there: our backends, PyTorch eager and compiled,
 and other people's kernels where they are installed and run. `--bench-full` adds sizes.
 
-- **median**: of the calls timed. A call that takes seconds is timed once.
+- **median**: of the calls timed. A call that takes seconds is timed once. On a GPU by its own clock (CUDA
+  events), with its caches emptied before every call, and without waiting for the CPU to submit it.
 - **× best rival**: median of the fastest rival of the same table over that of the row.
 - **interleaved**: ratio to one rival whose calls took turns with the row's own, so both saw the same machine.
 - **ceiling**: the least bytes that the task must read and write, or the least flop, over the time taken, as a

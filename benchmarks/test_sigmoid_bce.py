@@ -128,12 +128,17 @@ def pass_of(head: Head, loss: Callable[[], torch.Tensor], what: str) -> Callable
 
 
 def work_of(head: Head, what: str) -> Work:
-    """Rows of hidden and weight in; backward the same again, and both gradients out, the weight's dense."""
-    rows, element = head.candidates.numel(), head.hidden.element_size()
+    """Rows of hidden and weight in; backward the same again, and both gradients out, the weight's dense.
+
+    A dot product per candidate; backward each of them is a multiple of two rows.
+    """
+    rows, element, dtype = head.candidates.numel(), head.hidden.element_size(), head.hidden.dtype
     read = (head.hidden.numel() + rows * head.hidden.shape[1]) * element
+    flops = 2 * rows * head.hidden.shape[1]
     if what == "forward":
-        return Work(read)
-    return Work(2 * read + (head.hidden.numel() + head.weight.numel()) * element)
+        return Work(read, flops, dtype)
+    written = (head.hidden.numel() + head.weight.numel()) * element
+    return Work(2 * read + written, 3 * flops, dtype)
 
 
 def case_of(head: Head, what: str, form: str = "", rival=None) -> Case:
