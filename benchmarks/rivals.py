@@ -78,6 +78,20 @@ def compiled(call: Callable, what: str, try_out: Callable[[Callable], object]) -
     return faster
 
 
+def flashinfer() -> Callable[[torch.Tensor], torch.Tensor]:
+    """FlashInfer's draw from logits [N, V] of any dtype, or skip the benchmark that asks."""
+    sampling = require("flashinfer-python", "flashinfer.sampling", needs_cuda=True)
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        return sampling.sampling_from_logits(logits.float())
+
+    try:
+        draw(torch.zeros(2, 8, device="cuda"))  # compiles it, where that was not done before
+    except Exception as error:
+        skip("flashinfer-python", f"does not work here: {_first_line(error)}")
+    return draw
+
+
 def liger_kernel(dtype: torch.dtype) -> CrossEntropy:
     module = require("liger-kernel", "liger_kernel.transformers.functional", needs_cuda=True)
     return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
