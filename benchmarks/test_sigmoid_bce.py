@@ -60,6 +60,8 @@ def sizes_of(fixtures: Collection[str], on_gpu: bool, full: bool) -> list[Size]:
     """Sizes of a benchmark, told by the fixtures that it asks for; `full` adds to them."""
     if "beyond_cache" in fixtures:
         return [GPU_BEYOND_CACHE] if on_gpu else []
+    if "frequent" in fixtures:
+        return [GPU_HEAD] if on_gpu else []
     if "curve" in fixtures:
         return GPU_CURVES if on_gpu and not full else CURVES
     if "form" in fixtures and not full:
@@ -222,6 +224,21 @@ def test_beyond_cache(record, head, size, device, beyond_cache):
         ours = lambda: head.ours(beyond_cache)  # noqa: E731
         loss = record(case, name_of(beyond_cache), ours, role_of(beyond_cache))
         torch.testing.assert_close(loss, head.gather(), rtol=5e-2, atol=5e-2, check_dtype=False)
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("frequent", ["gather", "cuda", "triton"])
+def test_frequent_tokens(record, head, size, device, what, frequent):
+    """Candidates as in text, the r-th most frequent 1 / r as often as the first: its gradient sums many rows."""
+    law = 1 / torch.arange(1, size.vocab_size + 1, device=head.hidden.device)
+    candidates = torch.multinomial(law, size.rows * size.count, replacement=True).view(size.rows, size.count)
+    head = replace(head, candidates=candidates)
+    case = case_of(head, what, "frequent tokens")
+    if frequent == "gather":
+        record(case, "gather", pass_of(head, head.gather, what))
+    else:
+        skip_unless_served("linear_sigmoid_bce", frequent, device)
+        record(case, name_of(frequent), pass_of(head, lambda: head.ours(frequent), what), role_of(frequent))
 
 
 @pytest.mark.parametrize("curve", ["full_logits", "gather", "ggm_kernels"])

@@ -31,7 +31,14 @@ def every_choice():
             yield on_gpu, full, test_sampling.runs_of(on_gpu, full)
             yield on_gpu, full, test_training_step.sizes_of(on_gpu, full)
             for module in (test_glauber_step, test_sigmoid_bce):
-                for fixtures in (["size"], ["size", "curve"], ["linear_inputs"], ["form"], ["beyond_cache"]):
+                for fixtures in (
+                    ["size"],
+                    ["size", "curve"],
+                    ["linear_inputs"],
+                    ["form"],
+                    ["beyond_cache"],
+                    ["frequent"],
+                ):
                     yield on_gpu, full, module.sizes_of(fixtures, on_gpu, full)
 
 
@@ -46,6 +53,7 @@ def test_the_cpu_measures_nothing_of_the_gpus():
     assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [glauber.Size()]
     assert head.sizes_of(["head"], False, False) == [head.Size()]
     assert head.sizes_of(["head", "beyond_cache"], False, True) == []
+    assert head.sizes_of(["head", "frequent"], False, True) == []
     assert not any(size.autocast for size in test_training_step.sizes_of(False, True))
     assert test_sampling.implementations_of(False) == ["rival", "ours"]
 
