@@ -52,21 +52,20 @@ SETTINGS = [
 ]
 LONG_TEXT = Setting("long text", 16, 1024, 50257, MaskedConfig(768, 12, 12))
 SITES = [1, 4, 16]
-# A GPU waits for the launches of a small network or batch, and computes with a large one.
-GPU_LONG_TEXT = [replace(LONG_TEXT, batch=1), LONG_TEXT]
-GPU_SITES = [1, 16]
+# A GPU waits for the launches of a small network or batch, and computes with a large one. 64 steps each, but
+# for the second: so few that recording them costs more than replaying saves.
+GPU_RUNS = [(SETTINGS[1], 1), (SETTINGS[1], 16), (replace(LONG_TEXT, batch=1), 16), (LONG_TEXT, 16)]
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
 def runs_of(on_gpu: bool, full: bool) -> list[tuple[Setting, int]]:
     """Settings with their positions per step; `full` adds to them."""
-    sites = GPU_SITES if on_gpu and not full else SITES
-    runs = [(setting, count) for setting in SETTINGS for count in sites]
+    runs = []
+    if not on_gpu or full:
+        runs += [(setting, sites) for setting in SETTINGS for sites in SITES]
     if full:
-        runs += [(LONG_TEXT, count) for count in sites]
-    if on_gpu:  # 64 steps; more of so large a network take too long
-        runs += [(setting, 16) for setting in GPU_LONG_TEXT]
-    return list(dict.fromkeys(runs))
+        runs += [(LONG_TEXT, sites) for sites in SITES]
+    return list(dict.fromkeys([*runs, *(GPU_RUNS if on_gpu else [])]))
 
 
 def implementations_of(on_gpu: bool) -> list[str]:

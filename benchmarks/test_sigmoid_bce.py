@@ -34,8 +34,8 @@ class Size:
 
 
 SIZES = [Size()]
-# Beside it, as many rows as a training batch predicts, in the precision that heads are trained in on a GPU,
-# and the only one that some rivals take.
+# On a GPU as many rows as a training batch predicts, in the precision that heads are trained in there.
+# Some rivals take no other.
 GPU_HEAD = Size(rows=8192, dtype=torch.bfloat16)
 # A forward reads four times what a GPU's cache holds, and few rows of the weight twice.
 GPU_BEYOND_CACHE = Size(rows=65536, vocab_size=262144, dtype=torch.bfloat16)
@@ -64,10 +64,8 @@ def sizes_of(fixtures: Collection[str], on_gpu: bool, full: bool) -> list[Size]:
         return [GPU_HEAD] if on_gpu else []
     if "curve" in fixtures:
         return GPU_CURVES if on_gpu and not full else CURVES
-    if "form" in fixtures and not full:
-        return [GPU_HEAD] if on_gpu else SIZES
-    few = [*SIZES, GPU_HEAD] if on_gpu else SIZES
-    return [*few, *FULL_SIZES] if full else few
+    few = [GPU_HEAD] if on_gpu else SIZES
+    return list(dict.fromkeys([*few, *SIZES, *FULL_SIZES])) if full else few
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -229,7 +227,7 @@ def test_beyond_cache(record, head, size, device, beyond_cache):
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("frequent", ["gather", "cuda", "triton"])
 def test_frequent_tokens(record, head, size, device, what, frequent):
-    """Candidates as in text, the r-th most frequent 1 / r as often as the first: its gradient sums many rows."""
+    """Candidates as in text, one token in a tenth of the rows: some gradients sum many rows."""
     law = 1 / torch.arange(1, size.vocab_size + 1, device=head.hidden.device)
     candidates = torch.multinomial(law, size.rows * size.count, replacement=True).view(size.rows, size.count)
     head = replace(head, candidates=candidates)

@@ -35,7 +35,6 @@ def every_choice():
                     ["size"],
                     ["size", "curve"],
                     ["linear_inputs"],
-                    ["form"],
                     ["beyond_cache"],
                     ["frequent"],
                 ):
