@@ -1,7 +1,13 @@
-"""Other people's kernels to measure against, and the list of those that could not be measured here."""
+"""Other people's kernels to measure against, and the list of those that could not be measured here.
+
+    python -m benchmarks.rivals
+
+says which are here, and has those compiled that compile themselves at their first use, which takes a minute.
+"""
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
@@ -115,3 +121,21 @@ CROSS_ENTROPIES = [liger_kernel, cut_cross_entropy, cut_cross_entropy_torch_comp
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def main() -> None:
+    """Command line."""
+    finders = {"flashinfer-python": flashinfer}
+    finders |= {find.__name__: partial(find, torch.bfloat16) for find in CROSS_ENTROPIES}
+    for name, find in finders.items():
+        try:
+            find()
+        except pytest.skip.Exception:
+            continue
+        print(f"{name}: here")
+    for name, reason in absent().items():
+        print(f"{name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -178,6 +178,16 @@ def test_flashinfer_that_does_not_work_is_listed(flashinfer, monkeypatch):
     assert rivals.absent() == {"flashinfer-python": "does not work here: nvcc is missing"}
 
 
+def test_what_is_here_and_what_is_not_is_told(flashinfer, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(rivals, "CROSS_ENTROPIES", [rivals.liger_kernel])
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    rivals.main()
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "flashinfer-python: here"
+    assert told[1].startswith("liger-kernel: ") and len(told) == 2
+
+
 def test_flashinfer_needs_a_gpu(flashinfer, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(pytest.skip.Exception):

@@ -30,7 +30,16 @@ done
 exit 0
 """
 BENCHMARKS = ["glauber_step", "sigmoid_bce", "corrupt", "training_step", "sampling"]
-STAGES = ["build", "backends", "tests-cuda", "tests-triton", "tests-reference", "memcheck", "racecheck"]
+STAGES = [
+    "build",
+    "backends",
+    "tests-cuda",
+    "tests-triton",
+    "tests-reference",
+    "memcheck",
+    "racecheck",
+    "rivals",
+]
 STAGES += [f"bench-{name}" for name in BENCHMARKS]
 
 
