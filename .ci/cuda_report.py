@@ -110,7 +110,7 @@ def demangle(names: list[str]) -> list[str]:
 def shorten(name: str) -> str:
     """Drop the return type of a template, the noise of anonymous namespaces and the arguments."""
     name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-    name = re.sub(r"\((?:unsigned )?(?:int|long|bool|char)\)", "", name)
+    name = re.sub(r"\((?:unsigned )?[\w:]+\)(?=\d)", "", name)  # casts, of enumerations too
     return name.split("(", 1)[0]
 
 

@@ -1,7 +1,13 @@
-"""Other people's kernels to measure against, and the list of those that could not be measured here."""
+"""Other people's kernels to measure against, and the list of those that could not be measured here.
+
+    python -m benchmarks.rivals
+
+says which are here, and has those compiled that compile themselves at their first use, which takes a minute.
+"""
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
@@ -78,6 +84,20 @@ def compiled(call: Callable, what: str, try_out: Callable[[Callable], object]) -
     return faster
 
 
+def flashinfer() -> Callable[[torch.Tensor], torch.Tensor]:
+    """FlashInfer's draw from logits [N, V] of any dtype, or skip the benchmark that asks."""
+    sampling = require("flashinfer-python", "flashinfer.sampling", needs_cuda=True)
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        return sampling.sampling_from_logits(logits.float())
+
+    try:
+        draw(torch.zeros(2, 8, device="cuda"))  # compiles it, where that was not done before
+    except Exception as error:
+        skip("flashinfer-python", f"does not work here: {_first_line(error)}")
+    return draw
+
+
 def liger_kernel(dtype: torch.dtype) -> CrossEntropy:
     module = require("liger-kernel", "liger_kernel.transformers.functional", needs_cuda=True)
     return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
@@ -101,3 +121,21 @@ CROSS_ENTROPIES = [liger_kernel, cut_cross_entropy, cut_cross_entropy_torch_comp
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def main() -> None:
+    """Command line."""
+    finders = {"flashinfer-python": flashinfer}
+    finders |= {find.__name__: partial(find, torch.bfloat16) for find in CROSS_ENTROPIES}
+    for name, find in finders.items():
+        try:
+            find()
+        except pytest.skip.Exception:
+            continue
+        print(f"{name}: here")
+    for name, reason in absent().items():
+        print(f"{name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,13 +11,21 @@ from ggm_kernels import NoiseLaw, corrupt
 VOCAB_SIZE = 50257
 SIZES = [(1, 1024), (64, 1024), (512, 1024)]
 FULL_SIZES = [*SIZES, (4096, 1024)]
+# A launch alone, a training batch, and 570 MB: ten times what a GPU's cache holds.
+GPU_SIZES = [(1, 1024), (64, 1024), (32768, 1024)]
 VARIANTS = ["noise law", "keep_prob per position", "int32"]
 Noised = tuple[torch.Tensor, torch.Tensor]
 
 
+def sizes_of(on_gpu: bool, full: bool) -> list[tuple[int, int]]:
+    """Sizes [B, L] by device; `full` adds to them."""
+    few = GPU_SIZES if on_gpu else SIZES
+    return sorted({*few, *FULL_SIZES}) if full else few
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
-        sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        sizes = sizes_of(torch.cuda.is_available(), metafunc.config.getoption("--bench-full"))
         metafunc.parametrize("size", sizes, ids=lambda size: f"B={size[0]}-L={size[1]}")
 
 

@@ -1,12 +1,13 @@
 """Sampling whole sequences through `GGM.sample`: its kernel against softmax and multinomial on one network.
 
+On a GPU also its steps recorded as CUDA graphs; each call pays for its own recording, as a user's does.
 Weights are random, as large as trained ones: what is drawn is noise, what it costs is not.
 """
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -49,28 +50,53 @@ SETTINGS = [
     Setting("digits", 64, 64, 4, MaskedConfig(64, 3, 4, 2.0, "both", (8, 8)), sweeps=2),
     Setting("text", 16, 64, 50257, MaskedConfig(256, 4, 4)),
 ]
-FULL_SETTINGS = [*SETTINGS, Setting("long text", 16, 1024, 50257, MaskedConfig(768, 12, 12))]
+LONG_TEXT = Setting("long text", 16, 1024, 50257, MaskedConfig(768, 12, 12))
 SITES = [1, 4, 16]
+# A GPU waits for the launches of a small network or batch, and computes with a large one. 64 steps each, but
+# for the second: so few that recording them costs more than replaying saves.
+GPU_RUNS = [(SETTINGS[1], 1), (SETTINGS[1], 16), (replace(LONG_TEXT, batch=1), 16), (LONG_TEXT, 16)]
+DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+
+
+def runs_of(on_gpu: bool, full: bool) -> list[tuple[Setting, int]]:
+    """Settings with their positions per step; `full` adds to them."""
+    runs = []
+    if not on_gpu or full:
+        runs += [(setting, sites) for setting in SETTINGS for sites in SITES]
+    if full:
+        runs += [(LONG_TEXT, sites) for sites in SITES]
+    return list(dict.fromkeys([*runs, *(GPU_RUNS if on_gpu else [])]))
+
+
+def implementations_of(on_gpu: bool) -> list[str]:
+    return ["rival", "ours", *(["graphs"] if on_gpu else [])]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    on_gpu = torch.cuda.is_available()
     if "setting" in metafunc.fixturenames:
-        settings = FULL_SETTINGS if metafunc.config.getoption("--bench-full") else SETTINGS
-        metafunc.parametrize("setting", settings, ids=lambda setting: setting.name)
+        runs = runs_of(on_gpu, metafunc.config.getoption("--bench-full"))
+        ids = [f"{setting.name}-B={setting.batch}-K={sites}" for setting, sites in runs]
+        metafunc.parametrize(("setting", "sites"), runs, ids=ids)
+        metafunc.parametrize("implementation", implementations_of(on_gpu))
 
 
 class Sampling:
-    """One model, and the two ways of drawing from it."""
+    """One model, and the ways of drawing from it."""
 
     def __init__(self, setting: Setting, sites: int, device: torch.device) -> None:
         self.setting, self.sites = setting, sites
-        self.model = setting.model(sites).to(device)
+        self.model = setting.model(sites).to(device, DTYPES[device.type])
         self.evaluations = 0
 
-    def ours(self) -> torch.Tensor:
-        result = self.model.sample(self.setting.batch, SamplingConfig(sites_per_step=self.sites), seed=1)
+    def ours(self, cuda_graph: bool = False) -> torch.Tensor:
+        config = SamplingConfig(sites_per_step=self.sites, cuda_graph=cuda_graph)
+        result = self.model.sample(self.setting.batch, config, seed=1)
         self.evaluations = result.network_evaluations
         return result.tokens
+
+    def graphs(self) -> torch.Tensor:
+        return self.ours(cuda_graph=True)
 
     @torch.inference_mode()
     def rival(self) -> torch.Tensor:
@@ -124,21 +150,25 @@ def median_seconds(call: Callable[[], object], rounds: int = 20) -> float:
     return statistics.median(taken[1:])
 
 
-@pytest.mark.parametrize("implementation", ["rival", "ours"])
-@pytest.mark.parametrize("sites", SITES, ids=lambda sites: f"K={sites}")
+NAMES = {"rival": "multinomial", "ours": "GGM.sample", "graphs": "GGM.sample, CUDA graphs"}
+
+
 def test_sampling(record, device, setting, sites, implementation):
     sampling = Sampling(setting, sites, device)
     extents = {"B": setting.batch, "L": setting.length, "V": setting.vocab_size, "K": sites}
     case = Case(f"sampling {setting.name}", extents, device, rival=("multinomial", sampling.rival))
-    name, role = ("GGM.sample", "ours") if implementation == "ours" else ("multinomial", "rival")
+    role = "rival" if implementation == "rival" else "ours"
     visited = setting.batch * setting.sweeps * setting.length
     evaluations = setting.sweeps * -(-setting.length // sites)
     rates = {"sites": visited, "network evaluations": evaluations}
     call = getattr(sampling, implementation)
-    tokens = record(case, name, call, role, rounds=3, per_second=rates)
+    tokens = record(case, NAMES[implementation], call, role, rounds=3, per_second=rates)
     assert sampling.evaluations == evaluations
     assert tokens.shape == (setting.batch, setting.length)
     assert ((tokens >= 0) & (tokens < setting.vocab_size)).all()
+    if implementation == "graphs":  # a draw alone is launched, and not replayed
+        assert torch.equal(tokens, sampling.ours())
+        return
     draws = median_seconds(sampling.one_draw(implementation)) * evaluations
     notes = record.benchmark.extra_info
     notes["kernel_share"] = round(draws / record.benchmark.stats["median"], 3)

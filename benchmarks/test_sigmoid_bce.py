@@ -4,7 +4,7 @@ Cross-entropy is another loss, yet what a head over the whole vocabulary trains 
 same shapes. Liger-Kernel and cut-cross-entropy compute it without holding all logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import pytest
@@ -33,10 +33,13 @@ class Size:
         return f"N={self.rows}-C={self.count}-V={self.vocab_size}-d={self.hidden_size}{dtype}"
 
 
-# The precision that heads are trained in on a GPU, and the only one that some rivals take.
-SIZES = [Size(), Size(dtype=torch.bfloat16)] if torch.cuda.is_available() else [Size()]
+SIZES = [Size()]
+# On a GPU as many rows as a training batch predicts, in the precision that heads are trained in there.
+# Some rivals take no other.
+GPU_HEAD = Size(rows=8192, dtype=torch.bfloat16)
+# A forward reads four times what a GPU's cache holds, and few rows of the weight twice.
+GPU_BEYOND_CACHE = Size(rows=65536, vocab_size=262144, dtype=torch.bfloat16)
 FULL_SIZES = [
-    *SIZES,
     *(Size(vocab_size=vocab_size) for vocab_size in (1024, 4096, 262144)),
     *(Size(count=count) for count in (4, 16, 64)),
     *(Size(hidden_size=hidden_size) for hidden_size in (256, 4096)),
@@ -49,12 +52,26 @@ CURVES = [
 ]
 
 
+# On a GPU the vocabulary alone, with few enough rows that all their logits fit.
+GPU_CURVES = [replace(GPU_HEAD, rows=1024, vocab_size=size) for size in (1024, 8192, 50257, 262144)]
+
+
+def sizes_of(fixtures: Collection[str], on_gpu: bool, full: bool) -> list[Size]:
+    """Sizes of a benchmark, told by the fixtures that it asks for; `full` adds to them."""
+    if "beyond_cache" in fixtures:
+        return [GPU_BEYOND_CACHE] if on_gpu else []
+    if "frequent" in fixtures:
+        return [GPU_HEAD] if on_gpu else []
+    if "curve" in fixtures:
+        return GPU_CURVES if on_gpu and not full else CURVES
+    few = [GPU_HEAD] if on_gpu else SIZES
+    return list(dict.fromkeys([*few, *SIZES, *FULL_SIZES])) if full else few
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
-        if "curve" in metafunc.fixturenames:
-            sizes = CURVES
-        else:
-            sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        full = metafunc.config.getoption("--bench-full")
+        sizes = sizes_of(metafunc.fixturenames, torch.cuda.is_available(), full)
         metafunc.parametrize("size", sizes, ids=str)
 
 
@@ -172,6 +189,10 @@ def test_torch(record, head, size, what, name):
 
 def test_floor(record, head, size):
     """Summing as many bytes as the forward must read, in order: no kernel that reads them is much faster."""
+    record_floor(record, head, size)
+
+
+def record_floor(record, head: Head, size: Size) -> None:
     case = case_of(head, "forward")
     values = torch.ones(case.work.bytes // size.dtype.itemsize, dtype=size.dtype, device=head.hidden.device)
     total = record(case, "sum of as many bytes", values.sum, "floor")
@@ -191,6 +212,36 @@ def test_ggm_kernels(record, head, size, device, backend, what):
     ours = pass_of(head, lambda: head.ours(backend), what)
     record(case_of(head, what), name_of(backend), ours, role_of(backend))
     assert_equals_gather(head, size.dtype, backend)
+
+
+@pytest.mark.parametrize("beyond_cache", ["floor", "gather", "cuda", "triton"])
+def test_beyond_cache(record, head, size, device, beyond_cache):
+    """The forward where what it reads comes from memory: at best its bytes take as long as copying them."""
+    case = case_of(head, "forward")
+    if beyond_cache == "floor":
+        record_floor(record, head, size)
+    elif beyond_cache == "gather":
+        record(case, "gather", head.gather)
+    else:
+        skip_unless_served("linear_sigmoid_bce", beyond_cache, device)
+        ours = lambda: head.ours(beyond_cache)  # noqa: E731
+        loss = record(case, name_of(beyond_cache), ours, role_of(beyond_cache))
+        torch.testing.assert_close(loss, head.gather(), rtol=5e-2, atol=5e-2, check_dtype=False)
+
+
+@pytest.mark.parametrize("what", PASSES)
+@pytest.mark.parametrize("frequent", ["gather", "cuda", "triton"])
+def test_frequent_tokens(record, head, size, device, what, frequent):
+    """Candidates as in text, one token in a tenth of the rows: some gradients sum many rows."""
+    law = 1 / torch.arange(1, size.vocab_size + 1, device=head.hidden.device)
+    candidates = torch.multinomial(law, size.rows * size.count, replacement=True).view(size.rows, size.count)
+    head = replace(head, candidates=candidates)
+    case = case_of(head, what, "frequent tokens")
+    if frequent == "gather":
+        record(case, "gather", pass_of(head, head.gather, what))
+    else:
+        skip_unless_served("linear_sigmoid_bce", frequent, device)
+        record(case, name_of(frequent), pass_of(head, lambda: head.ours(frequent), what), role_of(frequent))
 
 
 @pytest.mark.parametrize("curve", ["full_logits", "gather", "ggm_kernels"])

@@ -26,7 +26,10 @@ HeadLoss = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """Sequences B, positions L, of which K are predicted, vocabulary V, and the transformer."""
+    """Sequences B, positions L, of which K are predicted, vocabulary V, and the transformer.
+
+    With `autocast` forward runs in bfloat16, and the parameters stay float32.
+    """
 
     batch: int = 4
     length: int = 256
@@ -35,18 +38,30 @@ class Size:
     width: int = 256
     depth: int = 4
     heads: int = 4
+    autocast: bool = False
 
     def __str__(self) -> str:
-        return f"B={self.batch}-L={self.length}-K={self.predicted}-V={self.vocab_size}-d={self.width}"
+        size = f"B={self.batch}-L={self.length}-K={self.predicted}-V={self.vocab_size}-d={self.width}"
+        return f"{size}-bfloat16" if self.autocast else size
 
 
 SIZES = [Size()]
 FULL_SIZES = [*SIZES, Size(predicted=1), Size(batch=32), Size(width=768, depth=12, heads=12)]
+# The blocks, width and vocabulary of the smallest GPT-2, as that is trained on a GPU. All logits of the 8192
+# predicted rows, kept and differentiated in float32, take several GB: so much that a full head is felt, and
+# not so much that it does not run.
+GPU_SIZES = [Size(16, 1024, 512, width=768, depth=12, heads=12, autocast=True)]
+
+
+def sizes_of(on_gpu: bool, full: bool) -> list[Size]:
+    """Sizes by device; `full` adds to them."""
+    few = GPU_SIZES if on_gpu else SIZES
+    return list(dict.fromkeys([*few, *FULL_SIZES])) if full else few
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
-        sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        sizes = sizes_of(torch.cuda.is_available(), metafunc.config.getoption("--bench-full"))
         metafunc.parametrize("size", sizes, ids=str)
 
 
@@ -56,7 +71,10 @@ class Training:
     def __init__(self, size: Size, device: torch.device) -> None:
         torch.manual_seed(0)
         config = MaskedConfig(width=size.width, depth=size.depth, heads=size.heads, tied=True)
-        self.model = MaskedTransformer(config, size.vocab_size, size.length).to(device)
+        with device:
+            self.model = MaskedTransformer(config, size.vocab_size, size.length)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=size.autocast)
+        self.dtype = torch.bfloat16 if size.autocast else torch.float32
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.tokens = torch.randint(size.vocab_size, (size.batch, size.length), device=device)
         by_sequence = torch.rand(size.batch, size.length, device=device).argsort(1)
@@ -69,6 +87,10 @@ class Training:
         self.is_data = torch.tensor([[1.0, 0.0]], device=device)
         # Log-odds of data against one uniform noise token: g + log V.
         self.offset = torch.full(self.data.shape, math.log(size.vocab_size), device=device)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def hidden(self) -> torch.Tensor:
         return self.model(self.tokens, self.positions, self.time, self.keep_prob).flatten(0, 1)
@@ -83,12 +105,21 @@ class Training:
         return cross_entropy(linear(hidden, self.model.head_weight, self.model.head_bias), self.data)
 
     def cross_entropy_by(self, summed: rivals.CrossEntropy) -> HeadLoss:
-        """By a rival, without the bias: not all of them take one."""
-        return lambda hidden: summed(hidden, self.model.head_weight, self.data) / len(self.data)
+        """By a rival, without the bias: not all of them take one. Nor do all cast what autocast would."""
+
+        def loss(hidden: torch.Tensor) -> torch.Tensor:
+            weight = self.model.head_weight.to(self.dtype)
+            return summed(hidden.to(self.dtype), weight, self.data) / len(self.data)
+
+        return loss
+
+    def loss_by(self, loss: HeadLoss) -> torch.Tensor:
+        with self.autocast:
+            return loss(self.hidden())
 
     def step(self, loss: HeadLoss) -> torch.Tensor:
         """The loss before one step of training; then the gradients go."""
-        value = loss(self.hidden())
+        value = self.loss_by(loss)
         value.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -96,10 +127,13 @@ class Training:
 
     def head_alone(self, loss: HeadLoss) -> Callable[[], None]:
         """Forward and backward of the head, for hidden states that are there."""
-        hidden = self.hidden().detach().requires_grad_()
+        with self.autocast:
+            hidden = self.hidden().detach().requires_grad_()
 
         def run() -> None:
-            loss(hidden).backward()
+            with self.autocast:
+                value = loss(hidden)
+            value.backward()
             hidden.grad = None
             self.optimiser.zero_grad()
 
@@ -132,7 +166,7 @@ def seconds(call: Callable[[], object], rounds: int = 3) -> float:
 def case_of(size: Size, device: torch.device) -> Case:
     extents = {"B": size.batch, "L": size.length, "K": size.predicted, "V": size.vocab_size}
     extents |= {"d": size.width, "layers": size.depth}
-    return Case("training step", extents, device)
+    return Case("training step bfloat16" if size.autocast else "training step", extents, device)
 
 
 def record(benchmark, training: Training, loss: HeadLoss, size: Size, name: str, role: str = "rival") -> None:
@@ -149,6 +183,7 @@ def record(benchmark, training: Training, loss: HeadLoss, size: Size, name: str,
     assert all(map(math.isfinite, losses)) and losses == sorted(losses, reverse=True)
     whole = benchmark.stats["median"]
     notes["tokens/s"] = round(training.tokens.numel() / whole)
+    notes["parameters"] = training.parameters
     notes["head_share"] = round(seconds(training.head_alone(loss)) / whole, 3)
     notes["adam_of_embedding_share"] = round(seconds(training.adam_of_embedding()) / whole, 3)
     if role == "ours":
@@ -167,7 +202,7 @@ def test_full_cross_entropy(benchmark, training, size):
 
 @pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
 def test_rivals(benchmark, training, size, find):
-    summed = find(training.model.head_weight.dtype)
+    summed = find(training.dtype)
     record(benchmark, training, training.cross_entropy_by(summed), size, find.__name__.replace("_", " "))
 
 
@@ -177,7 +212,9 @@ def test_torch_compile(benchmark, training, size):
 
     weight, bias = training.model.head_weight, training.model.head_bias
     fused = rivals.compiled(
-        loss, "full cross-entropy", lambda call: call(training.hidden(), weight, bias).backward()
+        loss,
+        "full cross-entropy",
+        lambda call: training.loss_by(lambda hidden: call(hidden, weight, bias)).backward(),
     )
     training.optimiser.zero_grad()
     fused_loss = lambda hidden: fused(hidden, weight, bias)  # noqa: E731

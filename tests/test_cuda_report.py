@@ -86,3 +86,18 @@ def test_ptxas_log_is_read():
     assert (helper.stack, helper.spill_stores, helper.spill_loads) == (16, 8, 12)
     assert cuda_report.verdict([kernel]) == 0
     assert cuda_report.verdict([kernel, helper]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("clean(float*)", "clean"),
+        ("void clean<(int)3, (bool)1>(float*, unsigned int)", "clean<3, 1>"),
+        (
+            "void a::(anonymous namespace)::race<float, (a::(anonymous namespace)::Mode)2>(a::Race)",
+            "a::race<float, 2>",
+        ),
+    ],
+)
+def test_names_are_short_and_keep_what_tells_them_apart(name, short):
+    assert cuda_report.shorten(name) == short
