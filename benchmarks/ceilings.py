@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import between_calls, seconds_once
 
@@ -21,7 +23,7 @@ class Work:
     Attributes
     ----------
     bytes : int
-        Read and written, each input and output once per pass.
+        Read and written, each input and output once per pass; 0 where a cache may spare any part of it.
     flops : int
         Multiplications and additions that no way of doing it avoids.
     dtype : torch.dtype
@@ -31,6 +33,14 @@ class Work:
     bytes: int
     flops: int = 0
     dtype: torch.dtype = torch.float32
+
+
+def products_of(call: Callable[[], object]) -> int:
+    """Multiplications and additions in the matrix products of `call`, which runs once."""
+    # Attention as plain products: torch counts not all of its kernels.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops()
 
 
 class Ceilings:

@@ -16,7 +16,7 @@ BACKENDS = ["reference", "cpu", "cuda", "triton"]
 # A call longer than this is timed once: its noise is small beside the differences that it is there to show.
 SLOW_SECONDS = 2.0
 # And one that takes a good part of this is timed fewer times: the whole run should take minutes.
-ROW_SECONDS = 4.0
+ROW_SECONDS = {"cpu": 4.0, "cuda": 1.0}
 # On a GPU calls are short.
 ROUNDS_ON_GPU = 50
 
@@ -68,6 +68,7 @@ def note_share(benchmark, ceilings: Ceilings, work: Work, seconds: float) -> Non
         notes["GB/s"] = _rounded(work.bytes / seconds / 1e9)
     if work.flops:
         notes["Gflop/s"] = _rounded(work.flops / seconds / 1e9)
+    if work.flops and work.bytes:
         notes["flop_per_byte"] = _rounded(work.flops / work.bytes)
     notes["ceiling"] = bound
     notes["share_of_ceiling"] = _rounded(least / seconds)
@@ -103,7 +104,7 @@ class Recorder:
         notes["peak_extra_MB"] = round(peak_extra_bytes(call) / 1e6, 1)
         taken = time.perf_counter() - started
         slow = taken > SLOW_SECONDS
-        rounds = 1 if slow else min(rounds, math.ceil(ROW_SECONDS / taken))
+        rounds = 1 if slow else min(rounds, math.ceil(ROW_SECONDS[case.device.type] / taken))
         before = between_calls(case.device)
         result = benchmark.pedantic(call, setup=before, rounds=rounds)  # warm: memory came first
         median = benchmark.stats["median"]

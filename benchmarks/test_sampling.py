@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from benchmarks.ceilings import Work, products_of
 from benchmarks.recording import Case
 from benchmarks.timing import synchronise
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, SamplingConfig
@@ -112,6 +113,16 @@ class Sampling:
         return tokens
 
     @torch.inference_mode()
+    def work(self, evaluations: int) -> Work:
+        """The network's products once per evaluation, and logits of the positions that are drawn."""
+        model, setting = self.model, self.setting
+        positions = model.chain.positions[: self.sites].to(model.backbone.head_bias.device)
+        tokens = torch.zeros(setting.batch, setting.length, dtype=torch.int64, device=positions.device)
+        network = products_of(lambda: model.conditionals()(tokens, positions, 0))
+        logits = 2 * setting.batch * self.sites * setting.backbone.width * setting.vocab_size
+        return Work(0, evaluations * (network + logits), model.backbone.head_bias.dtype)
+
+    @torch.inference_mode()
     def one_draw(self, name: str) -> Callable[[], object]:
         """What follows one evaluation of the network, alone."""
         setting = self.setting
@@ -156,13 +167,14 @@ NAMES = {"rival": "multinomial", "ours": "GGM.sample", "graphs": "GGM.sample, CU
 def test_sampling(record, device, setting, sites, implementation):
     sampling = Sampling(setting, sites, device)
     extents = {"B": setting.batch, "L": setting.length, "V": setting.vocab_size, "K": sites}
-    case = Case(f"sampling {setting.name}", extents, device, rival=("multinomial", sampling.rival))
     role = "rival" if implementation == "rival" else "ours"
     visited = setting.batch * setting.sweeps * setting.length
     evaluations = setting.sweeps * -(-setting.length // sites)
+    rival = ("multinomial", sampling.rival)
+    case = Case(f"sampling {setting.name}", extents, device, sampling.work(evaluations), rival)
     rates = {"sites": visited, "network evaluations": evaluations}
     call = getattr(sampling, implementation)
-    tokens = record(case, NAMES[implementation], call, role, rounds=3, per_second=rates)
+    tokens = record(case, NAMES[implementation], call, role, per_second=rates)
     assert sampling.evaluations == evaluations
     assert tokens.shape == (setting.batch, setting.length)
     assert ((tokens >= 0) & (tokens < setting.vocab_size)).all()

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks import rivals
-from benchmarks.recording import Case, note_case
+from benchmarks.ceilings import Work, products_of
+from benchmarks.recording import Case, Recorder, note_case, note_share
 from benchmarks.timing import peak_extra_bytes, synchronise, times_faster
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
 from ggm_kernels import linear_sigmoid_bce
@@ -117,6 +118,17 @@ class Training:
         with self.autocast:
             return loss(self.hidden())
 
+    def work(self) -> Work:
+        """The network's products and two dot products per row, forward and backward; Adam's seven passes.
+
+        Adam reads a parameter, its gradient and two averages, and writes all but the gradient.
+        """
+        rows, count = self.candidates.shape
+        with torch.no_grad(), self.autocast:
+            network = products_of(self.hidden)
+        dots = 2 * rows * count * self.model.head_weight.shape[1]
+        return Work(7 * 4 * self.parameters, 3 * (network + dots), self.dtype)
+
     def step(self, loss: HeadLoss) -> torch.Tensor:
         """The loss before one step of training; then the gradients go."""
         value = self.loss_by(loss)
@@ -169,8 +181,11 @@ def case_of(size: Size, device: torch.device) -> Case:
     return Case("training step bfloat16" if size.autocast else "training step", extents, device)
 
 
-def record(benchmark, training: Training, loss: HeadLoss, size: Size, name: str, role: str = "rival") -> None:
+def time_steps(
+    record: Recorder, training: Training, loss: HeadLoss, size: Size, name: str, role: str = "rival"
+) -> None:
     """Train on one batch: the loss must fall. Note where the time of a step goes, and its memory."""
+    benchmark = record.benchmark
     note_case(benchmark, case_of(size, training.tokens.device), name, role)
 
     def step() -> float:
@@ -182,6 +197,7 @@ def record(benchmark, training: Training, loss: HeadLoss, size: Size, name: str,
     losses.append(benchmark.pedantic(step, rounds=3))
     assert all(map(math.isfinite, losses)) and losses == sorted(losses, reverse=True)
     whole = benchmark.stats["median"]
+    note_share(benchmark, record.ceilings, training.work(), whole)
     notes["tokens/s"] = round(training.tokens.numel() / whole)
     notes["parameters"] = training.parameters
     notes["head_share"] = round(seconds(training.head_alone(loss)) / whole, 3)
@@ -192,21 +208,21 @@ def record(benchmark, training: Training, loss: HeadLoss, size: Size, name: str,
         notes["times_faster_than_full cross-entropy"] = round(ratio, 2)
 
 
-def test_ggm_kernels(benchmark, training, size):
-    record(benchmark, training, training.sigmoid_bce, size, "ggm_kernels", "ours")
+def test_ggm_kernels(record, training, size):
+    time_steps(record, training, training.sigmoid_bce, size, "ggm_kernels", "ours")
 
 
-def test_full_cross_entropy(benchmark, training, size):
-    record(benchmark, training, training.full_cross_entropy, size, "full cross-entropy")
+def test_full_cross_entropy(record, training, size):
+    time_steps(record, training, training.full_cross_entropy, size, "full cross-entropy")
 
 
 @pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
-def test_rivals(benchmark, training, size, find):
+def test_rivals(record, training, size, find):
     summed = find(training.dtype)
-    record(benchmark, training, training.cross_entropy_by(summed), size, find.__name__.replace("_", " "))
+    time_steps(record, training, training.cross_entropy_by(summed), size, find.__name__.replace("_", " "))
 
 
-def test_torch_compile(benchmark, training, size):
+def test_torch_compile(record, training, size):
     def loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return cross_entropy(linear(hidden, weight, bias), training.data)
 
@@ -218,4 +234,4 @@ def test_torch_compile(benchmark, training, size):
     )
     training.optimiser.zero_grad()
     fused_loss = lambda hidden: fused(hidden, weight, bias)  # noqa: E731
-    record(benchmark, training, fused_loss, size, "cross-entropy, torch.compile")
+    time_steps(record, training, fused_loss, size, "cross-entropy, torch.compile")
