@@ -93,7 +93,13 @@ __device__ __forceinline__ void store_rounded(T* to, const float (&sums)[kSize])
   Pack<T, kSize> pack;
 #pragma unroll
   for (int k = 0; k < kSize; ++k) round_to(sums[k], pack.values[k]);
-  *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+  if constexpr (sizeof pack == sizeof(uint4)) {
+    uint4 whole;
+    memcpy(&whole, &pack, sizeof whole);
+    __stcg(reinterpret_cast<uint4*>(to), whole);  // an assignment is compiled to a store for each value
+  } else {
+    *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+  }
 }
 
 template <class T, int kSize>
