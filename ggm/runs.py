@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 from ggm.run_config import RUN_CONFIG, RunConfig, write_config
+from ggm.stopping import signals
 from ggm.training import make_optimizer
 
 
@@ -109,13 +108,14 @@ def run(
         from ggm.sharding import shard
 
         shard(state, config.training, accelerator.device)
-    metrics = None
-    if accelerator.is_main_process:
-        metrics = Metrics(out / "metrics.jsonl", state.step)
-        write_config(config, out / RUN_CONFIG)
-    loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
-    with metrics or nullcontext(), _signals() as received:
-        stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
+    with signals() as received:
+        metrics = None
+        if accelerator.is_main_process:
+            metrics = Metrics(out / "metrics.jsonl", state.step)
+            write_config(config, out / RUN_CONFIG)
+        loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
+        with metrics or nullcontext():
+            stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
     accelerator.end_training()
     final = checkpoints.latest()
     assert final is not None
@@ -222,22 +222,3 @@ def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device)
     model = GGM(model_config).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
     return TrainingState(model, averaged, make_optimizer(model, config.training))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Numbers of the signals that ask for an end; the second one has its usual effect."""
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
