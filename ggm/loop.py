@@ -171,7 +171,8 @@ class Loop:
         model = self.state.averaged.module
         assert isinstance(model, GGM)
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
-        return evaluate(model, tokens, self.micro_batch)
+        with self.accelerator.autocast():
+            return evaluate(model, tokens, self.micro_batch)
 
     def _save(self) -> None:
         state: TrainingState | None = self.state

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ggm.backbones.attention import check_installed
 from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
 from ggm.config import ConfigError
 from ggm.data.sources import Data, load_data
@@ -87,6 +88,7 @@ def run(
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"--max-steps: got {max_steps}; allowed: 1 or more")
+    check_installed(config.model.backbone.attention)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)

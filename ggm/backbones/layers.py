@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from ggm.backbones.attention import IMPLEMENTATIONS, attend
+from ggm.backbones.attention import IMPLEMENTATIONS, attend, check_installed
 
 TIME_FEATURES = 32
 KEEP_FEATURES = 16
@@ -109,10 +109,14 @@ def position_angles(
 
 
 def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs (c, c + D / 2) of heads [B, L, heads, D] by angles [1 or B, L, 1, D]."""
+    """Rotate channel pairs (c, c + D / 2) of heads [B, L, heads, D] by angles [1 or B, L, 1, D].
+
+    Computed in the wider of both dtypes; the result has that of `heads`, as attention wants it.
+    """
     half = heads.shape[-1] // 2
     # (x, y) -> (x cos - y sin, y cos + x sin): the angles of the first half carry the minus sign.
-    return torch.addcmul(heads * angles.cos(), heads.roll(half, dims=-1), angles.sin())
+    rotated = torch.addcmul(heads * angles.cos(), heads.roll(half, dims=-1), angles.sin())
+    return rotated.to(heads.dtype)
 
 
 def time_network(width: int) -> nn.Sequential:
@@ -166,6 +170,7 @@ class Block(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        check_installed(attention)
         self.heads, self.attention, self.causal = heads, attention, causal
         self.modulation = Modulation(condition_size, width, 6)
         self.norm = AdaptiveNorm(width)

@@ -39,7 +39,7 @@ class MaskedConfig:
     tied : bool
         Whether the head's weight is the token embedding.
     attention : str
-        "sdpa" or "flash".
+        "sdpa" or "flash" (`ggm.backbones.attention`).
     kind : str
         Tells it from other networks in a file.
     """

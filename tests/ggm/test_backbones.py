@@ -1,4 +1,3 @@
-import importlib.util
 import math
 
 import pytest
@@ -108,6 +107,17 @@ def test_rotary_products_depend_on_the_difference_of_positions():
     assert (products[0, 0, 1, 2] - products[0, 0, 2, 1]).abs() > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rotations_keep_the_dtype(dtype):
+    heads = torch.randn(2, 20, 1, 8).to(dtype)
+    angles = rotary_angles((4, 5), 8)[None]
+    turned = rotate(heads, angles)
+    assert turned.dtype == dtype
+    # Computed in full, then rounded once.
+    assert torch.equal(turned, rotate(heads.double(), angles.double()).to(dtype)) or dtype.itemsize > 2
+    torch.testing.assert_close(turned.double(), rotate(heads.double(), angles.double()), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -122,9 +132,3 @@ def test_rotary_products_depend_on_the_difference_of_positions():
 def test_bad_configurations_are_refused(options):
     with pytest.raises(ValueError, match="allowed"):
         network(**options)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is there")
-def test_missing_flash_attention_says_how_to_get_it():
-    with pytest.raises(ImportError, match=r"pip install 'ggm-kernels\[flash\]'"):
-        network(attention="flash")(*inputs(1))
