@@ -33,4 +33,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         ) from error
     except ImportError as error:  # built for another torch, say
         reason = " ".join(str(error).split())
-        raise MissingExtraError(f"{module.partition('.')[0]} is installed and does not load: {reason}") from error
+        raise MissingExtraError(
+            f"{module.partition('.')[0]} is installed and does not load: {reason}"
+        ) from error

@@ -18,7 +18,7 @@ from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
 from ggm.stopping import Stop
-from ggm.training import set_learning_rate, share_done
+from ggm.training import all_finite, check_finite, set_learning_rate, share_done
 
 _EVALUATED = 64
 # All that it tells fits into 80 columns.
@@ -142,11 +142,10 @@ class Loop:
         rank = int(bad[:, first].nonzero()[0])
         loss, norm = numbers[rank, first].tolist()
         step = self.state.step - len(self.pending) + first + 1
-        names = ", ".join(map(str, ids[rank].tolist()))
-        raise FloatingPointError(
-            f"step {step}: loss {loss:g}, norm of the gradient {norm:g}; sample ids {names}; "
-            f"last checkpoint: {self.checkpoints.latest() or 'none'}"
-        )
+        check_finite(step, loss, norm, ids[rank], f"; {self._last()}")
+
+    def _last(self) -> str:
+        return f"last checkpoint: {self.checkpoints.latest() or 'none'}"
 
     def _lines(self, numbers: torch.Tensor) -> list[dict[str, float]]:
         first = self.state.step - len(self.pending) + 1
@@ -174,7 +173,17 @@ class Loop:
         with self.accelerator.autocast():
             return evaluate(model, tokens, self.micro_batch)
 
+    def _check_weights(self) -> None:
+        """Raise if weights or their average are not finite on some process: nobody could use them."""
+        for name, model in (("weights", self.state.model), ("averaged weights", self.state.averaged)):
+            finite = torch.tensor([all_finite(model)], dtype=torch.int32, device=self.accelerator.device)
+            if not self.accelerator.gather(finite).all():
+                raise FloatingPointError(
+                    f"step {self.state.step}: got {name} that are not finite; {self._last()}"
+                )
+
     def _save(self) -> None:
+        self._check_weights()
         state: TrainingState | None = self.state
         if self.sharded:
             from ggm.sharding import gather

@@ -65,7 +65,7 @@ class HollowConfig:
     kind: Literal["hollow"] = "hollow"
 
     def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.positions, self.attention)
+        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
         if self.depth < 1 or self.mixing < 1:
             raise ValueError(f"depth, mixing: got {self.depth}, {self.mixing}; allowed: 1 or more")
 

@@ -14,12 +14,23 @@ KEEP_FEATURES = 16
 POSITIONS = ("learned", "rotary", "both")
 
 
-def check_make(width: int, heads: int, positions: str, attention: str) -> None:
+def check_make(
+    width: int,
+    heads: int,
+    mlp_ratio: float,
+    positions: str,
+    grid: tuple[int, ...] | None,
+    attention: str,
+) -> None:
     """Raise ValueError for values that no transformer of ours can be made with."""
     if heads < 1:
         raise ValueError(f"heads: got {heads}; allowed: 1 or more")
     if width < 1 or width % heads:
         raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
+    if not 1.0 <= mlp_ratio * width < math.inf:
+        raise ValueError(f"mlp_ratio: got {mlp_ratio}; allowed: 1 / width = {1 / width:g} and more, finite")
+    if grid is not None and (not grid or min(grid) < 1):
+        raise ValueError(f"grid: got {grid}; allowed: extents of 1 or more")
     if positions not in POSITIONS:
         raise ValueError(f"positions: got {positions!r}; allowed: {POSITIONS}")
     if attention not in IMPLEMENTATIONS:

@@ -55,7 +55,7 @@ class MaskedConfig:
     kind: Literal["masked"] = "masked"
 
     def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.positions, self.attention)
+        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
         if self.depth < 1:
             raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
 

@@ -88,12 +88,19 @@ def test_without_it_no_network_is_made(kind, tmp_path, dtypes, monkeypatch, caps
     model = GGMConfig(3, ChainConfig(4, sweeps=1), backbone(kind, attention="flash"))
     GGM(model).save_pretrained(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # as if it were not installed
-    with pytest.raises(MissingExtraError, match=r"flash_attn is not installed: pip install 'ggm-kernels\[flash\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"flash_attn is not installed: pip install 'ggm-kernels\[flash\]'"
+    ):
         GGM(model)
     # What comes first costs nothing: the data are not even looked for.
     config = tmp_path / "run.yaml"
     config.write_text(f"out: {tmp_path / 'run'}\n{RUN}")
-    words = ["--set", f"model.backbone.kind={kind}", "--set", "data={kind: tokens, source: none, vocab_size: 2}"]
+    words = [
+        "--set",
+        f"model.backbone.kind={kind}",
+        "--set",
+        "data={kind: tokens, source: none, vocab_size: 2}",
+    ]
     for command in (["train", str(config), *words], ["sample", str(tmp_path / "model")]):
         assert main(command) == 1
         told = capsys.readouterr().err
@@ -104,5 +111,7 @@ def test_one_that_does_not_load_says_why(tmp_path, monkeypatch):
     (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol:\\n _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
-    with pytest.raises(MissingExtraError, match="flash_attn is installed and does not load: undefined symbol: _ZN"):
+    with pytest.raises(
+        MissingExtraError, match="flash_attn is installed and does not load: undefined symbol: _ZN"
+    ):
         GGM(GGMConfig(3, ChainConfig(4, sweeps=1), backbone("masked", attention="flash")))

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 from processes import finish, start
+from torch.optim.swa_utils import AveragedModel
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
 from ggm.checkpoints import Checkpoints
 from ggm.cli import main
 from ggm.config import ConfigError
-from ggm.loop import evaluate
+from ggm.loop import Loop, evaluate
 from ggm.metrics import Metrics, read_metrics
 from ggm.run_config import read_config
 from ggm.runs import run
@@ -235,6 +236,26 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, capsys)
     assert len({int(i) for i in ids}) == 8
     assert "last checkpoint: none" in error
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["weights", "averaged weights"])
+def test_weights_that_are_not_finite_are_not_saved(name, tmp_path, monkeypatch):
+    trained(tmp_path, max_steps=5)
+    update = AveragedModel.update_parameters
+
+    def spoilt(self, model):
+        update(self, model)
+        spoiled = model if name == "weights" else self.module
+        spoiled.backbone.token.weight.data[3] = float("nan")
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", spoilt)
+    monkeypatch.setattr(Loop, "_look", lambda self: "")  # as if no loss had told of it
+    folder = tmp_path / "run" / "checkpoints"
+    with pytest.raises(FloatingPointError) as caught:
+        trained(tmp_path, resume=True)
+    last = folder / "step-000000005"
+    assert str(caught.value) == f"step 10: got {name} that are not finite; last checkpoint: {last}"
+    assert list(folder.iterdir()) == [last]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path, capsys):
