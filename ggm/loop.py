@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ggm.config import ConfigError
 from ggm.data.batches import Batch, batches
 from ggm.data.sources import Data
 from ggm.data.text import TokenStream
+from ggm.files import writing
 from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
@@ -157,9 +159,13 @@ class Loop:
     def _report(self, lines: list[dict[str, float]]) -> str:
         """Write the numbers, and return those of a status line."""
         assert self.metrics is not None
-        self.metrics.write(lines)
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
-        self.accelerator.log(recent, step=self.state.step)
+        try:
+            self.metrics.write(lines)
+            with writing(Path(self.config.out, self.config.tracker)):
+                self.accelerator.log(recent, step=self.state.step)
+        except OSError as error:
+            raise OSError(f"{error}; {self._last()}") from error
         return (
             f"loss {recent['loss']:.3f}, calibration {recent['calibration']:.2f}, "
             f"held out {recent['held_out_loss']:.3f}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
 from ggm.extras import require
+from ggm.files import write_text, writing
 from ggm.images import tokenizers as image_tokenizers
 from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.run_config import RUN_CONFIG, RunConfig, write_config
+from ggm.run_config import RUN_CONFIG, RunConfig, check_same_curve, write_config
 from ggm.stopping import signals
 from ggm.training import make_optimizer
 
@@ -91,7 +94,6 @@ def run(
     check_installed(config.model.backbone.attention)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
-    accelerator = _accelerator(config)
     out = Path(config.out)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     last = checkpoints.latest()
@@ -99,6 +101,10 @@ def run(
         raise ValueError(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
+    if last is not None:
+        check_same_curve(config, out / RUN_CONFIG)
+    with _tracking(config, last):
+        accelerator = _accelerator(config)
     data = _load_data(config, accelerator, fresh=last is None, progress=progress)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
@@ -116,12 +122,39 @@ def run(
             metrics = Metrics(out / "metrics.jsonl", state.step)
             write_config(config, out / RUN_CONFIG)
         loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
-        with metrics or nullcontext():
+        with metrics or nullcontext(), _told_once():
             stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
-    accelerator.end_training()
     final = checkpoints.latest()
     assert final is not None
+    with _tracking(config, final):
+        accelerator.end_training()
     return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
+
+
+@contextmanager
+def _tracking(config: RunConfig, last: Path | None) -> Iterator[None]:
+    """Tell of a tracker's files that cannot be written, and of the last checkpoint."""
+    try:
+        with _told_once(), writing(Path(config.out, config.tracker)):
+            yield
+    except OSError as error:
+        raise OSError(f"{error}; last checkpoint: {last or 'none'}") from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Let threads of TensorBoard fail silently: their errors are raised by the next call, too."""
+    usual = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            usual(failure)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _launched_sharded() -> bool:
@@ -203,8 +236,7 @@ def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bo
             progress=progress and accelerator.is_main_process,
         )
         if data.tokenizer is not None and tokenizer is None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(data.tokenizer.to_str(), encoding="utf-8")
+            write_text(kept, data.tokenizer.to_str())
         if data.images is not None and images is None:
             data.images.save(out)
     return data

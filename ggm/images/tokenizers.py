@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ggm.extras import require
+from ggm.files import read_json, write_text
 
 IMAGES, WEIGHTS = "images.json", "vq"
 
@@ -208,12 +209,12 @@ def read_tokenizer(folder: Path, device: str | torch.device = "cpu") -> ImageTok
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         kind = values.pop("kind")
         if kind == "grey":
             return GreyLevels(**values)
         tokenizer = open_vq(str(folder / WEIGHTS), **values)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not written by this package: {error}") from error
     tokenizer.model.to(device)
     return tokenizer
@@ -226,6 +227,5 @@ def remove_tokenizer(folder: Path) -> None:
 
 
 def _write(folder: Path, **values: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     # Last of the files: if it is there, so are the others.
-    (folder / IMAGES).write_text(json.dumps(values))
+    write_text(folder / IMAGES, json.dumps(values))
