@@ -16,6 +16,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.config import ConfigError
+from ggm.data.text import TOKENIZER as TOKENIZER
 from ggm.extras import require
 from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
@@ -23,7 +24,6 @@ from ggm.images.tokenizers import ImageTokenizer
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 
-TOKENIZER = "tokenizer.json"
 PROGRESS = "progress.json"
 _OPTIMIZER = "optimizer.pt"
 _NAME = re.compile(r"step-(\d+)")

@@ -124,7 +124,7 @@ def check_same_curve(config: RunConfig, path: Path) -> None:
     Raises
     ------
     ConfigError
-        If data, noise, seed or batch size are others. What the model is, its checkpoint knows;
+        If data, seed or batch size are others. What the model and its noise are, its checkpoint knows;
         budget, optimiser, precision and processes may change.
     """
     if not path.is_file():
@@ -142,10 +142,10 @@ def check_same_curve(config: RunConfig, path: Path) -> None:
 
 
 def _of_the_curve(config: RunConfig) -> dict[str, object]:
-    """Values that decide which sequences and noise a step sees; of another kind of data, its name first."""
+    """Values that decide which sequences a step sees, and their noise; the kind of data first."""
     data = dataclasses.asdict(config.data)
     data.pop("cache", None)  # where tokens of images are kept
     values = {"data.kind": data.pop("kind"), **{f"data.{key}": value for key, value in data.items()}}
     training = config.training
     seeds = {"training.batch_size": training.batch_size, "training.seed": training.seed}
-    return {**values, "noise": config.noise, **seeds}
+    return {**values, **seeds}

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from ggm.data.text import quiet_hub
 from ggm.extras import require
 from ggm.files import read_json, write_text
 
@@ -186,7 +187,7 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
     """
     diffusers = require("diffusers", extra="images")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_hub():
             # Of huggingface_hub, on how diffusers calls it.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)

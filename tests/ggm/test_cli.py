@@ -1,6 +1,7 @@
 """Errors of the commands are one line; `ggm sample` and `ggm infill` tell their cost to who watches."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -79,9 +80,23 @@ def test_missing_and_damaged_files(model, tmp_path, capsys):
     assert error(capsys, "train", missing) == f"ggm: error: {missing}: no such file or directory\n"
     (tmp_path / "config.json").write_text("{bad")
     assert f"{tmp_path / 'config.json'}: not JSON" in error(capsys, "sample", tmp_path)
-    assert "--device: got 'abacus'" in error(
-        capsys, "train-vq", tmp_path, "--out", tmp_path / "vq", "--device", "abacus"
-    )
+    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not JSON")):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        assert f"{tmp_path / 'config.json'}: {told}" in error(capsys, "sample", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_devices(device, model, tmp_path, capsys):
+    words = ["train-vq", tmp_path, "--out", tmp_path / "vq"]
+    for command in (words, ["sample", model]):
+        assert f"--device: got {device!r}; allowed: " in error(capsys, *command, "--device", device)
+
+
+def test_a_damaged_record_of_progress_is_named(model, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "progress.json").write_text('{"step": 3')
+    told = error(capsys, "sample", folder, "--out", tmp_path / "x.npy")
+    assert told.startswith(f"ggm: error: {folder / 'progress.json'}: not JSON: ")
 
 
 @pytest.mark.parametrize("sites", [0, -1, 7])

@@ -92,7 +92,6 @@ def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
     [
         ("training.seed=4", "training.seed: got 4; allowed: 3"),
         ("training.batch_size=16", "training.batch_size: got 16; allowed: 8"),
-        ("noise=unigram", "noise: got 'unigram'; allowed: 'uniform'"),
         ("data.levels=5", "data.levels: got 5; allowed: 4"),
         ("data.held_out=16", "data.held_out: got 16; allowed: 360"),
         ("data={kind: tokens, source: x.npy, vocab_size: 4}", "data.kind: got 'tokens'; allowed: 'digits'"),
