@@ -128,21 +128,6 @@ def test_bf16_follows_fp32(tmp_path):
     assert not torch.equal(half, whole)
 
 
-def test_two_processes_have_the_curve_of_one(tmp_path):
-    trained(tmp_path, out="one")
-    config = written(tmp_path, out="two")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = command(*words, "-m", "ggm", "train", str(config), "--quiet")
-    told, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert told.count("12 steps; checkpoint") == 1
-    one, two = (torch.tensor(curve(tmp_path / out)) for out in ("one", "two"))
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=0)
-    # Another seed is another curve: the comparison can fail.
-    trained(tmp_path, "training.seed=4", out="other")
-    assert (torch.tensor(curve(tmp_path / "other")) - one).abs().max() > 1e-3
-
-
 def test_kills_at_any_moment_lose_no_checkpoint(tmp_path):
     """Kills, most of them in the middle of a checkpoint, between parts of a run that saves after every step."""
     steps = ["training.steps=100000", "checkpoint_every=1", "data.held_out=16"]
