@@ -16,15 +16,19 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.config import ConfigError
+from ggm.data.text import TOKENIZER as TOKENIZER
 from ggm.extras import require
+from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
 from ggm.images.tokenizers import ImageTokenizer
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 
-TOKENIZER = "tokenizer.json"
-_OPTIMIZER, _PROGRESS = "optimizer.pt", "progress.json"
+PROGRESS = "progress.json"
+_OPTIMIZER = "optimizer.pt"
 _NAME = re.compile(r"step-(\d+)")
+# What torch raises for files that are cut short, and for contents that are not of the optimiser.
+_DAMAGED = (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass
@@ -144,8 +148,33 @@ def find(path: Path) -> Path:
 
 
 def read_config(folder: Path) -> GGMConfig:
-    """Configuration of the model of a checkpoint."""
-    return GGMConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    """Configuration of the model of a checkpoint.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file is missing or damaged.
+    """
+    try:
+        return GGMConfig.from_dict(read_json(folder / CONFIG))
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG}: {error}") from error
+
+
+def read_progress(folder: Path) -> tuple[int, float]:
+    """Steps and seconds of training that a checkpoint holds.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file is missing or damaged.
+    """
+    path = folder / PROGRESS
+    values = read_json(path)
+    step, seconds = values.get("step"), values.get("seconds")
+    if not isinstance(step, int) or not isinstance(seconds, (int, float)):
+        raise ValueError(f"{path}: got {reprlib.repr(values)}; allowed: numbers, step and seconds")
+    return step, seconds
 
 
 def restore(state: TrainingState, folder: Path) -> None:
@@ -158,17 +187,16 @@ def restore(state: TrainingState, folder: Path) -> None:
     OSError, ValueError
         If a file is missing or damaged.
     """
-    saved = json.loads((folder / CONFIG).read_text())
+    saved = read_json(folder / CONFIG)
     _same_model(saved, json.loads(json.dumps(state.model.config.to_dict())), folder)
     read_weights(state.model, folder / TRAINING)
     read_weights(state.averaged.module, folder / AVERAGED)
     try:
         moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
         state.optimizer.load_state_dict(moments)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{folder / _OPTIMIZER}: damaged, or not of this model") from error
-    progress = json.loads((folder / _PROGRESS).read_text())
-    state.step, state.seconds = progress["step"], progress["seconds"]
+    state.step, state.seconds = read_progress(folder)
     # 0 would make the average start anew.
     state.averaged.n_averaged.fill_(state.step)
 
@@ -179,7 +207,7 @@ def _write(folder: Path, state: TrainingState, tokenizer: Any) -> None:
     averaged.save_pretrained(folder)
     write_weights(state.model, folder / TRAINING)
     torch.save(state.optimizer.state_dict(), folder / _OPTIMIZER)
-    (folder / _PROGRESS).write_text(json.dumps({"step": state.step, "seconds": state.seconds}))
+    (folder / PROGRESS).write_text(json.dumps({"step": state.step, "seconds": state.seconds}))
     if tokenizer is not None:
         (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
 

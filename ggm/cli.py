@@ -36,7 +36,7 @@ or a power cut, too: at most the steps since the last checkpoint are lost, and t
 run that was never stopped.
 
 Several processes:  torchrun --nproc-per-node 8 -m ggm train CONFIG
-               or:  accelerate launch -m ggm train CONFIG
+               or:  accelerate launch --multi_gpu --num_processes 8 -m ggm train CONFIG
 They train on the same batches with the same noise as one process. `sharding: fsdp2` spreads the model over
 them."""
 

@@ -122,7 +122,7 @@ def _convert_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
         return _convert(members[0], value, where)
     by_kind = {kind: member for member in members for kind in _kinds(member)}
     kind = value.get("kind", next(iter(by_kind))) if isinstance(value, Mapping) else next(iter(by_kind))
-    if kind not in by_kind:
+    if not isinstance(kind, str) or kind not in by_kind:
         raise ConfigError(f"{where}.kind: got {_shown(kind)}; allowed: {', '.join(sorted(by_kind))}")
     return _convert(by_kind[kind], value, where)
 

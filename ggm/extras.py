@@ -23,11 +23,16 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises
     ------
     MissingExtraError
-        If it cannot be found.
+        If it cannot be found, or does not load.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"{module.partition('.')[0]} is not installed: pip install 'ggm-kernels[{extra}]'"
+        ) from error
+    except ImportError as error:  # built for another torch, say
+        reason = " ".join(str(error).split())
+        raise MissingExtraError(
+            f"{module.partition('.')[0]} is installed and does not load: {reason}"
         ) from error

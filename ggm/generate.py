@@ -14,9 +14,10 @@ from typing import Any
 import numpy
 import torch
 
-from ggm.checkpoints import CONFIG, TOKENIZER, find
+from ggm.checkpoints import TOKENIZER, find, read_config
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.extras import require
+from ggm.files import writing
 from ggm.images import pictures
 from ggm.images import tokenizers as image_tokenizers
 from ggm.images.infilling import show_hole
@@ -46,10 +47,8 @@ class Checkpoint:
             If there is none, or its files do not belong together.
         """
         folder = find(path)
-        try:
-            model = GGM.from_pretrained(folder, map_location=device)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{folder / CONFIG}: not JSON: {error}") from error
+        read_config(folder)  # to tell what is wrong with it, which the library below does not
+        model = GGM.from_pretrained(folder, map_location=device)
         tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
         if tokenizer is not None and tokenizer.get_vocab_size() != model.config.vocab_size:
             raise ValueError(
@@ -232,12 +231,13 @@ def write_samples(
     given : Given, optional
         Of images that were filled in: comes first among pictures side by side.
     """
-    if _ending(path) == ".npy":
-        numpy.save(path, tokens.numpy())
-    elif _ending(path) in (".png", ""):
-        _write_pictures(path, tokens, checkpoint, given)
-    else:
-        _write_lines(path, tokens, texts(checkpoint, tokens))
+    with writing(path):
+        if _ending(path) == ".npy":
+            numpy.save(path, tokens.numpy())
+        elif _ending(path) in (".png", ""):
+            _write_pictures(path, tokens, checkpoint, given)
+        else:
+            _write_lines(path, tokens, texts(checkpoint, tokens))
 
 
 def _ending(path: Path) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,13 @@ from ggm.config import ConfigError
 from ggm.data.batches import Batch, batches
 from ggm.data.sources import Data
 from ggm.data.text import TokenStream
+from ggm.files import writing
 from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.run_config import RunConfig
-from ggm.training import set_learning_rate, share_done
+from ggm.stopping import Stop
+from ggm.training import all_finite, check_finite, set_learning_rate, share_done
 
 _EVALUATED = 64
 # All that it tells fits into 80 columns.
@@ -59,11 +61,11 @@ class Loop:
     def train(self, received: list[int], max_steps: int | None, progress: bool) -> str | None:
         """Make steps until the budget is spent or a signal came; return its name."""
         config, state = self.config, self.state
-        alone = self.accelerator.num_processes == 1
         clock = _Clock(state, config.training.batch_size * config.model.chain.length)
         done = self._done()
         if self._over(max_steps):
             return None
+        stop = Stop(received, self.accelerator.num_processes)
         with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
                 set_learning_rate(state.optimizer, config.training, done)
@@ -72,15 +74,15 @@ class Loop:
                 bar.update(self._done() - done)
                 done = self._done()
                 over = self._over(max_steps)
-                saving = over or state.step % config.checkpoint_every == 0
-                stopped = None
-                # Several processes must agree on when to stop, and talk at every look only.
-                if saving or state.step % config.log_every == 0 or (alone and received):
-                    stopped, status = self._look(received)
+                stopped = stop.agreed()
+                saving = over or stopped is not None or state.step % config.checkpoint_every == 0
+                if saving or state.step % config.log_every == 0:
+                    status = self._look()
                     bar.set_postfix_str(f"{clock.rate(state) / 1e3:.0f}k tokens/s, {status}", refresh=False)
-                if saving or stopped:
+                if saving:
                     self._save()
                 if over or stopped:
+                    stop.close()
                     return stopped
         raise AssertionError("batches never end")
 
@@ -122,19 +124,15 @@ class Loop:
         rate = self.state.optimizer.param_groups[0]["lr"]
         self.pending.append(_Step(torch.stack(losses).mean(), norm, batch.sample_ids, rate))
 
-    def _look(self, received: list[int]) -> tuple[str | None, str]:
-        """Read the numbers of the steps since the last look; return the signal and a status line."""
-        signal_number = float(received[0]) if received else 0.0
+    def _look(self) -> str:
+        """Read the numbers of the steps since the last look; return a status line."""
         numbers = [torch.stack([step.loss.float(), step.gradient_norm.float()]) for step in self.pending]
-        table = torch.stack([*numbers, torch.full_like(numbers[0], signal_number)])
-        of_processes = self.accelerator.gather(table[None]).cpu()
-        self._check_finite(of_processes[:, :-1])
-        lines = self._lines(of_processes[:, :-1].double().mean(dim=0))
+        of_processes = self.accelerator.gather(torch.stack(numbers)[None]).cpu()
+        self._check_finite(of_processes)
+        lines = self._lines(of_processes.double().mean(dim=0))
         self.pending.clear()
-        signal_number = int(of_processes[:, -1].max())
         lines[-1] |= self._evaluate()
-        status = self._report(lines) if self.metrics is not None else ""
-        return (signal.Signals(signal_number).name if signal_number else None), status
+        return self._report(lines) if self.metrics is not None else ""
 
     def _check_finite(self, numbers: torch.Tensor) -> None:
         """Raise for the first step whose loss or gradient is not finite on some process."""
@@ -146,11 +144,10 @@ class Loop:
         rank = int(bad[:, first].nonzero()[0])
         loss, norm = numbers[rank, first].tolist()
         step = self.state.step - len(self.pending) + first + 1
-        names = ", ".join(map(str, ids[rank].tolist()))
-        raise FloatingPointError(
-            f"step {step}: loss {loss:g}, norm of the gradient {norm:g}; sample ids {names}; "
-            f"last checkpoint: {self.checkpoints.latest() or 'none'}"
-        )
+        check_finite(step, loss, norm, ids[rank], f"; {self._last()}")
+
+    def _last(self) -> str:
+        return f"last checkpoint: {self.checkpoints.latest() or 'none'}"
 
     def _lines(self, numbers: torch.Tensor) -> list[dict[str, float]]:
         first = self.state.step - len(self.pending) + 1
@@ -162,9 +159,13 @@ class Loop:
     def _report(self, lines: list[dict[str, float]]) -> str:
         """Write the numbers, and return those of a status line."""
         assert self.metrics is not None
-        self.metrics.write(lines)
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
-        self.accelerator.log(recent, step=self.state.step)
+        try:
+            self.metrics.write(lines)
+            with writing(Path(self.config.out, self.config.tracker)):
+                self.accelerator.log(recent, step=self.state.step)
+        except OSError as error:
+            raise OSError(f"{error}; {self._last()}") from error
         return (
             f"loss {recent['loss']:.3f}, calibration {recent['calibration']:.2f}, "
             f"held out {recent['held_out_loss']:.3f}"
@@ -175,9 +176,20 @@ class Loop:
         model = self.state.averaged.module
         assert isinstance(model, GGM)
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
-        return evaluate(model, tokens, self.micro_batch)
+        with self.accelerator.autocast():
+            return evaluate(model, tokens, self.micro_batch)
+
+    def _check_weights(self) -> None:
+        """Raise if weights or their average are not finite on some process: nobody could use them."""
+        for name, model in (("weights", self.state.model), ("averaged weights", self.state.averaged)):
+            finite = torch.tensor([all_finite(model)], dtype=torch.int32, device=self.accelerator.device)
+            if not self.accelerator.gather(finite).all():
+                raise FloatingPointError(
+                    f"step {self.state.step}: got {name} that are not finite; {self._last()}"
+                )
 
     def _save(self) -> None:
+        self._check_weights()
         state: TrainingState | None = self.state
         if self.sharded:
             from ggm.sharding import gather

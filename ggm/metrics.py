@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
+
+from ggm.files import write_text, writing
 
 
 class Metrics:
@@ -17,34 +20,50 @@ class Metrics:
         The file; its folder is made.
     step : int
         Steps that are done. Later lines, of a run that was killed after its last checkpoint, go.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be written, or what is there was not written by this class.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
-        aside = path.with_name(f".{path.name}")
-        aside.write_text("".join(kept))
-        aside.replace(path)
+        write_text(path, "".join(kept))
+        self._path = path
         self._file: TextIO = path.open("a")
 
     def write(self, lines: list[dict[str, float]]) -> None:
         """Append lines and hand them to the operating system."""
-        self._file.writelines(json.dumps(line) + "\n" for line in lines)
-        self._file.flush()
+        with writing(self._path):
+            self._file.writelines(json.dumps(line) + "\n" for line in lines)
+            self._file.flush()
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        # What could not be written is tried once more; the error of the first time tells more.
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
-    """Lines of a file that may not be there; a last line that was cut short is left out."""
+    """Lines of a file that may not be there; a last line that was cut short is left out.
+
+    Raises
+    ------
+    ValueError
+        For a line of JSON that tells no step.
+    """
     if not path.is_file():
         return
-    for line in path.read_text().splitlines():
+    # What a power cut leaves at the end need not be text.
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
-            yield json.loads(line)
+            line = json.loads(text)
         except json.JSONDecodeError:
             return
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise ValueError(f"{path}: line {number}: got no step; allowed: objects of JSON with a step")
+        yield line

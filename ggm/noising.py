@@ -16,6 +16,7 @@ import torch
 
 from ggm.draws import uniforms
 from ggm_kernels import Stream
+from ggm_kernels.randomness import MAX_SEED
 
 # Share of data tokens left at progress u in [0, 1] of the chain, before the floor of `final_keep`.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -45,7 +46,7 @@ class ChainConfig:
         "permutation" (one random permutation for all sweeps), "reshuffled" (another one for each
         sweep) or "raster" (0, 1, .., L - 1).
     order_seed : int
-        Seed of the permutations.
+        Seed of the permutations: 0 to 2**64 - 1.
     """
 
     length: int
@@ -64,6 +65,8 @@ class ChainConfig:
             raise ValueError(f"schedule: got {self.schedule!r}; allowed: {', '.join(sorted(SCHEDULES))}")
         if self.order not in ORDERS:
             raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(sorted(ORDERS))}")
+        if not 0 <= self.order_seed < MAX_SEED:
+            raise ValueError(f"order_seed: got {self.order_seed}; allowed: 0 to 2**64 - 1")
 
 
 def _permutation(config: ChainConfig) -> torch.Tensor:

@@ -33,7 +33,7 @@ class ObjectiveConfig:
         as in "marginal". It needs all V logits, and finds g up to a constant per context only.
     candidates : int or None
         Noise tokens drawn per row; None sums over the whole vocabulary, which is exact and right
-        for small V. Without meaning for "observed"; None for "cross_entropy".
+        for small V. Not for "observed", which looks at one token, nor for "cross_entropy".
     noise_ratio : float or None
         nu, expected noise tokens per signal token. None is the chain's own eps / (1 - eps). Large
         values approach the gradient of maximum likelihood. Not for "observed", whose labels come
@@ -49,12 +49,12 @@ class ObjectiveConfig:
             raise ValueError(f"form: got {self.form!r}; allowed: {', '.join(FORMS)}")
         if self.candidates is not None and self.candidates < 1:
             raise ValueError(f"candidates: got {self.candidates}; allowed: None or 1 and more")
-        if self.noise_ratio is not None and not self.noise_ratio > 0:
-            raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0")
+        if self.noise_ratio is not None and not 0.0 < self.noise_ratio < math.inf:
+            raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0, finite")
         if self.form in ("observed", "cross_entropy") and self.noise_ratio is not None:
             raise ValueError(f"noise_ratio: got a value for form {self.form!r}; allowed: None")
-        if self.form == "cross_entropy" and self.candidates is not None:
-            raise ValueError("candidates: got a value for form 'cross_entropy'; allowed: None")
+        if self.form in ("observed", "cross_entropy") and self.candidates is not None:
+            raise ValueError(f"candidates: got a value for form {self.form!r}; allowed: None")
 
     @property
     def sums_vocabulary(self) -> bool:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ggm_kernels
+from ggm.checkpoints import PROGRESS, read_progress
+from ggm.files import read_json, write_text
 
 if TYPE_CHECKING:
     from ggm.generate import GenerateConfig
@@ -100,7 +102,7 @@ def sidecar(path: Path) -> Path:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the record of samples beside their file."""
-    sidecar(path).write_text(to_json(record) + "\n", encoding="utf-8")
+    write_text(sidecar(path), to_json(record) + "\n")
 
 
 def to_json(values: Any) -> str:
@@ -116,15 +118,7 @@ def read_record(path: Path) -> dict[str, Any]:
     OSError, ValueError
         If it cannot be read, or is not an object of JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: got {type(values).__name__}; allowed: an object of JSON")
-    return {**unknown(), **values}
+    return {**unknown(), **read_json(path)}
 
 
 def unknown() -> dict[str, Any]:
@@ -133,8 +127,7 @@ def unknown() -> dict[str, Any]:
 
 
 def _step(checkpoint: Path) -> int | None:
-    progress = checkpoint / "progress.json"
-    return json.loads(progress.read_text())["step"] if progress.is_file() else None
+    return read_progress(checkpoint)[0] if (checkpoint / PROGRESS).is_file() else None
 
 
 def _finite(values: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Literal
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
 from ggm.extras import require
+from ggm.files import write_text
 from ggm.model_config import GGMConfig
 from ggm.noising import ChainConfig
 from ggm.training import TrainingConfig
@@ -107,4 +108,44 @@ def write_config(config: RunConfig, path: Path) -> None:
     values = dataclasses.asdict(config)
     del values["model"]["vocab_size"]
     text = require("yaml", extra="train").safe_dump(values, sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
+
+
+def check_same_curve(config: RunConfig, path: Path) -> None:
+    """Check that a run which goes on learns from the same sequences in the same order as before.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run as it is to go on.
+    path : Path
+        The file of `write_config` that its first part left; without one nothing is checked.
+
+    Raises
+    ------
+    ConfigError
+        If data, seed or batch size are others. What the model and its noise are, its checkpoint knows;
+        budget, optimiser, precision and processes may change.
+    """
+    if not path.is_file():
+        return
+    try:
+        before = read_config(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    old, new = _of_the_curve(before), _of_the_curve(config)
+    for key in new:
+        if old.get(key) != new[key]:
+            raise ConfigError(
+                f"{key}: got {new[key]!r}; allowed: {old.get(key)!r}, that of the run to go on with ({path})"
+            )
+
+
+def _of_the_curve(config: RunConfig) -> dict[str, object]:
+    """Values that decide which sequences a step sees, and their noise; the kind of data first."""
+    data = dataclasses.asdict(config.data)
+    data.pop("cache", None)  # where tokens of images are kept
+    values = {"data.kind": data.pop("kind"), **{f"data.{key}": value for key, value in data.items()}}
+    training = config.training
+    seeds = {"training.batch_size": training.batch_size, "training.seed": training.seed}
+    return {**values, **seeds}

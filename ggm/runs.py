@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,18 +15,21 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ggm.backbones.attention import check_installed
 from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
 from ggm.config import ConfigError
 from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
 from ggm.extras import require
+from ggm.files import write_text, writing
 from ggm.images import tokenizers as image_tokenizers
 from ggm.loop import Loop
 from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.run_config import RUN_CONFIG, RunConfig, write_config
+from ggm.run_config import RUN_CONFIG, RunConfig, check_same_curve, write_config
+from ggm.stopping import signals
 from ggm.training import make_optimizer
 
 
@@ -88,9 +91,9 @@ def run(
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"--max-steps: got {max_steps}; allowed: 1 or more")
+    check_installed(config.model.backbone.attention)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
-    accelerator = _accelerator(config)
     out = Path(config.out)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     last = checkpoints.latest()
@@ -98,6 +101,10 @@ def run(
         raise ValueError(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
+    if last is not None:
+        check_same_curve(config, out / RUN_CONFIG)
+    with _tracking(config, last):
+        accelerator = _accelerator(config)
     data = _load_data(config, accelerator, fresh=last is None, progress=progress)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
@@ -109,17 +116,45 @@ def run(
         from ggm.sharding import shard
 
         shard(state, config.training, accelerator.device)
-    metrics = None
-    if accelerator.is_main_process:
-        metrics = Metrics(out / "metrics.jsonl", state.step)
-        write_config(config, out / RUN_CONFIG)
-    loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
-    with metrics or nullcontext(), _signals() as received:
-        stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
-    accelerator.end_training()
+    with signals() as received:
+        metrics = None
+        if accelerator.is_main_process:
+            metrics = Metrics(out / "metrics.jsonl", state.step)
+            write_config(config, out / RUN_CONFIG)
+        loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
+        with metrics or nullcontext(), _told_once():
+            stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
     final = checkpoints.latest()
     assert final is not None
+    with _tracking(config, final):
+        accelerator.end_training()
     return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
+
+
+@contextmanager
+def _tracking(config: RunConfig, last: Path | None) -> Iterator[None]:
+    """Tell of a tracker's files that cannot be written, and of the last checkpoint."""
+    try:
+        with _told_once(), writing(Path(config.out, config.tracker)):
+            yield
+    except OSError as error:
+        raise OSError(f"{error}; last checkpoint: {last or 'none'}") from error
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Let threads of TensorBoard fail silently: their errors are raised by the next call, too."""
+    usual = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            usual(failure)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _launched_sharded() -> bool:
@@ -201,8 +236,7 @@ def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bo
             progress=progress and accelerator.is_main_process,
         )
         if data.tokenizer is not None and tokenizer is None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(data.tokenizer.to_str(), encoding="utf-8")
+            write_text(kept, data.tokenizer.to_str())
         if data.images is not None and images is None:
             data.images.save(out)
     return data
@@ -222,22 +256,3 @@ def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device)
     model = GGM(model_config).to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
     return TrainingState(model, averaged, make_optimizer(model, config.training))
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Numbers of the signals that ask for an end; the second one has its usual effect."""
-    received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ggm.data.batches import index_batches
 from ggm.model import GGM
 from ggm.progress import progress_bar
+from ggm_kernels.randomness import MAX_SEED
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,19 @@ class TrainingConfig:
     learning_rate : float
         Peak.
     final_share : float
-        Learning rate at the end, relative to the peak.
+        Learning rate at the end, relative to the peak: 0 to 1.
     warmup : float
-        Share of the run in which the learning rate rises.
+        Share of the run in which the learning rate rises: 0 to 1.
     betas : tuple of float
-        Of AdamW.
+        Of AdamW, each from 0 to below 1.
     weight_decay : float
         Of AdamW, for matrices only.
     clip : float
-        Largest norm of the gradient.
+        Largest norm of the gradient; infinity does not clip.
     ema_decay : float
-        Decay of the averaged weights per step, 0 to 1.
+        Decay of the averaged weights per step, from 0 to below 1.
     seed : int
-        Key of data order, chain times and noise.
+        Key of data order, chain times and noise: 0 to 2**64 - 1.
     """
 
     seconds: float = math.inf
@@ -61,9 +62,22 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.steps is None and math.isinf(self.seconds):
             raise ValueError("seconds, steps: got no budget; allowed: at least one of them finite")
-        for name in ("seconds", "learning_rate"):
+        for name in ("seconds", "learning_rate", "clip"):
             if not getattr(self, name) > 0:  # NaN, too
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: above 0")
+        if math.isinf(self.learning_rate):
+            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: got {self.weight_decay}; allowed: 0 or more, finite")
+        for name in ("final_share", "warmup"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 0 to 1")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay: got {self.ema_decay}; allowed: 0 or more, below 1")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas: got {self.betas}; allowed: 0 or more, below 1")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -100,6 +114,12 @@ def train(
     -------
     TrainingResult
         The averaged weights are in its model, the last ones in `model`.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss, its gradient, or at the end a weight is not finite: tells the step. `model` is as
+        the step before left it.
     """
     optimizer = make_optimizer(model, config)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -116,10 +136,11 @@ def train(
             loss = model.loss(data[batch], config.seed, step, sample_ids=batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            clip_grad_norm_(model.parameters(), config.clip)
+            norm = clip_grad_norm_(model.parameters(), config.clip)
+            losses.append(float(loss.detach()))
+            check_finite(step + 1, losses[-1], float(norm), batch)
             optimizer.step()
             averaged.update_parameters(model)
-            losses.append(float(loss.detach()))
             elapsed = time.perf_counter() - started
             share = share_done(config, len(losses), elapsed)
             bar.set_postfix_str(_status(losses, batch_size * data.shape[1], elapsed), refresh=False)
@@ -128,10 +149,30 @@ def train(
     recent = losses[-max(1, len(losses) // 10) :]
     result = averaged.module
     assert isinstance(result, GGM)
+    if not all_finite(result):
+        raise FloatingPointError(f"step {len(losses)}: got averaged weights that are not finite")
     return TrainingResult(result, len(losses), elapsed, sum(recent) / len(recent))
 
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
+
+
+def check_finite(step: int, loss: float, norm: float, sample_ids: torch.Tensor, after: str = "") -> None:
+    """Raise FloatingPointError for a loss, or a norm of its gradient, that is not finite.
+
+    The message tells step and sample ids, and ends with `after`.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        names = ", ".join(map(str, sample_ids.tolist()))
+        raise FloatingPointError(
+            f"step {step}: loss {loss:g}, norm of the gradient {norm:g}; sample ids {names}{after}"
+        )
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every weight is finite; of a sharded model, every one that this process holds."""
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in model.parameters())
+    return bool(torch.stack([part.isfinite().all() for part in local]).all())
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

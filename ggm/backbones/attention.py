@@ -5,7 +5,23 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from ggm.extras import require
+
 IMPLEMENTATIONS = ("sdpa", "flash")
+# All that flash-attn computes in.
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+def check_installed(implementation: str) -> None:
+    """Check that an implementation can be used.
+
+    Raises
+    ------
+    MissingExtraError
+        If flash-attn is asked for and not installed.
+    """
+    if implementation == "flash":
+        require("flash_attn", extra="flash")
 
 
 def attend(
@@ -26,7 +42,8 @@ def attend(
     key, value : torch.Tensor
         float [B, L, heads, head size].
     implementation : str
-        "sdpa", or "flash" (flash-attn: CUDA tensors in bfloat16 or float16).
+        "sdpa", or "flash": flash-attn, for CUDA tensors. It knows bfloat16 and float16 only; in
+        place of any other dtype it is given bfloat16, and the result is cast back.
     causal : bool
         Whether query i sees keys 0..i only; then Q = L.
     mask : torch.Tensor, optional
@@ -35,12 +52,14 @@ def attend(
     Returns
     -------
     torch.Tensor
-        float [B, Q, heads, head size].
+        float [B, Q, heads, head size], in the dtype of `value`.
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         If flash-attn is asked for and not installed.
+    ValueError
+        If flash-attn does not serve the device.
     """
     if implementation == "flash":
         assert mask is None, "flash-attn takes no mask"
@@ -51,8 +70,13 @@ def attend(
 
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    flash_attn_func = require("flash_attn", extra="flash").flash_attn_func
+    # Under autocast `value` is what a linear layer gave: half precision already.
+    half = value.dtype if value.dtype in _HALVES else torch.bfloat16
     try:
-        from flash_attn import flash_attn_func
-    except ImportError as error:
-        raise ImportError("attention='flash' needs flash-attn: pip install 'ggm-kernels[flash]'") from error
-    return flash_attn_func(query, key, value, causal=causal)
+        mixed = flash_attn_func(query.to(half), key.to(half), value.to(half), causal=causal)
+    except RuntimeError as error:
+        if value.is_cuda:
+            raise
+        raise ValueError(f"attention: got 'flash' on {value.device}; allowed there: 'sdpa'") from error
+    return mixed.to(value.dtype)

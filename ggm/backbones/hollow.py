@@ -19,7 +19,7 @@ from ggm.backbones.layers import (
     cosine_features,
     initialise,
     mlp,
-    position_angles,
+    position_turns,
     rotate,
     take,
     time_network,
@@ -65,7 +65,7 @@ class HollowConfig:
     kind: Literal["hollow"] = "hollow"
 
     def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.positions, self.attention)
+        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
         if self.depth < 1 or self.mixing < 1:
             raise ValueError(f"depth, mixing: got {self.depth}, {self.mixing}; allowed: 1 or more")
 
@@ -98,7 +98,7 @@ class HollowTransformer(nn.Module):
     def __init__(self, config: HollowConfig, vocab_size: int, length: int) -> None:
         super().__init__()
         width = config.width
-        angles = position_angles(config.positions, config.grid, length, width // config.heads)
+        turns = position_turns(config.positions, config.grid, length, width // config.heads)
         self.token = nn.Embedding(vocab_size, width)
         self.keep = nn.Linear(KEEP_FEATURES, width)
         self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
@@ -110,8 +110,8 @@ class HollowTransformer(nn.Module):
         self.norm = AdaptiveNorm(width)
         self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size))
-        self.angles: torch.Tensor | None
-        self.register_buffer("angles", angles, persistent=False)
+        self.turns: torch.Tensor | None
+        self.register_buffer("turns", turns, persistent=False)
         initialise(self.token, (self.position,), self.head, self.bias)
 
     def forward(
@@ -146,28 +146,28 @@ class HollowTransformer(nn.Module):
             place = place + self.position
         condition = self.time(cosine_features(time, TIME_FEATURES).to(dtype))
         x = self.token(tokens) + place
-        back = None if self.angles is None else self.angles.flip(0)
-        earlier = shifted(self.earlier(x, condition, self.angles))
+        back = None if self.turns is None else self.turns.flip(0)
+        earlier = shifted(self.earlier(x, condition, self.turns))
         later = shifted(self.later(x.flip(1), condition, back)).flip(1)
         asking = torch.cat([earlier, later], dim=-1)
         if positions is not None:
             place, asking = take(place, positions), take(asking, positions)
         x = self.merge(asking) + place
-        queries, keys = self._mixing_angles(positions)
+        queries, keys = self._mixing_turns(positions)
         seen = _seen(positions, tokens.shape[1], tokens.device)
         for mixer in self.mixers:
             x = mixer(x, earlier, later, condition, queries, keys, seen)
         return self.norm(x, *self.modulation(condition))
 
-    def _mixing_angles(
+    def _mixing_turns(
         self, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Angles of queries [1 or B, K, 1, D] and of the keys [1, 2L, 1, D] of both streams."""
-        if self.angles is None:
+        """Turns of queries [1 or B, K, 1, 2D] and of the keys [1, 2L, 1, 2D] of both streams."""
+        if self.turns is None:
             return None, None
-        queries = self.angles[None] if positions is None else self.angles[positions]
+        queries = self.turns[None] if positions is None else self.turns[positions]
         # A shifted state is found where the last token that it has read was.
-        keys = torch.cat([self.angles.roll(1, 0), self.angles.roll(-1, 0)])
+        keys = torch.cat([self.turns.roll(1, 0), self.turns.roll(-1, 0)])
         return queries, keys[None]
 
     @property
@@ -207,10 +207,10 @@ class _Stream(nn.Module):
         self.modulation = Modulation(width, width, 2)
         self.norm = AdaptiveNorm(width)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor, angles: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, condition: torch.Tensor, turns: torch.Tensor | None) -> torch.Tensor:
         """States after 0, 1, .., L of the tokens x [B, L, width]: [B, L + 1, width]."""
         for block in self.blocks:
-            x = block(x, condition, angles)
+            x = block(x, condition, turns)
         x = torch.cat([self.start.expand(x.shape[0], 1, -1), x], dim=1)
         return self.norm(x, *self.modulation(condition))
 
@@ -234,8 +234,8 @@ class _Mixer(nn.Module):
         earlier: torch.Tensor,
         later: torch.Tensor,
         condition: torch.Tensor,
-        query_angles: torch.Tensor | None,
-        key_angles: torch.Tensor | None,
+        query_turns: torch.Tensor | None,
+        key_turns: torch.Tensor | None,
         seen: torch.Tensor,
     ) -> torch.Tensor:
         """Update x [B, K, width] from the shifted states of both streams, [B, L, width] each."""
@@ -243,7 +243,7 @@ class _Mixer(nn.Module):
         query = self.query(self.norm(x, shift1, scale1)).unflatten(-1, (self.heads, -1))
         both = torch.cat([self.earlier(earlier), self.later(later)], dim=1)
         key, value = both.unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
-        if query_angles is not None and key_angles is not None:
-            query, key = rotate(query, query_angles), rotate(key, key_angles)
+        if query_turns is not None and key_turns is not None:
+            query, key = rotate(query, query_turns), rotate(key, key_turns)
         x = x + gate1 * self.output(attend(query, key, value, "sdpa", mask=seen).flatten(2))
         return x + gate2 * self.mlp(self.norm(x, shift2, scale2))

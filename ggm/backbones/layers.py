@@ -7,19 +7,30 @@ import math
 import torch
 from torch import nn
 
-from ggm.backbones.attention import IMPLEMENTATIONS, attend
+from ggm.backbones.attention import IMPLEMENTATIONS, attend, check_installed
 
 TIME_FEATURES = 32
 KEEP_FEATURES = 16
 POSITIONS = ("learned", "rotary", "both")
 
 
-def check_make(width: int, heads: int, positions: str, attention: str) -> None:
+def check_make(
+    width: int,
+    heads: int,
+    mlp_ratio: float,
+    positions: str,
+    grid: tuple[int, ...] | None,
+    attention: str,
+) -> None:
     """Raise ValueError for values that no transformer of ours can be made with."""
     if heads < 1:
         raise ValueError(f"heads: got {heads}; allowed: 1 or more")
     if width < 1 or width % heads:
         raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
+    if not 1.0 <= mlp_ratio * width < math.inf:
+        raise ValueError(f"mlp_ratio: got {mlp_ratio}; allowed: 1 / width = {1 / width:g} and more, finite")
+    if grid is not None and (not grid or min(grid) < 1):
+        raise ValueError(f"grid: got {grid}; allowed: extents of 1 or more")
     if positions not in POSITIONS:
         raise ValueError(f"positions: got {positions!r}; allowed: {POSITIONS}")
     if attention not in IMPLEMENTATIONS:
@@ -60,8 +71,8 @@ def cosine_features(values: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cos(values.to(torch.float32)[..., None] * frequencies)
 
 
-def rotary_angles(grid: tuple[int, ...], head_size: int, base: float = 100.0) -> torch.Tensor:
-    """Rotation angles of every position of a grid; each axis turns its own share of a head.
+def rotary_turns(grid: tuple[int, ...], head_size: int, base: float = 100.0) -> torch.Tensor:
+    """Rotations of every position of a grid; each axis turns its own share of a head.
 
     Parameters
     ----------
@@ -75,7 +86,8 @@ def rotary_angles(grid: tuple[int, ...], head_size: int, base: float = 100.0) ->
     Returns
     -------
     torch.Tensor
-        float32 [L, 1, head_size]: the negative angles, then the angles, as `rotate` wants them.
+        float32 [L, 1, 2 * head_size]: cosines, then sines, as `rotate` wants them. Angles would not
+        survive a model's cast to half precision.
 
     Raises
     ------
@@ -89,13 +101,15 @@ def rotary_angles(grid: tuple[int, ...], head_size: int, base: float = 100.0) ->
     axes = torch.meshgrid(*(torch.arange(extent) for extent in grid), indexing="ij")
     angles = [axis.flatten()[:, None] * rates for axis in axes]
     half = torch.cat(angles, dim=1).to(torch.float32)
-    return torch.cat([-half, half], dim=1)[:, None]
+    # Those of the first half of a head are negative.
+    angles_of_heads = torch.cat([-half, half], dim=1)[:, None]
+    return torch.cat([angles_of_heads.cos(), angles_of_heads.sin()], dim=-1)
 
 
-def position_angles(
+def position_turns(
     positions: str, grid: tuple[int, ...] | None, length: int, head_size: int
 ) -> torch.Tensor | None:
-    """`rotary_angles` of a sequence of `length`, or None where positions are only learned.
+    """`rotary_turns` of a sequence of `length`, or None where positions are only learned.
 
     Raises
     ------
@@ -105,14 +119,19 @@ def position_angles(
     grid = grid or (length,)
     if math.prod(grid) != length:
         raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
-    return None if positions == "learned" else rotary_angles(grid, head_size)
+    return None if positions == "learned" else rotary_turns(grid, head_size)
 
 
-def rotate(heads: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs (c, c + D / 2) of heads [B, L, heads, D] by angles [1 or B, L, 1, D]."""
+def rotate(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Rotate channel pairs (c, c + D / 2) of heads [B, L, heads, D] by turns [1 or B, L, 1, 2 D].
+
+    Computed in the wider of both dtypes; the result has that of `heads`, as attention wants it.
+    """
     half = heads.shape[-1] // 2
-    # (x, y) -> (x cos - y sin, y cos + x sin): the angles of the first half carry the minus sign.
-    return torch.addcmul(heads * angles.cos(), heads.roll(half, dims=-1), angles.sin())
+    cosines, sines = turns.chunk(2, dim=-1)
+    # (x, y) -> (x cos - y sin, y cos + x sin): the sines of the first half carry the minus sign.
+    rotated = torch.addcmul(heads * cosines, heads.roll(half, dims=-1), sines)
+    return rotated.to(heads.dtype)
 
 
 def time_network(width: int) -> nn.Sequential:
@@ -166,6 +185,7 @@ class Block(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        check_installed(attention)
         self.heads, self.attention, self.causal = heads, attention, causal
         self.modulation = Modulation(condition_size, width, 6)
         self.norm = AdaptiveNorm(width)
@@ -178,7 +198,7 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         condition: torch.Tensor,
-        angles: torch.Tensor | None,
+        turns: torch.Tensor | None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Update all positions, or only those given, from all.
@@ -189,8 +209,8 @@ class Block(nn.Module):
             float [B, L, width].
         condition : torch.Tensor
             float [B, C].
-        angles : torch.Tensor, optional
-            Of `rotary_angles`.
+        turns : torch.Tensor, optional
+            Of `rotary_turns`.
         positions : torch.Tensor, optional
             int64 [B, K]: the only positions wanted. The last block of a network saves the others.
             Not in a causal block.
@@ -205,21 +225,21 @@ class Block(nn.Module):
         asking = normed
         if positions is not None:
             x, asking = take(x, positions), take(normed, positions)
-        x = x + gate1 * self._attend(asking, normed, angles, positions)
+        x = x + gate1 * self._attend(asking, normed, turns, positions)
         return x + gate2 * self.mlp(self.norm(x, shift2, scale2))
 
     def _attend(
         self,
         asking: torch.Tensor,
         answering: torch.Tensor,
-        angles: torch.Tensor | None,
+        turns: torch.Tensor | None,
         positions: torch.Tensor | None,
     ) -> torch.Tensor:
         query = self.query(asking).unflatten(-1, (self.heads, -1))
         key, value = self.key_value(answering).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)
-        if angles is not None:
-            query = rotate(query, angles[None] if positions is None else angles[positions])
-            key = rotate(key, angles[None])
+        if turns is not None:
+            query = rotate(query, turns[None] if positions is None else turns[positions])
+            key = rotate(key, turns[None])
         mixed = attend(query, key, value, self.attention, causal=self.causal)
         return self.output(mixed.flatten(2))
 

@@ -17,7 +17,7 @@ from ggm.backbones.layers import (
     check_make,
     cosine_features,
     initialise,
-    position_angles,
+    position_turns,
     time_network,
 )
 
@@ -39,7 +39,7 @@ class MaskedConfig:
     tied : bool
         Whether the head's weight is the token embedding.
     attention : str
-        "sdpa" or "flash".
+        "sdpa" or "flash" (`ggm.backbones.attention`).
     kind : str
         Tells it from other networks in a file.
     """
@@ -55,7 +55,7 @@ class MaskedConfig:
     kind: Literal["masked"] = "masked"
 
     def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.positions, self.attention)
+        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
         if self.depth < 1:
             raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
 
@@ -78,7 +78,7 @@ class MaskedTransformer(nn.Module):
     def __init__(self, config: MaskedConfig, vocab_size: int, length: int) -> None:
         super().__init__()
         width = config.width
-        angles = position_angles(config.positions, config.grid, length, width // config.heads)
+        turns = position_turns(config.positions, config.grid, length, width // config.heads)
         self.token = nn.Embedding(vocab_size, width)
         self.mask = nn.Parameter(torch.empty(width))
         self.keep = nn.Linear(KEEP_FEATURES, width)
@@ -91,8 +91,8 @@ class MaskedTransformer(nn.Module):
         self.norm = AdaptiveNorm(width)
         self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size))
-        self.angles: torch.Tensor | None
-        self.register_buffer("angles", angles, persistent=False)
+        self.turns: torch.Tensor | None
+        self.register_buffer("turns", turns, persistent=False)
         initialise(self.token, (self.mask, self.position), self.head, self.bias)
 
     def forward(
@@ -130,8 +130,8 @@ class MaskedTransformer(nn.Module):
         condition = self.time(cosine_features(time, TIME_FEATURES).to(dtype))
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x, condition, self.angles)
-        x = last(x, condition, self.angles, positions)
+            x = block(x, condition, self.turns)
+        x = last(x, condition, self.turns, positions)
         return self.norm(x, *self.modulation(condition))
 
     @property

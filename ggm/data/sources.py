@@ -57,7 +57,8 @@ class TextData:
     column : str
         Column that holds the text.
     tokenizer : str
-        "char", "bpe:N" (trained on the spot), a tokenizer.json, or a name on the Hub, as "gpt2".
+        "char", "bpe:N" (trained on the spot), a tokenizer.json, a folder that holds one, or a name on
+        the Hub, as "gpt2".
     end : str
         Token after every document.
     streaming : bool
@@ -78,6 +79,8 @@ class TextData:
     held_out: int = 64
 
     def __post_init__(self) -> None:
+        if self.held_out < 1:
+            raise ValueError(f"held_out: got {self.held_out}; allowed: 1 or more")
         if self.streaming and self.tokenizer == "char":
             # The whole stream would have to be read for its characters.
             raise ValueError("tokenizer: got 'char' for a stream; allowed: bpe:N, a file, a name on the Hub")
@@ -237,15 +240,17 @@ def _load_text(config: TextData, length: int, tokenizer: Any) -> Data:
     columns = documents.column_names
     if columns is not None and config.column not in columns:
         raise ValueError(f"data.column: got {config.column!r}; allowed: {', '.join(columns)}")
-    texts = (row[config.column] for row in documents)
+    texts = text.Texts(documents, config.column, config.source)
     tokenizer = tokenizer or text.make_tokenizer(config.tokenizer, texts)
     end = text.end_token(tokenizer, config.end)
-    packing = (documents, config.column, tokenizer, end, length)
+    packing = (texts, tokenizer, end, length)
     vocab_size = tokenizer.get_vocab_size()
     if config.streaming:
-        stream = text.TokenStream(*packing)
-        held_out = torch.stack(list(itertools.islice(stream, config.held_out)))
-        return Data(text.TokenStream(*packing, skipped=config.held_out), held_out, vocab_size, tokenizer)
+        # One more than asked for, and one round at most: something must be left to train on.
+        first = list(itertools.islice(text.TokenStream(*packing).round(), config.held_out + 1))
+        _check_held_out(config.held_out, len(first))
+        stream = text.TokenStream(*packing, skipped=config.held_out)
+        return Data(stream, torch.stack(first[:-1]), vocab_size, tokenizer)
     held_out, train = _split(text.PackedTokens(*packing), config.held_out)
     return Data(train, held_out, vocab_size, tokenizer)
 
@@ -318,8 +323,10 @@ class _Shifted:
 
 
 def _split(tokens: Tokens, held_out: int) -> tuple[torch.Tensor, Tokens]:
-    if not 1 <= held_out < len(tokens):
-        raise ValueError(
-            f"data.held_out: got {held_out} of {len(tokens)} sequences; allowed: 1 and more, not all"
-        )
+    _check_held_out(held_out, len(tokens))
     return tokens[torch.arange(held_out)], _Shifted(tokens, held_out)
+
+
+def _check_held_out(held_out: int, count: int) -> None:
+    if not 1 <= held_out < count:
+        raise ValueError(f"data.held_out: got {held_out} of {count} sequences; allowed: 1 and more, not all")

@@ -7,7 +7,10 @@ tokenizer.json, tells how to read and write what a model was trained on.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from ggm.extras import require
 
 END = "<|endoftext|>"
+TOKENIZER = "tokenizer.json"
 _BPE_DOCUMENTS = 100_000
 # What `datasets` reads each kind of file with; a .txt file is one document.
 _READERS = {
@@ -58,25 +62,77 @@ def open_documents(
     -------
     datasets.Dataset or datasets.IterableDataset
         One row per document.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is none, or it cannot be read.
     """
     datasets = require("datasets", extra="train")
     path = Path(source)
     if not path.exists() and path.suffix not in _READERS:
         try:
-            return datasets.load_dataset(source, subset, split=split, streaming=streaming)
+            with quiet_hub():
+                return datasets.load_dataset(source, subset, split=split, streaming=streaming)
         except OSError as error:
             raise FileNotFoundError(
                 f"{source}: no file or folder, and the Hub does not give it: {error}"
             ) from error
     if not path.is_file() or path.suffix not in _READERS:
         raise FileNotFoundError(f"{source}: no such file of {', '.join(_READERS)}, nor a name on the Hub")
+    if not path.stat().st_size:
+        raise ValueError(f"{source}: got an empty file; allowed: documents")
     reader, options = _READERS[path.suffix]
     try:
         return datasets.load_dataset(
             reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
         )
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep what huggingface_hub tells of every retry off the screen: an error tells how it ended."""
+    logging = require("huggingface_hub", extra="train").utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of a column of `open_documents`, in its order, as often as they are asked for.
+
+    Attributes
+    ----------
+    documents : datasets.Dataset or datasets.IterableDataset
+        The rows.
+    column : str
+        Which column.
+    source : str
+        What errors call them: ValueError for a row without text, or one that cannot be read.
+    """
+
+    documents: Any
+    column: str
+    source: str
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for row in self.documents:
+                yield _checked(row.get(self.column), self.column)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from error
+
+
+def _checked(text: Any, column: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"got {reprlib.repr(text)} in column {column!r}; allowed: text")
+    return text
 
 
 def char_tokenizer(documents: Iterable[str]) -> Any:
@@ -113,7 +169,7 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
     ----------
     name : str
         "char" and "bpe:N" are made from the documents (BPE from the first 100 000 of them);
-        otherwise a tokenizer.json, or the name of one on the Hub, as "gpt2".
+        otherwise a tokenizer.json, a folder that holds one, or the name of one on the Hub, as "gpt2".
     documents : iterable of str
         Read only if needed.
 
@@ -127,10 +183,16 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
         return char_tokenizer(documents)
     if made := re.fullmatch(r"bpe:(\d+)", name):
         return bpe_tokenizer(islice(documents, _BPE_DOCUMENTS), int(made[1]))
-    if Path(name).is_file():
-        return read_tokenizer(Path(name))
+    path = Path(name)
+    if path.is_dir():
+        path = path / TOKENIZER
+        if not path.is_file():
+            raise FileNotFoundError(f"tokenizer: there is no {TOKENIZER} in the folder {name!r}")
+    if path.is_file():
+        return read_tokenizer(path)
     try:
-        return tokenizers.Tokenizer.from_pretrained(name)
+        with quiet_hub():
+            return tokenizers.Tokenizer.from_pretrained(name)
     except Exception as error:  # what the library raises
         raise FileNotFoundError(
             f"tokenizer: {name!r} is no file, and the Hub does not give it: {error}"
@@ -190,8 +252,11 @@ def _tokenizer_of(text: str) -> Any:
     return require("tokenizers", extra="train").Tokenizer.from_str(text)
 
 
-def _pack_columns(documents: list[str], tokenizer: str, end: int, length: int) -> dict[str, list[list[int]]]:
-    return {"tokens": list(pack(_tokenizer_of(tokenizer), documents, end, length))}
+def _pack_columns(
+    documents: list[Any], column: str, tokenizer: str, end: int, length: int
+) -> dict[str, list[list[int]]]:
+    texts = (_checked(document, column) for document in documents)
+    return {"tokens": list(pack(_tokenizer_of(tokenizer), texts, end, length))}
 
 
 class PackedTokens:
@@ -201,15 +266,19 @@ class PackedTokens:
     is found again by the next run.
     """
 
-    def __init__(self, documents: Any, column: str, tokenizer: Any, end: int, length: int) -> None:
-        packed = documents.map(
-            _pack_columns,
-            batched=True,
-            input_columns=column,
-            remove_columns=documents.column_names,
-            fn_kwargs={"tokenizer": tokenizer.to_str(), "end": end, "length": length},
-            desc="packing",
-        )
+    def __init__(self, texts: Texts, tokenizer: Any, end: int, length: int) -> None:
+        packing = {"tokenizer": tokenizer.to_str(), "end": end, "length": length}
+        try:
+            packed = texts.documents.map(
+                _pack_columns,
+                batched=True,
+                input_columns=texts.column,
+                remove_columns=texts.documents.column_names,
+                fn_kwargs={"column": texts.column, **packing},
+                desc="packing",
+            )
+        except ValueError as error:
+            raise ValueError(f"{texts.source}: {error}") from error
         self._rows = packed.with_format("numpy")
 
     def __len__(self) -> int:
@@ -227,20 +296,21 @@ class TokenStream:
     """
 
     def __init__(
-        self, documents: Any, column: str, tokenizer: Any, end: int, length: int, *, skipped: int = 0
+        self, texts: Iterable[str], tokenizer: Any, end: int, length: int, *, skipped: int = 0
     ) -> None:
-        self._documents, self._column = documents, column
-        self._pack, self._skipped = (tokenizer, end, length), skipped
+        self._texts, self._tokenizer, self._end = texts, tokenizer, end
+        self._length, self._skipped = length, skipped
+
+    def round(self) -> Iterator[torch.Tensor]:
+        """Sequences, int64 [L] each, from the start to the end of the documents."""
+        for row in islice(pack(self._tokenizer, self._texts, self._end, self._length), self._skipped, None):
+            yield torch.tensor(row)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        tokenizer, end, length = self._pack
         while True:
-            texts = (row[self._column] for row in self._documents)
             empty = True
-            for row in islice(pack(tokenizer, texts, end, length), self._skipped, None):
+            for row in self.round():
                 empty = False
-                yield torch.tensor(row)
+                yield row
             if empty:
-                raise ValueError(
-                    f"data: got no more than {self._skipped} sequences of {length} tokens; allowed: more"
-                )
+                raise ValueError(f"data: got {self._skipped} sequences or fewer; allowed: more")

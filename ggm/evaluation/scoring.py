@@ -51,6 +51,8 @@ class ScoreConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"--score-batch: got {self.batch}; allowed: 1 or more")
         if self.unit is not None and self.unit not in UNITS:
             raise ValueError(f"--unit: got {self.unit!r}; allowed: {', '.join(UNITS)}")
         if self.unit == "scorer" and self.perplexity is None:

@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from ggm.draws import uniforms
+from ggm.files import writing
 from ggm.images.files import Images, read_batches
 from ggm.images.tokenizers import VQTokenizer
 from ggm.progress import progress_bar
@@ -67,8 +68,9 @@ def cached_tokens(
     tokens = _tokens(images, tokenizer, device, progress)
     aside = folder / f".{final.stem}-{os.getpid()}.npy"
     try:
-        numpy.save(aside, tokens)
-        aside.replace(final)
+        with writing(final):
+            numpy.save(aside, tokens)
+            aside.replace(final)
     finally:
         aside.unlink(missing_ok=True)
     return final

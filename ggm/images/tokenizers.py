@@ -15,7 +15,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from ggm.data.text import quiet_hub
 from ggm.extras import require
+from ggm.files import read_json, write_text
 
 IMAGES, WEIGHTS = "images.json", "vq"
 
@@ -185,7 +187,7 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
     """
     diffusers = require("diffusers", extra="images")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_hub():
             # Of huggingface_hub, on how diffusers calls it.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)
@@ -208,12 +210,12 @@ def read_tokenizer(folder: Path, device: str | torch.device = "cpu") -> ImageTok
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         kind = values.pop("kind")
         if kind == "grey":
             return GreyLevels(**values)
         tokenizer = open_vq(str(folder / WEIGHTS), **values)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not written by this package: {error}") from error
     tokenizer.model.to(device)
     return tokenizer
@@ -226,6 +228,5 @@ def remove_tokenizer(folder: Path) -> None:
 
 
 def _write(folder: Path, **values: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     # Last of the files: if it is there, so are the others.
-    (folder / IMAGES).write_text(json.dumps(values))
+    write_text(folder / IMAGES, json.dumps(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ggm.images.pictures import write_grid
 from ggm.images.tokenizers import VQTokenizer, to_floats
 from ggm.progress import progress_bar
 from ggm.training import TrainingConfig, set_learning_rate
+from ggm_kernels.randomness import MAX_SEED
 
 RECONSTRUCTIONS = "reconstructions.png"
 _SHOWN = 8
@@ -65,8 +67,10 @@ class VQConfig:
         for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
         if self.downsampling < 1 or self.downsampling & (self.downsampling - 1):
             raise ValueError(f"downsampling: got {self.downsampling}; allowed: powers of 2")
         if self.size % self.downsampling:

@@ -1,11 +1,10 @@
-import importlib.util
 import math
 
 import pytest
 import torch
 from torch.nn.functional import linear
 
-from ggm.backbones.layers import rotary_angles, rotate
+from ggm.backbones.layers import rotary_turns, rotate
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
 
 LENGTH, VOCAB, BATCH = 12, 7, 5
@@ -98,14 +97,33 @@ def test_a_new_network_predicts_the_uniform_law():
 
 
 def test_rotary_products_depend_on_the_difference_of_positions():
-    angles = rotary_angles((4, 5), 8)
+    turns = rotary_turns((4, 5), 8)
     query, key = torch.randn(2, 8)
-    turned_query = rotate(query.expand(1, 20, 1, 8), angles[None])[0, :, 0]
-    turned_key = rotate(key.expand(1, 20, 1, 8), angles[None])[0, :, 0]
+    turned_query = rotate(query.expand(1, 20, 1, 8), turns[None])[0, :, 0]
+    turned_key = rotate(key.expand(1, 20, 1, 8), turns[None])[0, :, 0]
     products = (turned_query @ turned_key.T).view(4, 5, 4, 5)
     torch.testing.assert_close(products[0, 0, 1, 2], products[2, 1, 3, 3])
     torch.testing.assert_close(turned_query.norm(dim=1), query.norm().expand(20))
     assert (products[0, 0, 1, 2] - products[0, 0, 2, 1]).abs() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rotations_keep_the_dtype(dtype):
+    heads = torch.randn(2, 20, 1, 8).to(dtype)
+    turns = rotary_turns((4, 5), 8)[None]
+    turned = rotate(heads, turns)
+    assert turned.dtype == dtype
+    # Computed in full, then rounded once.
+    assert torch.equal(turned, rotate(heads.double(), turns.double()).to(dtype)) or dtype.itemsize > 2
+    torch.testing.assert_close(turned.double(), rotate(heads.double(), turns.double()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_cast_to_half_precision_keeps_positions_apart():
+    model = MaskedTransformer(MaskedConfig(width=32, depth=1, heads=1, positions="rotary"), VOCAB, 1024)
+    heads, turns = torch.randn(1, 1024, 1, 32), model.turns
+    expected = rotate(heads, turns[None])
+    got = rotate(heads.bfloat16(), model.bfloat16().turns[None])
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +140,3 @@ def test_rotary_products_depend_on_the_difference_of_positions():
 def test_bad_configurations_are_refused(options):
     with pytest.raises(ValueError, match="allowed"):
         network(**options)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is there")
-def test_missing_flash_attention_says_how_to_get_it():
-    with pytest.raises(ImportError, match=r"pip install 'ggm-kernels\[flash\]'"):
-        network(attention="flash")(*inputs(1))

@@ -1,6 +1,7 @@
 """Errors of the commands are one line; `ggm sample` and `ggm infill` tell their cost to who watches."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -35,6 +36,30 @@ def error(capsys, *words) -> str:
         ("training.steps=0", "training.steps: got 0; allowed: 1 or more"),
         ("training.batch_size=0", "training.batch_size: got 0; allowed: 1 or more"),
         ("training.learning_rate=0", "training.learning_rate: got 0.0; allowed: above 0"),
+        ("training.learning_rate=.inf", "training.learning_rate: got inf; allowed: above 0, finite"),
+        ("training.ema_decay=.nan", "training.ema_decay: got nan; allowed: 0 or more, below 1"),
+        ("training.ema_decay=1", "training.ema_decay: got 1.0; allowed: 0 or more, below 1"),
+        ("training.clip=-1", "training.clip: got -1.0; allowed: above 0"),
+        ("training.clip=0", "training.clip: got 0.0; allowed: above 0"),
+        ("training.clip=.nan", "training.clip: got nan; allowed: above 0"),
+        ("training.warmup=-0.1", "training.warmup: got -0.1; allowed: 0 to 1"),
+        ("training.warmup=500", "training.warmup: got 500.0; allowed: 0 to 1"),
+        ("training.final_share=-3", "training.final_share: got -3.0; allowed: 0 to 1"),
+        ("training.weight_decay=-1", "training.weight_decay: got -1.0; allowed: 0 or more, finite"),
+        ("training.betas=[0.9, 1]", "training.betas: got (0.9, 1.0); allowed: 0 or more, below 1"),
+        ("training.seed=-1", "training.seed: got -1; allowed: 0 to 2**64 - 1"),
+        ("training.seed=99999999999999999999", "training.seed: got 99999999999999999999; allowed: 0 to 2"),
+        ("model.chain.order_seed=-1", "model.chain.order_seed: got -1; allowed: 0 to 2**64 - 1"),
+        ("model.backbone.grid=[-8, -8]", "model.backbone.grid: got (-8, -8); allowed: extents of 1 or more"),
+        ("model.backbone.grid=[]", "model.backbone.grid: got (); allowed: extents of 1 or more"),
+        (
+            "model.backbone.mlp_ratio=0",
+            "model.backbone.mlp_ratio: got 0.0; allowed: 1 / width = 0.0078125 and",
+        ),
+        ("model.backbone.mlp_ratio=-1", "model.backbone.mlp_ratio: got -1.0; allowed: 1 / width"),
+        ("model.backbone={kind: hollow, mlp_ratio: .inf}", "model.backbone.mlp_ratio: got inf; allowed: 1 /"),
+        ("model.objective={form: observed, candidates: 3}", "candidates: got a value for form 'observed'"),
+        ("model.objective.noise_ratio=.inf", "noise_ratio: got inf; allowed: None or above 0, finite"),
         ("model.backbone.heads=0", "model.backbone.heads: got 0; allowed: 1 or more"),
         ("model.objective.form=x", "allowed: observed, summed, marginal, cross_entropy"),
     ],
@@ -55,9 +80,23 @@ def test_missing_and_damaged_files(model, tmp_path, capsys):
     assert error(capsys, "train", missing) == f"ggm: error: {missing}: no such file or directory\n"
     (tmp_path / "config.json").write_text("{bad")
     assert f"{tmp_path / 'config.json'}: not JSON" in error(capsys, "sample", tmp_path)
-    assert "--device: got 'abacus'" in error(
-        capsys, "train-vq", tmp_path, "--out", tmp_path / "vq", "--device", "abacus"
-    )
+    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not JSON")):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        assert f"{tmp_path / 'config.json'}: {told}" in error(capsys, "sample", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta"])
+def test_devices(device, model, tmp_path, capsys):
+    words = ["train-vq", tmp_path, "--out", tmp_path / "vq"]
+    for command in (words, ["sample", model]):
+        assert f"--device: got {device!r}; allowed: " in error(capsys, *command, "--device", device)
+
+
+def test_a_damaged_record_of_progress_is_named(model, tmp_path, capsys):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "progress.json").write_text('{"step": 3')
+    told = error(capsys, "sample", folder, "--out", tmp_path / "x.npy")
+    assert told.startswith(f"ggm: error: {folder / 'progress.json'}: not JSON: ")
 
 
 @pytest.mark.parametrize("sites", [0, -1, 7])

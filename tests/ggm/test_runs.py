@@ -4,7 +4,6 @@ import os
 import pty
 import random
 import re
-import resource
 import select
 import signal
 import struct
@@ -18,11 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from processes import finish, start
+from small_runs import curve, trained, written
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
 from ggm.checkpoints import Checkpoints
-from ggm.cli import main
-from ggm.config import ConfigError
 from ggm.loop import evaluate
 from ggm.metrics import Metrics, read_metrics
 from ggm.run_config import read_config
@@ -31,33 +29,6 @@ from ggm.runs import run
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 ROOT = Path(__file__).parents[2]
-RUN = """\
-data: {kind: digits}
-model:
-  chain: {length: 64, sweeps: 2}
-  backbone: {width: 16, depth: 1, heads: 2}
-  objective: {noise_ratio: 10.0}
-  masked_counts: [8, 4]
-training: {steps: 12, batch_size: 8, seed: 3}
-checkpoint_every: 5
-log_every: 2
-tracker: none
-"""
-
-
-def written(folder: Path, *, out: str = "run", **lines: str) -> Path:
-    path = folder / f"{out}.yaml"
-    extra = "".join(f"{key}: {value}\n" for key, value in lines.items())
-    path.write_text(f"out: {folder / out}\n{RUN}{extra}")
-    return path
-
-
-def trained(folder: Path, *overrides: str, out: str = "run", **options):
-    return run(read_config(written(folder, out=out), overrides), progress=False, **options)
-
-
-def curve(out: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_metrics(out / "metrics.jsonl")]
 
 
 def command(*words: str) -> subprocess.Popen:
@@ -157,21 +128,6 @@ def test_bf16_follows_fp32(tmp_path):
     assert not torch.equal(half, whole)
 
 
-def test_two_processes_have_the_curve_of_one(tmp_path):
-    trained(tmp_path, out="one")
-    config = written(tmp_path, out="two")
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = command(*words, "-m", "ggm", "train", str(config), "--quiet")
-    told, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert told.count("12 steps; checkpoint") == 1
-    one, two = (torch.tensor(curve(tmp_path / out)) for out in ("one", "two"))
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=0)
-    # Another seed is another curve: the comparison can fail.
-    trained(tmp_path, "training.seed=4", out="other")
-    assert (torch.tensor(curve(tmp_path / "other")) - one).abs().max() > 1e-3
-
-
 def test_kills_at_any_moment_lose_no_checkpoint(tmp_path):
     """Kills, most of them in the middle of a checkpoint, between parts of a run that saves after every step."""
     steps = ["training.steps=100000", "checkpoint_every=1", "data.held_out=16"]
@@ -223,41 +179,6 @@ def test_sigterm_saves_and_ends_well(tmp_path):
     assert int(saved.name.removeprefix("step-")) == curve(tmp_path / "run")[-1][0]
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path, capsys):
-    config = written(tmp_path)
-    # Weights explode with the first step, while the learning rate warms up.
-    words = ["--set", "training.learning_rate=1e30", "--set", "log_every=1"]
-    assert main(["train", str(config), *words, "--quiet"]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("ggm: error: step 2: loss ")
-    ids = error.split("sample ids ")[1].split(";")[0].split(", ")
-    assert len({int(i) for i in ids}) == 8
-    assert "last checkpoint: none" in error
-    assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path, capsys):
-    config = written(tmp_path)
-    trained(tmp_path, max_steps=5)
-    folder = tmp_path / "run" / "checkpoints"
-    before = {path: path.read_bytes() for path in folder.glob("*/*")}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # As on a disk with little room: the kernel refuses to write beyond the first kilobytes of a file.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        status = main(["train", str(config), "--resume", "--quiet"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    error = capsys.readouterr().err
-    assert status == 1 and error.count("\n") == 1
-    assert "the checkpoint could not be written" in error
-    assert f"last good one: {folder / 'step-000000005'}" in error
-    assert {path: path.read_bytes() for path in folder.glob("*/*")} == before
-    assert not list(folder.glob(".*"))
-    assert trained(tmp_path, resume=True).steps == 12
-
-
 def test_half_written_checkpoints_are_never_seen(tmp_path):
     trained(tmp_path, max_steps=5)
     folder = tmp_path / "run" / "checkpoints"
@@ -266,43 +187,6 @@ def test_half_written_checkpoints_are_never_seen(tmp_path):
     assert saved is not None and saved.name == "step-000000005"
     trained(tmp_path, resume=True)
     assert not list(folder.glob(".*"))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["model.backbone.width=32"], "model.backbone.width: got 32; allowed: 16"),
-        (["data.levels=5"], "model.vocab_size: got 5; allowed: 4"),
-    ],
-)
-def test_a_checkpoint_of_another_shape_is_refused(overrides, words, tmp_path):
-    trained(tmp_path, max_steps=2)
-    with pytest.raises(ConfigError) as caught:
-        trained(tmp_path, *overrides, resume=True)
-    assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["nowhere.yaml"], "nowhere.yaml"),
-        (["{config}", "--set", "training.lr=1"], "training.lr: unknown key"),
-        (["{config}", "--set", "training.batch_size=1000000"], "at most the 1437 sequences"),
-        (["{config}", "--set", "accumulation=3"], "multiples of processes x accumulation = 3"),
-        (["{config}", "--set", "tracker=wandb"], "wandb is not installed: pip install 'ggm-kernels[wandb]'"),
-        (["{config}", "--set", "data={kind: text, source: nothing.txt}"], "nothing.txt"),
-        (["{config}", "--set", "out={config}"], "run.yaml"),
-    ],
-)
-def test_errors_are_one_line(words, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    config = written(tmp_path)
-    assert (
-        main(["train", *(word.format(config=config) if "kind" not in word else word for word in words)]) == 1
-    )
-    error = capsys.readouterr().err
-    assert error.startswith("ggm: error: ") and told in error
-    assert error.count("\n") == 1
 
 
 def test_wandb_works_offline_and_tells_in_one_line_what_is_missing(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 import json
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -55,6 +56,11 @@ def test_tokenizers_are_read_from_files_and_mistakes_are_told(tmp_path):
         text.make_tokenizer("bpe:100", DOCUMENTS)
     with pytest.raises(FileNotFoundError, match="is no file, and the Hub does not give it"):
         text.make_tokenizer("no/such-tokenizer", DOCUMENTS)
+    # The folder that a tokenizer is saved into serves as well as the file.
+    assert text.make_tokenizer(str(tmp_path), []).to_str() == tokenizer.to_str()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no tokenizer\.json in the folder '.*empty'"):
+        text.make_tokenizer(str(tmp_path / "empty"), DOCUMENTS)
     path.write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer"):
         text.read_tokenizer(path)
@@ -128,6 +134,68 @@ def test_data_that_do_not_fit_are_refused(files, tmp_path):
         load_data(TextData("no/such-data-set", tokenizer="bpe:300"), 16)
     with pytest.raises(ValueError, match="for a stream"):
         TextData("a", streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("made_from", ["data", "file"])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}\n', "got None in column 'text'; allowed: text"),
+        ("number.jsonl", b'{"text": 1}\n', "got 1 in column 'text'; allowed: text"),
+        ("mixed.jsonl", b'{"text": "a"}\n{"text": [2]}\n', "got [2] in column 'text'; allowed: text"),
+        ("empty.jsonl", b"", "got an empty file; allowed: documents"),
+        ("empty.txt", b"", "got an empty file; allowed: documents"),
+        ("bad.jsonl", b'{"text": "a"}\n{bad\n', "JSON parse error"),
+        ("bad.parquet", b"hello", "Parquet file size is 5 bytes"),
+        ("latin.txt", b"\xff\xfe", "'utf-8' codec can't decode"),
+    ],
+)
+def test_damaged_documents_are_told_with_their_file(name, content, told, made_from, streaming, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    tokenizer = "bpe:300"
+    if made_from == "file":
+        tokenizer = str(tmp_path / "tokenizer.json")
+        text.make_tokenizer("bpe:300", DOCUMENTS).save(tokenizer)
+    with pytest.raises(ValueError) as caught:
+        load_data(TextData(str(tmp_path / name), tokenizer=tokenizer, streaming=streaming, held_out=4), 1)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ") and told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_is_read_once_to_find_that_it_is_too_short(files, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(text.Texts, "__iter__", lambda self: rounds.append(1) or iter(DOCUMENTS))
+    count = len(list(text.pack(text.make_tokenizer("bpe:300", DOCUMENTS), DOCUMENTS, 0, 16)))
+    rounds.clear()
+    config = {"source": str(files / "a.jsonl"), "tokenizer": "bpe:300", "streaming": True}
+    for held_out in (10_000, count):
+        with pytest.raises(
+            ValueError, match=rf"data\.held_out: got {held_out} of {count} sequences; allowed: "
+        ):
+            load_data(TextData(**config, held_out=held_out), 16)
+    assert len(rounds) == 2 * 2  # for the tokenizer, and for the sequences
+    assert len(load_data(TextData(**config, held_out=count - 1), 16).held_out) == count - 1
+
+
+@pytest.mark.parametrize("load", ["data set", "tokenizer"])
+def test_retries_of_the_hub_are_not_told(load, monkeypatch, caplog):
+    import datasets
+    import tokenizers
+    from huggingface_hub.utils import logging
+
+    told = logging.get_logger("huggingface_hub.utils._http")
+
+    def fail(*_, **__):
+        told.warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_pretrained=fail))
+    with pytest.raises(FileNotFoundError, match="the Hub does not give it: no network"):
+        text.open_documents("some/name") if load == "data set" else text.make_tokenizer("some/name", [])
+    told.warning("as before")
+    assert caplog.messages == ["as before"]
 
 
 def test_batches_can_begin_anywhere():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train, training
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 
 
@@ -46,6 +46,27 @@ def test_training_ends_with_its_time():
 def test_training_needs_a_budget():
     with pytest.raises(ValueError, match="budget"):
         TrainingConfig()
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite():
+    model = tiny()
+    # Weights explode with the first step.
+    config = TrainingConfig(steps=9, batch_size=4, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"^step 2: loss .*; sample ids \d+, \d+, \d+, \d+$"):
+        train(model, DATA, config)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_training_gives_no_average_that_is_not_finite(monkeypatch):
+    update = training.AveragedModel.update_parameters
+
+    def spoilt(self, model):
+        update(self, model)
+        self.module.backbone.bias.data[0] = math.nan
+
+    monkeypatch.setattr(training.AveragedModel, "update_parameters", spoilt)
+    with pytest.raises(FloatingPointError, match="step 3: got averaged weights that are not finite"):
+        train(tiny(), DATA, TrainingConfig(steps=3, batch_size=4))
 
 
 def test_frechet_distance_of_normal_laws():

@@ -9,7 +9,7 @@ from ggm import GGM
 from ggm.checkpoints import read_config
 from ggm.config import ConfigError
 from ggm.data.sources import PydocData, TextData, load_data
-from ggm.data.text import PackedTokens, TokenStream, open_documents
+from ggm.data.text import PackedTokens, Texts, TokenStream, open_documents
 from ggm.data.unigram import UNIFORM_SHARE, unigram_law
 from ggm.metrics import read_metrics
 from ggm.objective import minus_log_noise
@@ -67,7 +67,7 @@ def test_streams_are_counted_from_their_start(tmp_path):
     (tmp_path / "text.txt").write_text("abab abba " * 50)
     documents = open_documents(str(tmp_path / "text.txt"))
     tokenizer = load_data(TextData(str(tmp_path / "text.txt"), held_out=1), 10).tokenizer
-    packing = (documents, "text", tokenizer, tokenizer.token_to_id("<|endoftext|>"), 10)
+    packing = (Texts(documents, "text", "text.txt"), tokenizer, tokenizer.token_to_id("<|endoftext|>"), 10)
     streamed, packed = (unigram_law(make(*packing), 4) for make in (TokenStream, PackedTokens))
     assert streamed == pytest.approx(packed, rel=0.05)
     assert max(streamed) < 0.5 and min(streamed) > 0.01

@@ -184,6 +184,8 @@ def test_json_has_no_nan():
         ("score {0}/a.txt --meta {0}/a.txt", "not JSON"),
         ("score {0}/a.txt --out {0}/none/a.json", "no folder"),
         ("score {0}/a.txt --device nowhere", "--device"),
+        ("score {0}/a.txt --score-batch 0", "--score-batch: got 0; allowed: 1 or more"),
+        ("score {0}/a.npy --grid 2,2 --reference {0}/a.npy --score-batch 0", "--score-batch: got 0"),
         ("score {0}/a.txt --grid 2,2", "no tokens of one length"),
         ("score {0}/a.npy --grid 2", "--grid"),
         ("score {0}/a.npy --grid 2,x", "--grid"),
