@@ -215,9 +215,12 @@ class GGM(nn.Module, HubWeights):
             tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
         ) -> LinearLogits:
             times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
+            positions = positions.expand(tokens.shape[0], -1)
+            if frozen is not None:  # a masked network must be shown what is given: no use to predict it
+                positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)
             hidden = self.backbone(
                 tokens,
-                positions.expand(tokens.shape[0], -1),
+                positions,
                 times / self.chain.steps,
                 self._keep_prob(times, frozen),
             )
