@@ -56,7 +56,7 @@ def denoise_by_events(
         All logits; called with the time of the last step that the evaluation may serve. A sequence that is
         done is asked for, too, with a time that means nothing.
     chain, tokens, config, seed, sample_ids, frozen, noise, vocab_size, progress
-        As in `ggm.sampling.denoise`. `config.horizon` bounds the steps that an evaluation serves; the
+        As in `ggm.sampling.denoise`. `config.horizon` bounds the visits that an evaluation serves; the
         end of a sweep does so in any case.
 
     Returns

@@ -41,8 +41,8 @@ class SamplingConfig:
         Whether one evaluation of all L conditionals serves every step up to the next token that
         changes (`ggm.event_driven`); for networks that give all L at once, with one site per step.
     horizon : int or None
-        Event-driven only: steps that an evaluation serves at most, 1 being exact; None is up to the
-        end of the sweep, which bounds it in any case.
+        Event-driven only: visits of a sequence that an evaluation serves at most, 1 being exact; None
+        is up to the end of the sweep, which bounds it in any case.
     temperature : float or Ramp
         Divides the logits of a draw.
     top_k, top_p, min_p : optional
