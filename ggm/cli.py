@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggm import image_commands
 from ggm.extras import MissingExtraError
+from ggm.sampling_options import add_drawing, open_checkpoint
 
 if TYPE_CHECKING:
     from ggm.sampling import SampleResult
@@ -197,7 +198,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(command: argparse.ArgumentParser) -> None:
-    _add_drawing(command)
+    add_drawing(command)
     command.add_argument(
         "--out",
         type=Path,
@@ -215,52 +216,13 @@ def _add_infill(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--gap", default="_", metavar="C", help="character that stands for a gap (default: %(default)s)"
     )
-    _add_drawing(command)
-
-
-def _add_drawing(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder of a checkpoint or a run"
-    )
-    command.add_argument(
-        "--count", type=int, default=1, metavar="N", help="samples to draw (default: %(default)s)"
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="same seed, same samples (default: %(default)s)"
-    )
-    command.add_argument(
-        "--batch", type=int, default=64, metavar="N", help="samples drawn at a time (default: %(default)s)"
-    )
-    command.add_argument(
-        "--sites-per-step",
-        type=int,
-        metavar="K",
-        help="positions resampled together; 1 is exact, more is faster (default: least that the model has "
-        "learnt)",
-    )
-    command.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="T",
-        help="divides the logits (default: %(default)g)",
-    )
-    command.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this sum"
-    )
-    command.add_argument(
-        "--keep-or-replace", action="store_true", help="keep a token with the probability that it is data"
-    )
-    command.add_argument(
-        "--cuda-graph", action="store_true", help="record a step and replay it: faster on a CUDA device"
-    )
-    command.add_argument("--device", default="cpu", metavar="D", help="cpu, cuda, .. (default: %(default)s)")
+    add_drawing(command)
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
     from ggm.evaluation import commands
 
-    _add_drawing(command)
+    add_drawing(command)
     commands.add_evaluate(command)
 
 
@@ -285,7 +247,7 @@ def _run_sample(options: argparse.Namespace) -> None:
     from ggm import generate, provenance
     from ggm.checkpoints import find
 
-    checkpoint, config = _open(options)
+    checkpoint, config = open_checkpoint(options)
     generate.check_output(options.out, checkpoint)
     result = generate.sample(checkpoint.model, config, progress=sys.stderr.isatty())
     _tell_cost(result)
@@ -303,7 +265,7 @@ def _run_infill(options: argparse.Namespace) -> None:
     from ggm import generate
 
     image_commands.check_infill(options)
-    checkpoint, config = _open(options)
+    checkpoint, config = open_checkpoint(options)
     progress = sys.stderr.isatty()
     if options.image is not None:
         _tell_cost(image_commands.infill_image(checkpoint, config, options, progress=progress))
@@ -327,27 +289,4 @@ def _tell_cost(result: SampleResult) -> None:
 def _run_evaluate(options: argparse.Namespace) -> None:
     from ggm.evaluation import commands
 
-    commands.run_evaluate(options, *_open(options))
-
-
-def _open(options: argparse.Namespace) -> Any:
-    """Checkpoint and configuration of `_add_drawing`."""
-    from ggm import generate
-    from ggm.devices import check_device
-    from ggm.sampling_config import SamplingConfig
-
-    check_device(options.device)
-    checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
-    sites, length = options.sites_per_step, checkpoint.model.chain.length
-    if sites is None:
-        sites = checkpoint.model.config.least_sites
-    if not 1 <= sites <= length:
-        raise ValueError(f"--sites-per-step: got {sites}; allowed: 1 to {length}")
-    sampling = SamplingConfig(
-        sites_per_step=sites,
-        keep_or_replace=options.keep_or_replace,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        cuda_graph=options.cuda_graph,
-    )
-    return checkpoint, generate.GenerateConfig(options.count, sampling, options.seed, options.batch)
+    commands.run_evaluate(options, *open_checkpoint(options))

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from ggm.reversal import Conditionals, Reversal, VisitGroup
+from ggm.reversal import Conditionals, Reversal
+from ggm.visits import VisitGroup
 from ggm_kernels.backends import checks_rows
 
 # Before a recording all lazy preparations (tables on the device, libraries' workspaces) must be done.
@@ -20,7 +21,8 @@ class GraphedSteps:
     """The steps of one run on buffers that stay where they are, so that they can be replayed.
 
     Everything that differs from step to step is read from device memory: the tokens, the steps of the
-    chain [K], and the noise coordinate, a 0-d tensor. All else is recorded as it was at the first step.
+    chain, [K] or [B, K], and the noise coordinate, a 0-d tensor. All else is recorded as it was at the
+    first step.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ class GraphedSteps:
         self._conditionals, self._run = conditionals, run
         self._tokens = torch.empty_like(tokens)
         self._coordinate = torch.zeros((), dtype=torch.int64, device=tokens.device)
-        self._recorded: dict[int, tuple[torch.Tensor, Callable[[], None]]] = {}
+        self._recorded: dict[torch.Size, tuple[torch.Tensor, Callable[[], None]]] = {}
 
     def load(self, tokens: torch.Tensor) -> torch.Tensor:
         """Copy tokens [B, L] into the buffer that all steps work on; returns the buffer."""
@@ -50,8 +52,8 @@ class GraphedSteps:
 
     def resample(self, group: VisitGroup, number: int) -> None:
         """Undo the visits of a group in the buffer, in pass `number`."""
-        self._coordinate.fill_(self._run.coordinate(group.time, number))
-        size = len(group.steps)
+        self._coordinate.fill_(self._run.coordinate(group, number))
+        size = group.steps.shape
         if size not in self._recorded:
             steps = group.steps.to(self._tokens.device, copy=True)
             self._recorded[size] = steps, record(lambda: self._step(steps), self._tokens)
@@ -61,7 +63,7 @@ class GraphedSteps:
 
     def _step(self, steps: torch.Tensor) -> None:
         positions, _ = self._run.chain.visits(steps)
-        logits = self._conditionals(self._tokens, positions, steps[0])
+        logits = self._conditionals(self._tokens, positions, steps[..., 0])
         self._run.update(self._tokens, logits, steps, self._coordinate)
 
 

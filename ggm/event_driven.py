@@ -9,9 +9,10 @@ import torch
 
 from ggm.noising import Chain
 from ggm.progress import progress_bar
-from ggm.reversal import LinearLogits, Reversal, VisitGroup
+from ggm.reversal import LinearLogits, Reversal
 from ggm.sampling import SampleResult
 from ggm.sampling_config import SamplingConfig
+from ggm.visits import VisitGroup
 from ggm_kernels import NoiseLaw
 
 
@@ -52,9 +53,10 @@ def denoise_by_events(
     Parameters
     ----------
     conditionals : AllConditionals
-        All logits; called with the time of the last step that the evaluation may serve.
+        All logits; called with the time of the last step that the evaluation may serve. A sequence that is
+        done is asked for, too, with a time that means nothing.
     chain, tokens, config, seed, sample_ids, frozen, noise, vocab_size, progress
-        As in `ggm.sampling.denoise`. `config.horizon` bounds the steps that an evaluation serves; the
+        As in `ggm.sampling.denoise`. `config.horizon` bounds the visits that an evaluation serves; the
         end of a sweep does so in any case.
 
     Returns
@@ -72,93 +74,79 @@ def denoise_by_events(
         sample_ids = torch.arange(len(tokens), device=tokens.device)
     run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
     evaluations = 0
+    per_sweep = run.own.counts.expand(len(tokens))
     started = time.perf_counter()
-    with progress_bar(progress, len(tokens) * chain.length * sum(run.sweeps), "sampling", unit="site") as bar:
+    with progress_bar(progress, run.site_updates(), "sampling", unit="site") as bar:
         for number, sweeps in enumerate(run.sweeps):
             tokens = run.start(tokens, number)
-            # Where each sequence is in time. Kept on the CPU, which must know it to choose the steps.
-            times = torch.full((len(tokens),), sweeps * chain.length)
-            left = int(times.sum())
-            while True:
-                _skip_frozen(run, times)
-                if not times.any():
-                    break
-                limits = _limits(run, times)
-                logits = conditionals(tokens, limits.to(tokens.device))
+            # Visits that each sequence has to undo, on the CPU, which must know them to choose steps.
+            left = sweeps * per_sweep
+            while left.any():
+                before = int(left.sum())
+                limits = _limits(left, per_sweep, config.horizon)
+                logits = conditionals(tokens, _times(run, limits).to(tokens.device))
                 evaluations += 1
-                _advance(run, tokens, logits, times, limits, number)
-                bar.update(left - int(times.sum()))
-                left = int(times.sum())
-            bar.update(left)
+                _advance(run, tokens, logits, left, limits, number)
+                bar.update(before - int(left.sum()))
     return SampleResult(tokens, evaluations, run.site_updates(), time.perf_counter() - started)
 
 
-def _skip_frozen(run: Reversal, times: torch.Tensor) -> None:
-    """Move each sequence's time past the steps that visit its frozen positions."""
-    if run.frozen is None:
-        return
-    frozen = run.frozen.cpu()
-    rows = torch.arange(len(times))
-    while True:
-        visited = run.chain.positions[(times - 1).clamp_min(0)]
-        skipped = (times > 0) & frozen[rows, visited]
-        if not skipped.any():
-            return
-        times -= skipped.long()
+def _limits(left: torch.Tensor, per_sweep: torch.Tensor, horizon: int | None) -> torch.Tensor:
+    """Visits left after the last one that an evaluation may serve: of the sweep, or of the horizon."""
+    per_sweep = per_sweep.clamp_min(1)
+    sweep_start = (left - 1).clamp_min(0) // per_sweep * per_sweep
+    return sweep_start if horizon is None else torch.maximum(left - horizon, sweep_start)
 
 
-def _limits(run: Reversal, times: torch.Tensor) -> torch.Tensor:
-    """Last step that an evaluation for each sequence may serve: of the sweep, or of the horizon."""
-    sweep_start = (times - 1).clamp_min(0) // run.chain.length * run.chain.length
-    horizon = run.chain.length if run.config.horizon is None else run.config.horizon
-    return torch.maximum(times - horizon, sweep_start)
+def _times(run: Reversal, left: torch.Tensor) -> torch.Tensor:
+    """Chain time at which sequences have `left` visits to undo, int64 [B]: that of the last one undone."""
+    own = run.own
+    per_sweep = own.counts.clamp_min(1)
+    rows = torch.arange(len(left)) if len(own.counts) > 1 else torch.zeros_like(left)
+    return own.steps[left // per_sweep, rows, left % per_sweep]
 
 
 def _advance(
     run: Reversal,
     tokens: torch.Tensor,
     logits: torch.Tensor | LinearLogits,
-    times: torch.Tensor,
+    left: torch.Tensor,
     limits: torch.Tensor,
     number: int,
 ) -> None:
     """Bring each sequence to its next event, or to its limit; in place."""
-    going = times > 0
+    per_sweep = run.own.counts.clamp_min(1)
+    going = left > 0
     while going.any():
-        step = int(times[going].max()) - 1
-        rows = (going & (times == step + 1)).nonzero().squeeze(1)
-        changed = _undo(run, tokens, logits, step, number, rows.to(tokens.device))
-        times[rows] = step
-        going[rows] = ~changed.cpu() & (limits[rows] < step)
+        sweeps, visits = (left - 1) // per_sweep, (left - 1) % per_sweep
+        # One call has one noise coordinate: those go on that are the furthest from time 0.
+        coordinates = torch.where(going, sweeps * run.chain.length + visits, -1)
+        sweep, visit = divmod(int(coordinates.max()), run.chain.length)
+        rows = (coordinates == coordinates.max()).nonzero().squeeze(1)
+        changed = _undo(run, tokens, logits, run.own.group(sweep, visit, 1, rows), number, rows)
+        left[rows] -= 1
+        going[rows] = ~changed.cpu() & (limits[rows] < left[rows])
 
 
 def _undo(
     run: Reversal,
     tokens: torch.Tensor,
     logits: torch.Tensor | LinearLogits,
-    step: int,
+    group: VisitGroup,
     number: int,
     rows: torch.Tensor,
 ) -> torch.Tensor:
-    """Undo one step in some sequences, in place; whether the token changed, bool [rows]."""
-    steps = torch.tensor([step])
-    position = int(run.chain.positions[step])
-    part = tokens[rows]
-    run.resample(
-        part,
-        _at_position(logits, rows, position),
-        VisitGroup(step, steps, run.chain.positions[steps]),
-        number,
-        rows,
-    )
-    changed = part[:, position] != tokens[rows, position]
-    tokens[rows] = part
-    return changed
+    """Undo one visit of each of some sequences, in place; whether their tokens changed, bool [rows]."""
+    rows, positions = rows.to(tokens.device), group.positions[:, 0].to(tokens.device)
+    before = tokens[rows, positions]
+    run.resample(tokens, _at(logits, rows, positions), group, number, rows)
+    return tokens[rows, positions] != before
 
 
-def _at_position(
-    logits: torch.Tensor | LinearLogits, rows: torch.Tensor, position: int
+def _at(
+    logits: torch.Tensor | LinearLogits, rows: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor | LinearLogits:
+    """Logits of one position of each of some sequences, [rows, 1, V], or their factors."""
     if isinstance(logits, LinearLogits):
-        return logits._replace(hidden=logits.hidden[rows, position][:, None])
-    return logits[rows, position][:, None]
+        return logits._replace(hidden=logits.hidden[rows, positions][:, None])
+    return logits[rows, positions][:, None]

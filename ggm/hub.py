@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ggm.extras import require
+
+if TYPE_CHECKING:
+    import torch
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -42,13 +45,27 @@ class HubWeights(
 ):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` of a module built from a configuration.
 
-    A folder holds config.json and model.safetensors: the weights to sample with. What `ggm train`
-    writes also holds training.safetensors: the weights without averaging, to train on from. They are
-    read by ``from_pretrained(folder, weights="training")``.
+    A folder holds config.json and model.safetensors: the weights to sample with. If these are an
+    average, training.safetensors beside it holds the weights without averaging. `from_pretrained`
+    reads both, so that the model can be saved again and trained on (`ggm.train`) as if it had never
+    been exported. ``from_pretrained(folder, weights="training")`` is the model without averaging.
+
+    Attributes
+    ----------
+    training_weights : dict or None
+        Weights without averaging, by their names in the module, if its own are an average. They are
+        no parameters, stay on the device that they came from, and on the CPU are read from their file
+        only when they are used.
     """
+
+    training_weights: dict[str, torch.Tensor] | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(self, save_directory / AVERAGED)
+        if self.training_weights is not None:
+            _write_named(self.training_weights, save_directory / TRAINING)
+        else:  # an earlier save may have left those of another model
+            (save_directory / TRAINING).unlink(missing_ok=True)
         # The mixin leaves a config.json alone that an earlier save left: it may be of another model.
         (save_directory / CONFIG).unlink(missing_ok=True)
 
@@ -72,21 +89,17 @@ class HubWeights(
             raise ValueError(f"weights: got {weights!r}; allowed: {', '.join(files)}")
         if config is None:
             raise FileNotFoundError(f"{model_id}: no {CONFIG} there")
-        if Path(model_id).is_dir():
-            path = Path(model_id, files[weights])
-        else:
-            hub = require("huggingface_hub", extra="hub")
-            path = hub.hf_hub_download(
-                model_id,
-                files[weights],
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
+        options = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
         model = cls.from_config(config)
-        read_weights(model, Path(path))
+        read_weights(model, _fetch(model_id, files[weights], options))
+        if weights == "averaged":
+            model.training_weights = _read_beside(model, model_id, options)
         return model.to(map_location)
 
     @classmethod
@@ -117,3 +130,38 @@ def read_weights(model: Any, path: Path) -> None:
         safetensors.load_model(model, str(path))
     except (RuntimeError, require("safetensors", extra="hub").SafetensorError) as error:
         raise ValueError(f"{path}: not the weights of this model: {' '.join(str(error).split())}") from error
+
+
+def _fetch(model_id: str, name: str, options: dict[str, Any]) -> Path:
+    """Path of a file of a folder, or of a repository on the Hub."""
+    if Path(model_id).is_dir():
+        return Path(model_id, name)
+    return Path(require("huggingface_hub", extra="hub").hf_hub_download(model_id, name, **options))
+
+
+def _read_beside(model: Any, model_id: str, options: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """Weights without averaging, mapped into memory, or None if there are none."""
+    missing = require("huggingface_hub.errors", extra="hub").EntryNotFoundError
+    try:
+        path = _fetch(model_id, TRAINING, options)
+    except missing:
+        return None
+    if not path.is_file():
+        return None
+    safetensors = require("safetensors.torch", extra="hub")
+    try:
+        weights = safetensors.load_file(path)
+    except require("safetensors", extra="hub").SafetensorError as error:
+        raise ValueError(f"{path}: not the weights of this model: {error}") from error
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if {name: value.shape for name, value in weights.items()} != shapes:
+        raise ValueError(f"{path}: not the weights of this model: other names or shapes")
+    return weights
+
+
+def _write_named(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights by their names, aside first: they may be mapped from the very file that is replaced."""
+    aside = path.with_name(f".{path.name}")
+    values = {name: value.contiguous() for name, value in weights.items()}
+    require("safetensors.torch", extra="hub").save_file(values, aside, metadata={"format": "pt"})
+    aside.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from os import PathLike
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from ggm.arguments import check_data, check_given, sample_ids_of
 from ggm.backbones import HollowTransformer, make_backbone
 from ggm.draws import integers, uniforms
 from ggm.event_driven import AllConditionals, denoise_by_events
@@ -80,9 +82,15 @@ class GGM(nn.Module, HubWeights):
         -------
         torch.Tensor
             float32 scalar, differentiable in the parameters.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If the tokens are not integers of shape [B, L], B at least 1, or out of range (on CPU, and on GPU
+            if GGM_KERNELS_CHECK=1).
         """
-        if sample_ids is None:
-            sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        check_data(tokens, self.chain.length, self.backbone.head_bias)
+        sample_ids = self._sample_ids(len(tokens), sample_ids)
         # Two noise coordinates per training step: X_t, and what the loss draws on top of it.
         noise_step, loss_step = 2 * step, 2 * step + 1
         times, steps = self._draw_visits(sample_ids, seed, step)
@@ -141,7 +149,7 @@ class GGM(nn.Module, HubWeights):
         Parameters
         ----------
         count : int
-            How many.
+            How many, from 0.
         config : SamplingConfig, optional
             How the reverse process is run; the default resamples one site per step.
         seed : int
@@ -158,8 +166,9 @@ class GGM(nn.Module, HubWeights):
 
         Raises
         ------
-        ValueError
-            If the configuration is event-driven and the network is not hollow.
+        TypeError, ValueError
+            If the count is negative, there are not as many ids, or the configuration is event-driven and
+            the network is not hollow.
         """
         ids = self._sample_ids(count, sample_ids)
         tokens = self._initial(ids, seed)
@@ -190,8 +199,19 @@ class GGM(nn.Module, HubWeights):
         -------
         SampleResult
             Tokens int64 [B, L], equal to `tokens` where frozen.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If a shape or type is another, a frozen token is none of the vocabulary, or as in `sample`.
+
+        Notes
+        -----
+        A sequence does not depend on the others, though each may have other positions frozen.
         """
-        ids = self._sample_ids(tokens.shape[0], sample_ids)
+        weights = self.backbone.head_bias
+        check_given(tokens, frozen, self.chain.length, self.config.vocab_size, weights)
+        ids = self._sample_ids(len(tokens), sample_ids)
         start = torch.where(frozen, tokens, self._initial(ids, seed))
         return self._denoise(start, config, frozen, seed=seed, sample_ids=ids, **options)
 
@@ -203,6 +223,8 @@ class GGM(nn.Module, HubWeights):
         **options: Any,
     ) -> SampleResult:
         config = config or SamplingConfig()
+        if len(tokens) == 0:
+            return SampleResult(tokens, 0, 0, 0.0)
         options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.config.vocab_size}
         if config.event_driven:
             return denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
@@ -215,9 +237,12 @@ class GGM(nn.Module, HubWeights):
             tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
         ) -> LinearLogits:
             times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
+            positions = positions.expand(tokens.shape[0], -1)
+            if frozen is not None:  # a masked network must be shown what is given: no use to predict it
+                positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)
             hidden = self.backbone(
                 tokens,
-                positions.expand(tokens.shape[0], -1),
+                positions,
                 times / self.chain.steps,
                 self._keep_prob(times, frozen),
             )
@@ -263,8 +288,8 @@ class GGM(nn.Module, HubWeights):
         torch.Tensor
             float32 [B]: the sum at one visited position of each sequence.
         """
-        if sample_ids is None:
-            sample_ids = torch.arange(tokens.shape[0], device=tokens.device)
+        check_data(tokens, self.chain.length, self.backbone.head_bias)
+        sample_ids = self._sample_ids(len(tokens), sample_ids)
         times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
         keep_prob = self._keep_prob(times, None)
         noisy, _ = corrupt(
@@ -286,10 +311,19 @@ class GGM(nn.Module, HubWeights):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> GGM:
-        """Model from a file of `save`, on the CPU."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model = cls(GGMConfig.from_dict(saved["config"]))
-        model.load_state_dict(saved["weights"])
+        """Model from a file of `save`, on the CPU.
+
+        Raises
+        ------
+        OSError, ValueError
+            If it cannot be read, or is no such file.
+        """
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            model = cls(GGMConfig.from_dict(saved["config"]))
+            model.load_state_dict(saved["weights"])
+        except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path}: not a file of GGM.save") from error
         return model
 
     @classmethod
@@ -342,6 +376,4 @@ class GGM(nn.Module, HubWeights):
         )
 
     def _sample_ids(self, count: int, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        if sample_ids is not None:
-            return sample_ids
-        return torch.arange(count, device=self.backbone.head_bias.device)
+        return sample_ids_of(count, sample_ids, self.backbone.head_bias)

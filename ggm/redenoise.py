@@ -59,6 +59,11 @@ def renoise(
     -------
     torch.Tensor
         X_t at t = `sweeps` * L, of the dtype and shape of `tokens`.
+
+    Notes
+    -----
+    Not `ggm_kernels.corrupt`, which draws from the stream CORRUPT alone: training may use all its steps, and
+    a sample would be noised by what its sequence of the data was trained on. This runs once per pass.
     """
     times = torch.tensor([sweeps * chain.length], device=tokens.device)
     coordinates: dict[str, Any] = {"stream": Stream.REDENOISE, "seed": seed}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from ggm.noising import Chain
 from ggm.redenoise import renoise
 from ggm.sampling_config import SamplingConfig, value_at
+from ggm.visits import OwnVisits, VisitGroup
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
 
 
@@ -28,54 +29,15 @@ class Conditionals(Protocol):
     def __call__(
         self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
     ) -> torch.Tensor | LinearLogits:
-        """Logits at positions [K] of tokens [B, L] at time t: float [B, K, V], or their factors.
+        """Logits at some positions of tokens [B, L] at time t: float [B, K, V], or their factors.
 
-        The tokens that stand at `positions` must not influence the result. The time is an int; in a CUDA
-        graph it is a 0-d int64 tensor.
+        The tokens that stand at `positions` must not influence the result. Positions are int64 [K] and the
+        time is an int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step.
+        Where their frozen positions differ, each has positions and a time of its own: [B, K] and int64
+        [B]. Frozen ones among its positions fill up the row: nothing is drawn there, and their tokens
+        are given to the others.
         """
         ...
-
-
-class VisitGroup(NamedTuple):
-    """Visits resampled together: steps [K], positions [K], and the chain time they lead back to."""
-
-    time: int
-    steps: torch.Tensor
-    positions: torch.Tensor
-
-
-def visit_groups(
-    chain: Chain, sites_per_step: int, visited: torch.Tensor | None = None, sweeps: int | None = None
-) -> Iterator[VisitGroup]:
-    """Visits of the chain in groups that stay within a sweep, from the last group to the first.
-
-    Parameters
-    ----------
-    chain : Chain
-        Visit order.
-    sites_per_step : int
-        Largest size of a group.
-    visited : torch.Tensor, optional
-        bool [L]: the positions to be visited; the others are left out. None is all.
-    sweeps : int, optional
-        How many sweeps, of the first in time, there are to undo; None is all.
-
-    Yields
-    ------
-    VisitGroup
-        Within a group no position occurs twice, and none is visited by the steps from `time` up to
-        the last of the group but by the group itself: all its conditionals are those of X_time.
-    """
-    if visited is not None and not visited.any():
-        return
-    order = chain.positions.view(chain.sweeps, chain.length)
-    for sweep in reversed(range(chain.sweeps if sweeps is None else sweeps)):
-        ranks = torch.arange(chain.length)
-        if visited is not None:
-            ranks = ranks[visited.cpu()[order[sweep]]]
-        for part in reversed(ranks.split(sites_per_step)):
-            steps = sweep * chain.length + part
-            yield VisitGroup(int(steps[0]), steps, order[sweep, part])
 
 
 @dataclass(frozen=True)
@@ -106,10 +68,10 @@ class Reversal:
         again = self.config.redenoise
         return [self.chain.sweeps] + ([] if again is None else [again.sweeps] * again.repeats)
 
-    @property
-    def visited(self) -> torch.Tensor | None:
-        """Positions [L] that are visited in some sequence, as `visit_groups` takes them."""
-        return None if self.frozen is None else ~self.frozen.all(dim=0)
+    @cached_property
+    def own(self) -> OwnVisits:
+        """Visits that concern each sequence."""
+        return OwnVisits.of(self.chain, self.frozen)
 
     def site_updates(self) -> int:
         """Visits to undo in the whole run."""
@@ -143,14 +105,24 @@ class Reversal:
         number: int,
         rows: torch.Tensor | None = None,
     ) -> None:
-        """Undo the visits of a group in place, in pass `number`; `rows` tell which sequences these are."""
-        coordinate = self.coordinate(group.time, number)
-        progress = 1.0 - group.time / self.chain.steps
-        self.update(tokens, logits, group.steps.to(tokens.device), coordinate, progress, rows)
+        """Undo the visits of a group in place, in pass `number`.
 
-    def coordinate(self, time: int, number: int) -> int:
-        """Noise coordinate of the step that leads to a time in pass `number`; no other step has it."""
-        return number * self.chain.steps + time
+        `rows` tell which sequences logits and group are of; None is all of them.
+        """
+        coordinate, steps = self.coordinate(group, number), group.steps.to(tokens.device)
+        if not isinstance(group.progress, torch.Tensor):
+            self.update(tokens, logits, steps, coordinate, group.progress, rows)
+        elif not self.config.ramps:
+            self.update(tokens, logits, steps, coordinate, rows=rows)
+        else:  # a call has one temperature, which must not be that of another sequence
+            for progress in group.progress.unique().tolist():
+                part = (group.progress == progress).nonzero().squeeze(1).to(tokens.device)
+                of = part if rows is None else rows[part]
+                self.update(tokens, _rows_of(logits, part), steps[part], coordinate, progress, of)
+
+    def coordinate(self, group: VisitGroup, number: int) -> int:
+        """Noise coordinate of a group in pass `number`; no other draw at its positions has it."""
+        return number * self.chain.steps + group.coordinate
 
     def update(
         self,
@@ -161,10 +133,15 @@ class Reversal:
         progress: float = 0.0,
         rows: torch.Tensor | None = None,
     ) -> None:
-        """Undo the visits of steps [K] in place; `progress` of the way to time 0 is where ramps are."""
-        config, ids, frozen = self.config, self.sample_ids, self.frozen
+        """Undo the visits of steps [K] or [B, K] in place.
+
+        `progress` is the share of the way to time 0 that ramps are at; `rows` tell which sequences logits
+        and steps are of.
+        """
+        config, ids, frozen, changed = self.config, self.sample_ids, self.frozen, tokens
         if rows is not None:
-            ids, frozen = ids[rows], None if frozen is None else frozen[rows]
+            changed, ids = tokens[rows], ids[rows]
+            frozen = None if frozen is None else frozen[rows]
         positions, rate = self.chain.visits(steps)
         options: dict[str, Any] = {
             "seed": self.seed,
@@ -173,7 +150,7 @@ class Reversal:
             "top_k": config.top_k,
             "top_p": value_at(config.top_p, progress),
             "min_p": config.min_p,
-            "noise_rate": rate.float().expand(len(tokens), -1) if config.keep_or_replace else None,
+            "noise_rate": rate.float().expand(len(changed), -1) if config.keep_or_replace else None,
             "noise": self.noise,
             "normalize": config.keep_or_replace,
             "sample_ids": ids,
@@ -181,6 +158,14 @@ class Reversal:
         }
         if isinstance(logits, LinearLogits):
             hidden, weight, bias = logits
-            linear_glauber_step(tokens, hidden, weight, positions, bias=bias, **options)
+            linear_glauber_step(changed, hidden, weight, positions, bias=bias, **options)
         else:
-            glauber_step(tokens, logits, positions, **options)
+            glauber_step(changed, logits, positions, **options)
+        if rows is not None:
+            tokens[rows] = changed
+
+
+def _rows_of(logits: torch.Tensor | LinearLogits, rows: torch.Tensor) -> torch.Tensor | LinearLogits:
+    if isinstance(logits, LinearLogits):
+        return logits._replace(hidden=logits.hidden[rows])
+    return logits[rows]

@@ -11,7 +11,7 @@ import torch
 from ggm.cuda_graphs import GraphedSteps
 from ggm.noising import Chain
 from ggm.progress import progress_bar
-from ggm.reversal import Conditionals, LinearLogits, Reversal, VisitGroup, visit_groups
+from ggm.reversal import Conditionals, LinearLogits, Reversal
 from ggm.sampling_config import Ramp, SamplingConfig
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
@@ -21,10 +21,8 @@ __all__ = [
     "Ramp",
     "SampleResult",
     "SamplingConfig",
-    "VisitGroup",
     "denoise",
     "initial_tokens",
-    "visit_groups",
 ]
 
 
@@ -53,7 +51,7 @@ class SampleResult:
     @property
     def site_updates_per_second(self) -> float:
         """Speed, comparable between samplers of one chain."""
-        return self.site_updates / self.seconds
+        return self.site_updates / self.seconds if self.site_updates else 0.0
 
 
 def initial_tokens(
@@ -101,7 +99,8 @@ def denoise(
         Coordinate of each sequence, int64 [B]: with them a sample does not depend on the batch it
         is in.
     frozen : torch.Tensor, optional
-        bool [B, L]: positions that keep their tokens (infilling).
+        bool [B, L]: positions that keep their tokens (infilling). Each sequence is led through groups of
+        its own positions, the same as alone; those that have fewer groups in a sweep wait for the others.
     noise : NoiseLaw, optional
         pi in the keep decision and of new noise; None is uniform.
     vocab_size : int, optional
@@ -110,7 +109,8 @@ def denoise(
         Whether to show a progress bar (needs tqdm).
     observe : callable, optional
         Called with (T, tokens) at the start, then with (t, X_t) after every group of steps and where
-        samples were noised again. The tensor is the state itself: copy what must last.
+        samples were noised again. The tensor is the state itself: copy what must last. Where frozen
+        positions differ between sequences, t is the latest of their times.
 
     Returns
     -------
@@ -128,24 +128,25 @@ def denoise(
         sample_ids = torch.arange(len(tokens), device=tokens.device)
     run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
     graphs = GraphedSteps(conditionals, run, tokens) if config.cuda_graph else None
-    passes = [list(visit_groups(chain, config.sites_per_step, run.visited, sweeps)) for sweeps in run.sweeps]
-    evaluations = sum(len(groups) for groups in passes)
+    evaluations = run.own.groups_per_sweep(config.sites_per_step) * sum(run.sweeps)
     started = time.perf_counter()
     with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
-        for number, groups in enumerate(passes):
+        for number, sweeps in enumerate(run.sweeps):
             tokens = run.start(tokens, number)
             if graphs is not None:
                 tokens = graphs.load(tokens)
             if observe is not None:
-                observe(run.sweeps[number] * chain.length, tokens)
-            for group in groups:
+                observe(sweeps * chain.length, tokens)
+            for group in run.own.groups(config.sites_per_step, sweeps):
                 if graphs is not None:
                     graphs.resample(group, number)
                 else:
-                    logits = conditionals(tokens, group.positions.to(tokens.device), group.time)
+                    positions, at = group.positions.to(tokens.device), group.time
+                    at = at.to(tokens.device) if isinstance(at, torch.Tensor) else at
+                    logits = conditionals(tokens, positions, at)
                     run.resample(tokens, logits, group, number)
                 if observe is not None:
-                    observe(group.time, tokens)
+                    observe(int(torch.as_tensor(group.time).max()), tokens)
                 bar.update(1)
     if tokens.is_cuda:  # what was asked for is not yet done
         torch.cuda.synchronize(tokens.device)

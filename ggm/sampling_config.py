@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ggm.redenoise import ReDenoise
+from ggm_kernels import checks
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A setting that is linear in chain time: `start` at T, where sampling starts, and `end` at 0."""
+    """A setting that is linear over the groups of steps: `start` at the first draws, `end` at the last.
+
+    What is frozen is not drawn and does not count. If there is but one group it has `end`. `ReDenoise`
+    goes as far back on the ramp as its sweeps reach.
+    """
 
     start: float
     end: float
 
     def at(self, progress: float) -> float:
         """Value after a share `progress` in [0, 1] of the way from T to 0."""
-        return self.start + (self.end - self.start) * progress
+        return self.start * (1.0 - progress) + self.end * progress
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class SamplingConfig:
         Whether one evaluation of all L conditionals serves every step up to the next token that
         changes (`ggm.event_driven`); for networks that give all L at once, with one site per step.
     horizon : int or None
-        Event-driven only: steps that an evaluation serves at most, 1 being exact; None is up to the
-        end of the sweep, which bounds it in any case.
+        Event-driven only: visits of a sequence that an evaluation serves at most, 1 being exact; None
+        is up to the end of the sweep, which bounds it in any case.
     temperature : float or Ramp
         Divides the logits of a draw.
     top_k, top_p, min_p : optional
@@ -69,11 +75,31 @@ class SamplingConfig:
             raise ValueError(f"horizon: got {self.horizon}; allowed: None or, if event_driven, 1 or more")
         if self.cuda_graph and self.event_driven:
             raise ValueError("cuda_graph: got True with event_driven; allowed: one of them")
-        for name in ("temperature", "top_p"):
-            if self.cuda_graph and isinstance(getattr(self, name), Ramp):
+        for name in self.ramps:
+            if self.cuda_graph:
                 raise ValueError(
                     f"{name}: got a Ramp with cuda_graph, which holds one number; allowed: a number"
                 )
+        for name, value in _ends("temperature", self.temperature):
+            checks.number(name, value, low=0.0, high=math.inf)
+        for name, value in _ends("top_p", self.top_p):
+            checks.number(name, value, low=0.0, high=1.0, open_low=True)
+        if self.top_k is not None:
+            checks.integer("top_k", self.top_k, low=1, high=2**63)
+        if self.min_p is not None:
+            checks.number("min_p", self.min_p, low=0.0, high=1.0)
+
+    @property
+    def ramps(self) -> list[str]:
+        """Names of the settings that change on the way."""
+        return [name for name in ("temperature", "top_p") if isinstance(getattr(self, name), Ramp)]
+
+
+def _ends(name: str, setting: float | Ramp | None) -> list[tuple[str, float]]:
+    """Numbers between which a setting stays, with their names."""
+    if isinstance(setting, Ramp):
+        return [(f"{name}.start", setting.start), (f"{name}.end", setting.end)]
+    return [] if setting is None else [(name, setting)]
 
 
 def value_at(setting: float | Ramp | None, progress: float) -> float | None:

@@ -102,18 +102,21 @@ def train(
     Parameters
     ----------
     model : GGM
-        Trained in place.
+        Trained in place. If its weights are an average that has the weights without averaging beside it
+        (`GGM.from_pretrained`), both go on from where they were: the average in the result, the others
+        in `model`. The optimiser's moments start anew.
     data : torch.Tensor
         Tokens, int64 [N, L], on the model's device.
     config : TrainingConfig
-        Budget and optimiser.
+        Budget and optimiser. Use another seed to train further, or the same noise is met again.
     progress : bool
         Whether to show a progress bar with loss, tokens/s and time left (needs tqdm).
 
     Returns
     -------
     TrainingResult
-        The averaged weights are in its model, the last ones in `model`.
+        The averaged weights are in its model, with the last ones beside them to be saved with it; the last
+        ones are in `model`, too.
 
     Raises
     ------
@@ -122,7 +125,7 @@ def train(
         the step before left it.
     """
     optimizer = make_optimizer(model, config)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    averaged = _average(model, config.ema_decay)
     batch_size = min(config.batch_size, len(data))
     batches = index_batches(len(data), batch_size, seed=config.seed)
     losses: list[float] = []
@@ -151,7 +154,18 @@ def train(
     assert isinstance(result, GGM)
     if not all_finite(result):
         raise FloatingPointError(f"step {len(losses)}: got averaged weights that are not finite")
+    result.training_weights = {name: value.clone() for name, value in model.state_dict().items()}
     return TrainingResult(result, len(losses), elapsed, sum(recent) / len(recent))
+
+
+def _average(model: GGM, decay: float) -> AveragedModel:
+    """Average of a model's weights; one that goes on if they are one, and the model gets the others."""
+    training, model.training_weights = model.training_weights, None
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    if training is not None:
+        model.load_state_dict(training)
+        averaged.n_averaged.fill_(1)  # 0 would make the average start anew
+    return averaged
 
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"

@@ -19,7 +19,8 @@ from ggm.objective import (
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.reversal import LinearLogits, VisitGroup, visit_groups
+from ggm.reversal import LinearLogits
+from ggm.visits import OwnVisits, VisitGroup
 from ggm_kernels import corrupt
 
 
@@ -72,7 +73,7 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
         standard deviation over sequences of sum_a exp g, which is 1 for exact conditionals. Standard
         errors are those of a mean over independent sequences.
     """
-    groups = list(visit_groups(model.chain, config.sites_per_step))[::-1]
+    groups = list(OwnVisits.of(model.chain).groups(config.sites_per_step))[::-1]
     count = min(config.times, len(groups))
     # The middles of `count` equal parts.
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * count)] for i in range(count)]
@@ -106,8 +107,8 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
 def _at_time(group: VisitGroup, chain: Chain, values: torch.Tensor) -> dict[str, Any]:
     loss, cross_entropy, calibration = values
     return {
-        "time": group.time,
-        "progress": group.time / chain.steps,
+        "time": int(group.time),
+        "progress": int(group.time) / chain.steps,
         "loss": float(loss.mean()),
         "cross_entropy": float(cross_entropy.mean()),
         "calibration": float(calibration.mean()),
@@ -122,11 +123,11 @@ def _values(
     device = model.backbone.head_bias.device
     tokens, ids = tokens.to(device), ids.to(device)
     vocab_size, noise = model.config.vocab_size, model.noise
-    times = torch.full((len(tokens),), group.time, device=device)
+    times = torch.full((len(tokens),), int(group.time), device=device)
     positions, rate = model.chain.visits(group.steps.to(device).expand(len(tokens), -1))
     keep_prob = model.chain.keep_prob(times)
     # The noise of X_t, and what an objective draws on top of it, as in training: two noise steps.
-    noise_step, loss_step = 2 * group.time, 2 * group.time + 1
+    noise_step, loss_step = 2 * int(group.time), 2 * int(group.time) + 1
     noisy, _ = corrupt(
         tokens, keep_prob.float(), vocab_size, seed=seed, step=noise_step, sample_ids=ids, noise=noise
     )

@@ -1,12 +1,14 @@
 """Errors of the commands are one line; `ggm sample` and `ggm infill` tell their cost to who watches."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
 from ggm.checkpoints import TOKENIZER
 from ggm.cli import main
 from ggm.data.text import char_tokenizer
@@ -104,6 +106,80 @@ def test_sites_per_step(sites, model, capsys):
     assert f"--sites-per-step: got {sites}; allowed: 1 to 6" in error(
         capsys, "sample", model, "--sites-per-step", sites
     )
+
+
+@pytest.fixture(scope="module")
+def hollow(tmp_path_factory):
+    """A checkpoint of a hollow network, its weights random."""
+    folder = tmp_path_factory.mktemp("cli") / "hollow"
+    backbone = HollowConfig(width=8, depth=1, mixing=1, heads=1)
+    torch.manual_seed(0)
+    made = GGM(GGMConfig(vocab_size=5, chain=ChainConfig(length=6, sweeps=3), backbone=backbone))
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("--event-driven --keep-or-replace", {"event_driven": True, "keep_or_replace": True}),
+        ("--event-driven --horizon 2", {"event_driven": True, "horizon": 2}),
+        ("--redenoise 2", {"redenoise": ReDenoise(2)}),
+        ("--redenoise 2 --redenoise-repeats 3", {"redenoise": ReDenoise(2, 3)}),
+        ("--temperature 0.7 --top-k 3 --min-p 0.1", {"temperature": 0.7, "top_k": 3, "min_p": 0.1}),
+        (
+            "--temperature 2:0.5 --top-p 1:0.6 --sites-per-step 2",
+            {"temperature": Ramp(2.0, 0.5), "top_p": Ramp(1.0, 0.6), "sites_per_step": 2},
+        ),
+    ],
+)
+def test_options_are_the_settings_of_python(words, settings, hollow, tmp_path):
+    out = tmp_path / "samples.npy"
+    drawn = ["sample", hollow, "--count", 9, "--seed", 4, "--out", out, *words.split()]
+    assert main([str(word) for word in drawn]) == 0
+    model = GGM.from_pretrained(hollow)
+    expected = model.sample(9, SamplingConfig(**settings), seed=4)
+    assert torch.equal(torch.from_numpy(numpy.load(out)), expected.tokens)
+    assert not torch.equal(model.sample(9, seed=4).tokens, expected.tokens)
+    recorded = json.loads((tmp_path / "samples.npy.meta.json").read_text())
+    assert recorded["config"]["sampling"] == dataclasses.asdict(SamplingConfig(**settings))
+    assert recorded["network_evaluations"] == expected.network_evaluations
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--horizon 2", "--horizon: got 2; allowed: None or, if event_driven, 1 or more"),
+        ("--event-driven --horizon 0", "--horizon: got 0; allowed"),
+        ("--event-driven --sites-per-step 2", "--sites-per-step: got 2; allowed: 1 if event_driven"),
+        ("--event-driven --cuda-graph", "--cuda-graph: got True with event_driven"),
+        ("--cuda-graph --temperature 2:1", "--temperature: got a Ramp with cuda_graph"),
+        ("--redenoise 0", "--redenoise: got 0; allowed: 1 to 3"),
+        ("--redenoise 4", "--redenoise: got 4; allowed: 1 to 3"),
+        ("--redenoise-repeats 2", "--redenoise-repeats: got 2; allowed: with --redenoise, 1 or more"),
+        ("--redenoise 1 --redenoise-repeats 0", "--redenoise-repeats: got 0; allowed"),
+        ("--temperature 1:-1", "--temperature.end: got -1.0; allowed: finite and 0 <="),
+        ("--top-p 0", "--top-p: got 0.0; allowed"),
+        ("--top-k 0", "--top-k: got 0; allowed"),
+        ("--min-p 1.5", "--min-p: got 1.5; allowed"),
+    ],
+)
+def test_settings_that_do_not_go_together(words, told, hollow, capsys):
+    assert told in error(capsys, "sample", hollow, *words.split())
+
+
+def test_events_need_a_hollow_network(model, capsys):
+    told = error(capsys, "sample", model, "--event-driven")
+    assert told == "ggm: error: --event-driven: got a masked network; allowed: with a hollow one\n"
+
+
+@pytest.mark.parametrize("words", ["--temperature hot", "--temperature 1:2:3", "--top-p 1:", "--top-p :"])
+def test_neither_number_nor_ramp(words, hollow, capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", str(hollow), *words.split()])
+    assert "allowed: a number, or START:END" in capsys.readouterr().err
 
 
 def test_sample_tells_its_cost_to_who_watches(model, capsys, monkeypatch):

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
-from ggm.hub import TRAINING, write_weights
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
+from ggm.hub import AVERAGED, TRAINING, write_weights
 
 CONFIG = GGMConfig(
     vocab_size=5,
@@ -60,6 +60,94 @@ def test_weights_without_averaging_lie_beside(tmp_path):
         GGM.from_pretrained(tmp_path, weights="best")
 
 
+FIRST = TrainingConfig(steps=3, batch_size=4, ema_decay=0.9)
+FURTHER = TrainingConfig(steps=2, batch_size=4, ema_decay=0.9, seed=1)
+
+
+def weights_of(made: GGM) -> list[torch.Tensor]:
+    return list(made.state_dict().values())
+
+
+def assert_same(first, second) -> None:
+    assert len(first) == len(second)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_average_is_saved_with_what_it_averages(tied, tmp_path):
+    raw = model(tied)
+    averaged = train(raw, DATA, FIRST).model
+    averaged.save_pretrained(tmp_path / "first")
+    # Loaded and saved again, into another folder and over itself, nothing is lost.
+    GGM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    GGM.from_pretrained(tmp_path / "second").save_pretrained(tmp_path / "second")
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        assert_same(weights_of(GGM.from_pretrained(folder)), weights_of(averaged))
+        training = GGM.from_pretrained(folder, weights="training")
+        assert_same(weights_of(training), weights_of(raw))
+        assert training.training_weights is None
+        assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", AVERAGED, TRAINING}
+    assert not torch.equal(averaged.backbone.bias, raw.backbone.bias)
+
+
+def test_weights_and_their_average_train_further(tmp_path):
+    raw = model()
+    averaged = train(raw, DATA, FIRST).model
+    averaged.save_pretrained(tmp_path)
+    loaded = GGM.from_pretrained(tmp_path)
+    result = train(loaded, DATA, FURTHER).model
+    train(raw, DATA, FURTHER)
+    assert_same(weights_of(loaded), weights_of(raw))
+    assert_same(list(result.training_weights.values()), weights_of(loaded))
+    assert loaded.training_weights is None
+
+
+def test_an_average_goes_on_from_where_it_was(tmp_path):
+    averaged = train(model(), DATA, FIRST).model
+    averaged.save_pretrained(tmp_path)
+    loaded = GGM.from_pretrained(tmp_path)
+    once = TrainingConfig(steps=1, batch_size=4, ema_decay=0.9, seed=1)
+    result = train(loaded, DATA, once).model
+    for before, last, after in zip(weights_of(averaged), weights_of(loaded), weights_of(result), strict=True):
+        torch.testing.assert_close(after, 0.9 * before + 0.1 * last)
+
+
+def test_weights_without_averaging_of_another_model_are_not_left_or_taken(tmp_path):
+    train(model(), DATA, FIRST).model.save_pretrained(tmp_path)
+    other = GGM(dataclasses.replace(CONFIG, backbone=MaskedConfig(width=8, depth=1, heads=1)))
+    write_weights(other, tmp_path / TRAINING)
+    with pytest.raises(ValueError, match=r"training\.safetensors: not the weights of this model"):
+        GGM.from_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    assert not (tmp_path / TRAINING).exists()
+    assert GGM.from_pretrained(tmp_path).training_weights is None
+
+
+@pytest.mark.parametrize("with_training", [False, True])
+def test_both_are_fetched_from_the_hub_if_they_are_there(with_training, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import hub_mixin
+    from huggingface_hub.errors import EntryNotFoundError
+
+    averaged = train(model(), DATA, FIRST).model
+    if not with_training:
+        averaged.training_weights = None
+    averaged.save_pretrained(tmp_path)
+
+    def download(repo_id, filename, **_):
+        if not (tmp_path / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(
+        hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: download(repo_id, filename)
+    )
+    loaded = GGM.from_pretrained("someone/digits")
+    assert_same(weights_of(loaded), weights_of(averaged))
+    assert (loaded.training_weights is not None) == with_training
+
+
 def test_a_later_save_replaces_the_configuration(tmp_path):
     model().save_pretrained(tmp_path)
     other = GGM(dataclasses.replace(CONFIG, masked_counts=(2,)))
@@ -86,7 +174,9 @@ def test_push_uploads_the_folder(monkeypatch):
     monkeypatch.setattr(hub_mixin, "HfApi", Api)
     assert model().push_to_hub("someone/digits") == "there"
     assert json.loads(uploaded["config.json"])["vocab_size"] == 5
-    assert uploaded["model.safetensors"] and b"2405.17035" in uploaded["README.md"]
+    assert TRAINING not in uploaded
+    train(model(), DATA, FIRST).model.push_to_hub("someone/digits")
+    assert uploaded["model.safetensors"] and uploaded[TRAINING] and b"2405.17035" in uploaded["README.md"]
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):

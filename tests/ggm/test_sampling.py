@@ -2,33 +2,56 @@ import pytest
 import torch
 
 from ggm.noising import Chain, ChainConfig
-from ggm.sampling import SamplingConfig, denoise, initial_tokens, visit_groups
+from ggm.sampling import SamplingConfig, denoise, initial_tokens
+from ggm.visits import OwnVisits
 
 CHAIN = Chain.from_config(ChainConfig(length=7, sweeps=3))
 
 
 @pytest.mark.parametrize("sites", [1, 2, 3, 7, 20])
 def test_groups_undo_all_visits_last_first_and_stay_within_a_sweep(sites):
-    groups = list(visit_groups(CHAIN, sites))
+    groups = list(OwnVisits.of(CHAIN).groups(sites))
     steps = torch.cat([group.steps.flip(0) for group in groups])
     assert torch.equal(steps, torch.arange(CHAIN.steps).flip(0))
     for group in groups:
-        assert group.time == group.steps.min()
+        assert group.time == group.coordinate == group.steps.min()
         assert len(group.steps) <= sites
         assert len(group.steps // 7) and (group.steps // 7).unique().numel() == 1
         assert torch.equal(group.positions, CHAIN.positions[group.steps])
 
 
-def test_groups_leave_out_positions_that_are_not_visited():
-    visited = torch.tensor([True, False, True, True, False, False, True])
-    groups = list(visit_groups(CHAIN, 3, visited))
+def test_groups_leave_out_frozen_positions():
+    frozen = torch.tensor([[False, True, False, False, True, True, False]]).expand(2, -1)
+    groups = list(OwnVisits.of(CHAIN, frozen).groups(3))
     positions = torch.cat([group.positions for group in groups])
-    assert torch.equal(positions.bincount(minlength=7), 3 * visited.long())
+    assert torch.equal(positions.bincount(minlength=7), 3 * (~frozen[0]).long())
     assert len(groups) == 3 * 2
     for group in groups:
         between = range(group.time, int(group.steps.max()) + 1)
         skipped = {int(CHAIN.positions[s]) for s in between} - set(group.positions.tolist())
-        assert not any(visited[i] for i in skipped)
+        assert all(frozen[0, i] for i in skipped)
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3, 7, 20])
+def test_every_sequence_has_the_groups_that_it_has_alone(sites):
+    frozen = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) < 0.4
+    frozen[0], frozen[1] = False, True
+    together = list(OwnVisits.of(CHAIN, frozen).groups(sites))
+    for row in range(5):
+        alone = {
+            group.coordinate: group for group in OwnVisits.of(CHAIN, frozen[row : row + 1]).groups(sites)
+        }
+        assert len(alone) == 3 * -(-int((~frozen[row]).sum()) // sites)
+        for group in together:
+            drawn = ~frozen[row, group.positions[row]]
+            assert group.positions[row].unique().numel() == len(drawn)
+            if group.coordinate not in alone:  # this sequence waits, at the end of the sweep
+                assert not drawn.any()
+                assert group.time[row] == (group.coordinate // 7 + 1) * 7
+                continue
+            own = alone[group.coordinate]
+            assert torch.equal(group.steps[row, drawn], own.steps)
+            assert (int(group.time[row]), float(group.progress[row])) == (own.time, own.progress)
 
 
 def test_conditionals_are_asked_at_the_time_before_the_visits_and_observed_after():

@@ -53,9 +53,12 @@ class AllAtOnce:
         sweep = times // self.chain.length
         return sweep[:, None] * self.chain.length + visits[sweep]
 
-    def one_site(self, tokens: torch.Tensor, positions: torch.Tensor, time: int) -> torch.Tensor:
+    def one_site(
+        self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+    ) -> torch.Tensor:
         """The same as `ggm.sampling.denoise` asks for it."""
-        times = self.times_of(torch.tensor([time]))[0, positions]
+        rows = torch.arange(len(tokens))[:, None]
+        times = self.times_of(torch.as_tensor(time).expand(len(tokens)))[rows, positions]
         return self.tables[times, self.law.index(tokens)[:, None], positions]
 
 
