@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,21 +87,25 @@ def test_from_a_folder_to_pictures_by_commands(folder, tmp_path, capsys):
     assert torch.equal(torch.from_numpy(numpy.array(first)), expected[0])
 
 
-def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(trained, folder, vq, tmp_path):
-    import shutil
-
-    home = tmp_path / "home"
+def test_a_run_goes_on_with_the_tokenizer_that_it_began_with(trained, folder, vq, tmp_path, capsys):
+    home, name = tmp_path / "home", tmp_path / "vq"
     shutil.copytree(trained.parent, home)
-    other = small_vq(tmp_path / "other", vocab_size=17)
-    config = written(home, folder, other)
+    small_vq(name, vocab_size=17)
+    config = str(written(home, folder, name))
     words = ["--set", "training.steps=3", "--resume", "--quiet"]
-    assert main(["train", str(config), *words]) == 0
+    # Under another name it is refused.
+    assert main(["train", config, *words]) == 1
+    assert f"data.tokenizer: got '{name}'; allowed: '{vq}', that of the run" in capsys.readouterr().err
+    # What stands under the name now does not matter: the run has its own.
+    kept = home / "run" / "config.yaml"
+    kept.write_text(kept.read_text().replace(str(vq), str(name)))
+    assert main(["train", config, *words]) == 0
     assert len(list((home / "cache").iterdir())) == 1
     last = max((home / "run" / "checkpoints").iterdir())
     assert GGM.from_pretrained(last).config.vocab_size == 16
     # A new run does as it is told.
     shutil.rmtree(home / "run" / "checkpoints")
-    assert main(["train", str(config), "--quiet"]) == 0
+    assert main(["train", config, "--quiet"]) == 0
     assert GGM.from_pretrained(max((home / "run" / "checkpoints").iterdir())).config.vocab_size == 17
 
 
