@@ -302,8 +302,9 @@ class GGM(nn.Module, HubWeights):
         )
         positions, _ = self.chain.visits(steps)
         hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
-        logits = hidden[:, 0] @ self.backbone.head_weight.T + self.backbone.head_bias
-        return logits.float().exp().sum(dim=-1)
+        weight, bias = self.backbone.head_weight, self.backbone.head_bias
+        with torch.autocast(hidden.device.type, enabled=False):  # a sum of V exponentials: no half precision
+            return linear(hidden[:, 0].float(), weight.float(), bias.float()).exp().sum(dim=-1)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write configuration and weights to one file."""

@@ -127,11 +127,15 @@ def test_instruction_sets_keep_every_digit_of_losses_and_gradients(isa, count):
 
 @pytest.mark.parametrize("count", [3, 16, 37])
 def test_losses_do_not_depend_on_the_batch(backend, count):
-    logits, candidates = torch.randn(20, 40), torch.randint(40, (20, count))
-    signal = torch.rand(20, count)
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randn(20, 40, generator=generator)
+    candidates = torch.randint(40, (20, count), generator=generator)
+    signal = torch.rand(20, count, generator=generator)
     whole = sigmoid_bce(logits, candidates, signal, backend=backend)
     parts = [sigmoid_bce(logits[i:], candidates[i:], signal[i:], backend=backend)[0] for i in range(20)]
-    assert torch.equal(torch.stack(parts), whole)
+    # PyTorch rounds a softplus in another way where an element is one of the last few of a tensor.
+    tolerance = 1e-6 if backend == "reference" else 0.0
+    torch.testing.assert_close(torch.stack(parts), whole, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("f", [0.0, 20.0, 100.0, 1e4, 3e38])
