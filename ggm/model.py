@@ -306,7 +306,7 @@ class GGM(nn.Module, HubWeights):
         return logits.float().exp().sum(dim=-1)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write configuration and weights to one file."""
+        """Write configuration and weights to one file; `save_pretrained` keeps `training_weights`, too."""
         torch.save({"config": self.config.to_dict(), "weights": self.state_dict()}, path)
 
     @classmethod
