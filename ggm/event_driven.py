@@ -123,7 +123,7 @@ def _advance(
         coordinates = torch.where(going, sweeps * run.chain.length + visits, -1)
         sweep, visit = divmod(int(coordinates.max()), run.chain.length)
         rows = (coordinates == coordinates.max()).nonzero().squeeze(1)
-        changed = _undo(run, tokens, logits, run.own.group(sweep, visit, 1, rows), number, rows)
+        changed = _undo(run, tokens, logits, run.own.visit(sweep, visit, rows), number, rows)
         left[rows] -= 1
         going[rows] = ~changed.cpu() & (limits[rows] < left[rows])
 

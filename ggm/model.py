@@ -307,7 +307,7 @@ class GGM(nn.Module, HubWeights):
             return linear(hidden[:, 0].float(), weight.float(), bias.float()).exp().sum(dim=-1)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write configuration and weights to one file."""
+        """Write configuration and weights to one file; `save_pretrained` keeps `training_weights`, too."""
         torch.save({"config": self.config.to_dict(), "weights": self.state_dict()}, path)
 
     @classmethod

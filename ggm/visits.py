@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -71,25 +71,6 @@ class OwnVisits:
         starts = torch.arange(chain.sweeps)[:, None, None] * chain.length
         return cls(chain, starts + ranks, (~given).sum(dim=1))
 
-    def group(self, sweep: int, first: int, sites: int, rows: torch.Tensor | None = None) -> VisitGroup:
-        """Visits `first` to `first + sites - 1` of each sequence in a sweep, frozen positions not counted.
-
-        `rows` int64 [B] tells which sequences they are of, each then with its own; None is all of them.
-        """
-        counts, end = self.counts, min(first + sites, int(self.counts.max()))
-        steps = self.steps[sweep, :, first:end]
-        progress = self._progress(sweep, first // sites, sites)
-        # A sequence without a visit in this group waits at the end of the sweep.
-        time = torch.where(first < counts, steps[:, 0], (sweep + 1) * self.chain.length)
-        coordinate = sweep * self.chain.length + first
-        if rows is not None:
-            rows = rows if len(counts) > 1 else torch.zeros_like(rows)
-            steps, time, progress = steps[rows], time[rows], progress[rows]
-        elif len(counts) == 1:
-            steps = steps[0]
-            return VisitGroup(int(time), steps, self.chain.positions[steps], coordinate, float(progress))
-        return VisitGroup(time, steps, self.chain.positions[steps], coordinate, progress)
-
     def groups(self, sites: int, sweeps: int | None = None) -> Iterator[VisitGroup]:
         """Groups of at most `sites` visits within a sweep, from the last group to the first.
 
@@ -105,19 +86,45 @@ class OwnVisits:
         VisitGroup
             Within a group no position occurs twice in a sequence, and none is visited by the steps from
             `time` up to the last of the group but by the group itself: all its conditionals are those
-            of X_time. The groups of a sequence are those that it has alone.
+            of X_time. The groups of a sequence are those that it has alone. Where it has fewer than
+            others it waits, at the end of the sweep.
         """
+        length, most = self.chain.length, int(self.counts.max())
+        firsts, every = torch.arange(0, most, sites), torch.arange(self.chain.sweeps)[:, None, None]
+        ends = (every + 1) * length
+        steps: Any = self.steps
+        times: Any = torch.where(firsts[:, None] < self.counts, steps[..., firsts].movedim(2, 1), ends)
+        progress: Any = self._progress(sites, every, firsts[:, None], self.counts)
+        if len(self.counts) == 1:  # plain numbers, which are faster to take one by one
+            steps, times, progress = steps[:, 0], times[..., 0].tolist(), progress[..., 0].tolist()
         for sweep in reversed(range(self.chain.sweeps if sweeps is None else sweeps)):
-            for number in reversed(range(self.groups_per_sweep(sites))):
-                yield self.group(sweep, number * sites, sites)
+            for number, first in reversed(list(enumerate(firsts.tolist()))):
+                own = steps[sweep, ..., first : min(first + sites, most)]
+                yield VisitGroup(
+                    times[sweep][number],
+                    own,
+                    self.chain.positions[own],
+                    sweep * length + first,
+                    progress[sweep][number],
+                )
 
     def groups_per_sweep(self, sites: int) -> int:
         """How many groups a sweep has, in the sequence that has the most."""
         return -(-int(self.counts.max()) // sites)
 
-    def _progress(self, sweep: int, number: int, sites: int) -> torch.Tensor:
-        """Share of the way to time 0 at a group of a sweep, float64 [R]; 1 if a chain has but one group."""
-        per_sweep = (self.counts + sites - 1) // sites
+    def visit(self, sweep: int, number: int, rows: torch.Tensor) -> VisitGroup:
+        """One visit of each of the sequences `rows`, int64 [R]: that of this number in a sweep."""
+        own = rows if len(self.counts) > 1 else torch.zeros_like(rows)
+        steps = self.steps[sweep, own, number][:, None]
+        progress = self._progress(1, sweep, number, self.counts[own])
+        coordinate = sweep * self.chain.length + number
+        return VisitGroup(steps[:, 0], steps, self.chain.positions[steps], coordinate, progress)
+
+    def _progress(
+        self, sites: int, sweep: int | torch.Tensor, first: int | torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """Share of the way to time 0 at the group of a visit; 1 if a chain has but one group. float64."""
+        per_sweep = (counts + sites - 1) // sites
         last = (self.chain.sweeps * per_sweep - 1).clamp_min(1).double()
         # Out of range where a sequence has no visit in this group.
-        return (1.0 - (sweep * per_sweep + number) / last).clamp(0.0, 1.0)
+        return (1.0 - (sweep * per_sweep + first // sites) / last).clamp(0.0, 1.0)
