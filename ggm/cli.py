@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggm import image_commands
 from ggm.extras import MissingExtraError
+from ggm.process import prepare
 from ggm.sampling_options import add_drawing, open_checkpoint
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit status: 0, or 1 after an error, which is told in one line on stderr.
     """
-    # How long a thread of OpenMP spins before it sleeps. Its own choice, milliseconds, makes training many
-    # times slower beside any other program on the same cores; not to spin at all makes it half as fast
-    # alone. OpenMP reads this once, when torch is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    prepare()
     options = _parser().parse_args(arguments)
     from ggm_kernels.backends import BackendError
 
