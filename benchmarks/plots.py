@@ -110,24 +110,29 @@ def ceiling(cases: list[Case]) -> Figure | None:
 def roofline(results: Results) -> Figure | None:
     """Arithmetic achieved against arithmetic per byte that the task must move, under the machine's roof.
 
-    Of the tasks that multiply. A rival's extra bytes and products do not count: the task can do without.
+    Of the tasks that multiply, variants left out; the sizes beside a task's headline are small points. A
+    rival's extra bytes and products do not count: the task can do without.
     """
-    multiply: dict[tuple[str, str], Case] = {}
-    for case in sorted(results.cases, key=lambda case: len(case.rows)):  # of points that coincide: most rows
-        if case.ours and "flop_per_byte" in case.ours.notes:
-            multiply[case.op, f"{case.ours.notes['flop_per_byte']:.1g}"] = case
+    headlines = list(results.headlines())
+    multiply = [
+        case
+        for case in results.cases
+        if "," not in case.op and case.ours and "flop_per_byte" in case.ours.notes
+    ]
     if not multiply:
         return None
     figure, axes = plt.subplots(figsize=(9, 5.6))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for case in multiply.values():
+    for case in multiply:
         rows = [case.ours] + ([case.rival] if case.rival else [])
         at = [case.ours.notes["flop_per_byte"]] * len(rows)
         reached = [row.notes["Gflop/s"] for row in rows]
-        axes.plot(at, reached, color="#d0d0d0", linewidth=2, zorder=1)
-        axes.scatter(at, reached, s=60, color=[OURS, RIVAL][: len(rows)], zorder=3)
-        axes.annotate(f"{case.op}\n{size_words(case)}", (at[0], reached[0]), (8, -4), **SMALL_BESIDE)
+        named = case in headlines
+        axes.plot(at, reached, color="#d0d0d0", linewidth=2 if named else 1, zorder=1)
+        axes.scatter(at, reached, s=70 if named else 16, color=[OURS, RIVAL][: len(rows)], zorder=3)
+        if named:
+            axes.annotate(case.op, (at[0], reached[0]), (9, -4), **SMALL_BESIDE)
     _roof(axes, results.machine["ceilings"])
     axes.scatter([], [], s=60, color=OURS, label="ours")
     axes.scatter([], [], s=60, color=RIVAL, label="best rival")

@@ -50,8 +50,9 @@ and other people's kernels where they are installed and run. `--bench-full` adds
 - **× best rival**: median of the fastest rival of the same table over that of the row.
 - **interleaved**: ratio to one rival whose calls took turns with the row's own, so both saw the same machine.
 - **ceiling**: the least bytes that the task must read and write, or the least flop, over the time taken, as a
-  share of what this machine reached in the same run copying as many bytes, or multiplying large matrices. One
-  that only reads can beat a copy: more than 100 % is no mistake.
+  share of what this machine reached in the same run copying as many bytes, or multiplying large matrices.
+  More than 100 % is no mistake: what only reads can beat a copy, and so can a gradient most of whose rows
+  are zeros on fresh pages, which nobody writes.
 - **memory**: the most that a call held beyond what was held before it.
 - Rows in *italics* do less than the task (floors), or are our own plain PyTorch (reference).
 
