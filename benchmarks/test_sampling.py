@@ -4,8 +4,6 @@ On a GPU also its steps recorded as CUDA graphs; each call pays for its own reco
 Weights are random, as large as trained ones: what is drawn is noise, what it costs is not.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,7 +13,7 @@ from torch.nn.functional import linear
 
 from benchmarks.ceilings import Work, products_of
 from benchmarks.recording import Case
-from benchmarks.timing import synchronise
+from benchmarks.timing import median_seconds
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, SamplingConfig
 from ggm_kernels import linear_glauber_step
 
@@ -149,18 +147,6 @@ def multinomial(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
     return torch.multinomial(probs.flatten(0, 1), 1).view(hidden.shape[:2])
 
 
-@torch.inference_mode()
-def median_seconds(call: Callable[[], object], rounds: int = 20) -> float:
-    taken = []
-    for _ in range(rounds + 1):
-        synchronise()
-        start = time.perf_counter()
-        call()
-        synchronise()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
-
-
 NAMES = {"rival": "multinomial", "ours": "GGM.sample", "graphs": "GGM.sample, CUDA graphs"}
 
 
@@ -181,6 +167,7 @@ def test_sampling(record, device, setting, sites, implementation):
     if implementation == "graphs":  # a draw alone is launched, and not replayed
         assert torch.equal(tokens, sampling.ours())
         return
-    draws = median_seconds(sampling.one_draw(implementation)) * evaluations
+    with torch.inference_mode():
+        draws = median_seconds(sampling.one_draw(implementation), rounds=20) * evaluations
     notes = record.benchmark.extra_info
     notes["kernel_share"] = round(draws / record.benchmark.stats["median"], 3)

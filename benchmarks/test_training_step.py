@@ -5,8 +5,6 @@ so its gradient is dense in any case, and Adam touches all of its V rows, whatev
 """
 
 import math
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +15,7 @@ from torch.nn.functional import cross_entropy, linear
 from benchmarks import rivals
 from benchmarks.ceilings import Work, products_of
 from benchmarks.recording import Case, Recorder, note_case, note_share
-from benchmarks.timing import peak_extra_bytes, synchronise, times_faster
+from benchmarks.timing import median_seconds, peak_extra_bytes, times_faster
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
 from ggm_kernels import linear_sigmoid_bce
 
@@ -163,18 +161,6 @@ def training(size: Size, device: torch.device) -> Training:
     return Training(size, device)
 
 
-def seconds(call: Callable[[], object], rounds: int = 3) -> float:
-    """Median time of a warm call."""
-    taken = []
-    for _ in range(rounds + 1):
-        synchronise()
-        start = time.perf_counter()
-        call()
-        synchronise()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
-
-
 def case_of(size: Size, device: torch.device) -> Case:
     extents = {"B": size.batch, "L": size.length, "K": size.predicted, "V": size.vocab_size}
     extents |= {"d": size.width, "layers": size.depth}
@@ -200,8 +186,9 @@ def time_steps(
     note_share(benchmark, record.ceilings, training.work(), whole)
     notes["tokens/s"] = round(training.tokens.numel() / whole)
     notes["parameters"] = training.parameters
-    notes["head_share"] = round(seconds(training.head_alone(loss)) / whole, 3)
-    notes["adam_of_embedding_share"] = round(seconds(training.adam_of_embedding()) / whole, 3)
+    notes["head_share"] = round(median_seconds(training.head_alone(loss), rounds=3) / whole, 3)
+    adam = median_seconds(training.adam_of_embedding(), rounds=3)
+    notes["adam_of_embedding_share"] = round(adam / whole, 3)
     if role == "ours":
         rival = training.full_cross_entropy
         ratio = times_faster(lambda: training.step(rival), lambda: training.step(loss), seconds=2)

@@ -17,11 +17,6 @@ import torch
 _BEYOND_CACHE = {"cpu": 2**28, "cuda": 2**30}
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 class DeviceInstant:
     """Now, in the order of what a GPU was given to do. A difference is in seconds, and waits for both."""
 
@@ -54,6 +49,12 @@ def seconds_once(call: Callable[[], object], before: Callable[[], object] | None
     start = instant()
     call()
     return instant() - start
+
+
+def median_seconds(call: Callable[[], object], rounds: int) -> float:
+    """Median time of a warm call."""
+    call()
+    return statistics.median(seconds_once(call) for _ in range(rounds))
 
 
 def times_faster(

@@ -83,27 +83,20 @@ def denoise_by_events(
             left = sweeps * per_sweep
             while left.any():
                 before = int(left.sum())
-                limits = _limits(left, per_sweep, config.horizon)
-                logits = conditionals(tokens, _times(run, limits).to(tokens.device))
+                limits = _limits(run, left)
+                logits = conditionals(tokens, run.own.times(limits).to(tokens.device))
                 evaluations += 1
                 _advance(run, tokens, logits, left, limits, number)
                 bar.update(before - int(left.sum()))
     return SampleResult(tokens, evaluations, run.site_updates(), time.perf_counter() - started)
 
 
-def _limits(left: torch.Tensor, per_sweep: torch.Tensor, horizon: int | None) -> torch.Tensor:
+def _limits(run: Reversal, left: torch.Tensor) -> torch.Tensor:
     """Visits left after the last one that an evaluation may serve: of the sweep, or of the horizon."""
-    per_sweep = per_sweep.clamp_min(1)
-    sweep_start = (left - 1).clamp_min(0) // per_sweep * per_sweep
+    last = (left - 1).clamp_min(0)
+    sweep_start = last - run.own.split(last)[1]
+    horizon = run.config.horizon
     return sweep_start if horizon is None else torch.maximum(left - horizon, sweep_start)
-
-
-def _times(run: Reversal, left: torch.Tensor) -> torch.Tensor:
-    """Chain time at which sequences have `left` visits to undo, int64 [B]: that of the last one undone."""
-    own = run.own
-    per_sweep = own.counts.clamp_min(1)
-    rows = torch.arange(len(left)) if len(own.counts) > 1 else torch.zeros_like(left)
-    return own.steps[left // per_sweep, rows, left % per_sweep]
 
 
 def _advance(
@@ -115,10 +108,9 @@ def _advance(
     number: int,
 ) -> None:
     """Bring each sequence to its next event, or to its limit; in place."""
-    per_sweep = run.own.counts.clamp_min(1)
     going = left > 0
     while going.any():
-        sweeps, visits = (left - 1) // per_sweep, (left - 1) % per_sweep
+        sweeps, visits = run.own.split(left - 1)
         # One call has one noise coordinate: those go on that are the furthest from time 0.
         coordinates = torch.where(going, sweeps * run.chain.length + visits, -1)
         sweep, visit = divmod(int(coordinates.max()), run.chain.length)

@@ -97,16 +97,7 @@ class GGM(nn.Module, HubWeights):
         positions, noise_rate = self.chain.visits(steps)
         frozen = self._draw_frozen(sample_ids, positions, seed, step)
         keep_prob = self._keep_prob(times, frozen)
-        noisy, _ = corrupt(
-            tokens,
-            keep_prob.float(),
-            self.config.vocab_size,
-            seed=seed,
-            step=noise_step,
-            sample_ids=sample_ids,
-            frozen=frozen,
-            noise=self.noise,
-        )
+        noisy = self._noised(tokens, keep_prob, seed, noise_step, sample_ids, frozen)
         visits = Visits(
             sample_ids=sample_ids,
             data=tokens.gather(1, positions),
@@ -292,14 +283,7 @@ class GGM(nn.Module, HubWeights):
         sample_ids = self._sample_ids(len(tokens), sample_ids)
         times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
         keep_prob = self._keep_prob(times, None)
-        noisy, _ = corrupt(
-            tokens,
-            keep_prob.float(),
-            self.config.vocab_size,
-            seed=seed,
-            sample_ids=sample_ids,
-            noise=self.noise,
-        )
+        noisy = self._noised(tokens, keep_prob, seed, 0, sample_ids)
         positions, _ = self.chain.visits(steps)
         hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
         weight, bias = self.backbone.head_weight, self.backbone.head_bias
@@ -370,6 +354,22 @@ class GGM(nn.Module, HubWeights):
     def _keep_prob(self, times: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:
         keep_prob = self.chain.keep_prob(times)
         return keep_prob if frozen is None else keep_prob.masked_fill(frozen, 1.0)
+
+    def _noised(
+        self,
+        tokens: torch.Tensor,
+        keep_prob: torch.Tensor,
+        seed: int,
+        step: int,
+        sample_ids: torch.Tensor,
+        frozen: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """X_t of data X_0 [B, L], which keeps each position with its probability [B, L]."""
+        coordinates: dict[str, Any] = {"seed": seed, "step": step, "sample_ids": sample_ids}
+        noisy, _ = corrupt(
+            tokens, keep_prob.float(), self.config.vocab_size, frozen=frozen, noise=self.noise, **coordinates
+        )
+        return noisy
 
     def _initial(self, sample_ids: torch.Tensor, seed: int) -> torch.Tensor:
         return initial_tokens(

@@ -75,10 +75,7 @@ class Reversal:
 
     def site_updates(self) -> int:
         """Visits to undo in the whole run."""
-        per_sweep = len(self.sample_ids) * self.chain.length
-        if self.frozen is not None:
-            per_sweep -= int(self.frozen.sum())
-        return per_sweep * sum(self.sweeps)
+        return int(self.own.counts.expand(len(self.sample_ids)).sum()) * sum(self.sweeps)
 
     def start(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         """State at the start of a pass, given what was before; a new tensor."""

@@ -112,13 +112,27 @@ class OwnVisits:
         """How many groups a sweep has, in the sequence that has the most."""
         return -(-int(self.counts.max()) // sites)
 
+    def split(self, visits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sweep, and number in that sweep, of a visit of each sequence, int64 [B], counted from time 0."""
+        per_sweep = self.counts.clamp_min(1)  # a sequence without visits is not asked for, or for its first
+        return visits // per_sweep, visits % per_sweep
+
+    def times(self, visits: torch.Tensor) -> torch.Tensor:
+        """Chain time that a visit of each sequence leads back to, int64 [B], counted from time 0."""
+        sweeps, numbers = self.split(visits)
+        return self.steps[sweeps, self._own(torch.arange(len(visits))), numbers]
+
     def visit(self, sweep: int, number: int, rows: torch.Tensor) -> VisitGroup:
         """One visit of each of the sequences `rows`, int64 [R]: that of this number in a sweep."""
-        own = rows if len(self.counts) > 1 else torch.zeros_like(rows)
+        own = self._own(rows)
         steps = self.steps[sweep, own, number][:, None]
         progress = self._progress(1, sweep, number, self.counts[own])
         coordinate = sweep * self.chain.length + number
         return VisitGroup(steps[:, 0], steps, self.chain.positions[steps], coordinate, progress)
+
+    def _own(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where `steps` and `counts` have those of some sequences."""
+        return rows if len(self.counts) > 1 else torch.zeros_like(rows)
 
     def _progress(
         self, sites: int, sweep: int | torch.Tensor, first: int | torch.Tensor, counts: torch.Tensor

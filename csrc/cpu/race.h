@@ -50,10 +50,15 @@ GGM_HD Law law_of(const GlauberArgs& args, float cut) {
           args.log_prob != nullptr};
 }
 
+// Four words of a stream of the row.
+GGM_HD PhiloxBlock<uint32_t> words_of(const Race& race, uint32_t stream, uint32_t vocab_block,
+                                      const PhiloxKeys<uint32_t>& keys) {
+  return philox4x32(counter_word0(stream, race.sample_id, vocab_block), race.position, counter_word2(race.sample_id),
+                    race.step, keys);
+}
+
 GGM_HD uint32_t keep_word(const Race& race, uint64_t seed) {
-  return philox4x32(counter_word0(kKeepStream, race.sample_id, 0), race.position, counter_word2(race.sample_id),
-                    race.step, philox_keys(seed))
-      .w0;
+  return words_of(race, kKeepStream, 0, philox_keys(seed)).w0;
 }
 
 // A vector per kLanes tokens of a group, or -inf past `count`.
@@ -148,8 +153,7 @@ GGM_HD void race_few(const Span<T>& chunk, const Race& race, const PhiloxKeys<ui
                      RaceState& state) {
   for (int64_t i = 0; i < chunk.tokens; i += 4) {
     const uint32_t token = static_cast<uint32_t>(chunk.token_begin + i);
-    const PhiloxBlock<uint32_t> block = philox4x32(counter_word0(kRaceStream, race.sample_id, token / 4), race.position,
-                                                   counter_word2(race.sample_id), race.step, keys);
+    const PhiloxBlock<uint32_t> block = words_of(race, kRaceStream, token / 4, keys);
     const uint32_t words[4] = {block.w0, block.w1, block.w2, block.w3};
     for (int j = 0; j < 4 && i + j < chunk.tokens; ++j) {
       const float z = tempered(to_float(chunk.logits[i + j]), state.top, law.inverse_temperature);

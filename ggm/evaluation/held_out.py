@@ -123,11 +123,12 @@ def _values(
     device = model.backbone.head_bias.device
     tokens, ids = tokens.to(device), ids.to(device)
     vocab_size, noise = model.config.vocab_size, model.noise
-    times = torch.full((len(tokens),), int(group.time), device=device)
+    time = int(group.time)
+    times = torch.full((len(tokens),), time, device=device)
     positions, rate = model.chain.visits(group.steps.to(device).expand(len(tokens), -1))
     keep_prob = model.chain.keep_prob(times)
     # The noise of X_t, and what an objective draws on top of it, as in training: two noise steps.
-    noise_step, loss_step = 2 * int(group.time), 2 * int(group.time) + 1
+    noise_step, loss_step = 2 * time, 2 * time + 1
     noisy, _ = corrupt(
         tokens, keep_prob.float(), vocab_size, seed=seed, step=noise_step, sample_ids=ids, noise=noise
     )

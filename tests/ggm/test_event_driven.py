@@ -12,8 +12,8 @@ from ggm import (
     Ramp,
     ReDenoise,
     SamplingConfig,
-    event_driven,
 )
+from ggm.visits import OwnVisits
 
 LENGTH, SWEEPS, VOCAB, COUNT = 7, 3, 4, 6
 STEPS = LENGTH * SWEEPS
@@ -116,8 +116,8 @@ def test_a_horizon_is_counted_in_visits_of_what_is_not_frozen(horizon, infill, a
 
 @pytest.mark.parametrize("late", [1, -1])
 def test_a_time_one_step_off_is_noticed(late, monkeypatch):
-    real = event_driven._times
-    monkeypatch.setattr(event_driven, "_times", lambda run, left: (real(run, left) + late).clamp_min(0))
+    real = OwnVisits.times
+    monkeypatch.setattr(OwnVisits, "times", lambda own, left: (real(own, left) + late).clamp_min(0))
     for settings in ("heat bath", "keep or replace"):
         with pytest.raises(AssertionError):
             test_a_horizon_of_one_gives_the_stepwise_samples(settings, False)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from enumerable import LAWS, Law, assert_follows, skewed
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig, event_driven, visits
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig, visits
 from ggm.backbones import HollowTransformer
 from ggm.noising import Chain
+from ggm.visits import OwnVisits
 
 COUNT = 40_000
 DATA = LAWS["potts"]()  # four positions, three tokens
@@ -156,8 +157,8 @@ def test_events_with_a_horizon_of_one_give_the_data_law(process):
 
 
 def test_events_notice_a_time_one_step_late(monkeypatch):
-    real = event_driven._times
-    monkeypatch.setattr(event_driven, "_times", lambda run, left: real(run, left) + 1)
+    real = OwnVisits.times
+    monkeypatch.setattr(OwnVisits, "times", lambda own, left: real(own, left) + 1)
     tokens, _ = infilled("hollow", SamplingConfig(event_driven=True, horizon=1))
     with pytest.raises(AssertionError, match="total variation"):
         assert_follows(tokens, DATA)
