@@ -1,5 +1,8 @@
 """ReDenoise and the event-driven sampler on enumerable laws: exact where they claim it, and how far off else."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from enumerable import (
@@ -171,6 +174,18 @@ def test_the_error_falls_to_nothing_with_the_horizon(process):
     errors = [distance(event_law(data, pi, horizon, PROCESSES[process]), data) for horizon in (4, 3, 2, 1)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 0.01 and errors[-1] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("ising", "Ising"), ("potts", "Potts"), ("random", "random joint")]
+)
+def test_the_errors_that_the_pages_give_are_those(name, row):
+    page = (Path(__file__).parents[2] / "docs" / "mathematics.md").read_text()
+    told = re.search(rf"^\| {row}.*?\|(.*)\|$", page, re.MULTILINE)[1].split("|")
+    data = LAWS[name]()
+    for horizon, error in zip((1, 2, 3, data.length), told, strict=True):
+        law = event_law(data, uniform(data.vocab_size), horizon, keep_or_replace=True)
+        assert float(error) == pytest.approx(distance(law, data), abs=0.0005)
 
 
 def redenoised(data: Law, pi: torch.Tensor, keep_or_replace: bool, count: int = COUNT):
