@@ -22,9 +22,9 @@ import torch
 from torch.nn.functional import linear
 
 import ggm_kernels
-from benchmarks import test_corrupt, test_glauber_step, test_sigmoid_bce
+from benchmarks import test_corrupt, test_glauber_step, test_sigmoid_bce, test_sigmoid_bce_from_logits
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
-from ggm_kernels import NoiseLaw, corrupt, sigmoid_bce
+from ggm_kernels import NoiseLaw, corrupt
 
 THREADS = 2
 # Other work on a core disturbs one side of a ratio or the other, and moves on. A lost fast path stays: it
@@ -121,23 +121,15 @@ def corrupt_demands() -> Iterator[Demand]:
 
 def sigmoid_bce_demands() -> Iterator[Demand]:
     """Every token of a small vocabulary a candidate; a dense gradient with few entries that are not 0."""
-    rows, vocab_size, count = 4096, 100, 101
-    logits, candidates = torch.randn(rows, vocab_size), torch.randint(vocab_size, (rows, count))
-    whole = test_sigmoid_bce.Head(logits, logits, candidates, torch.rand(rows, count))
-    loss = lambda: sigmoid_bce(logits, candidates, whole.signal_weight)  # noqa: E731
-    gather = lambda: whole.weighted(logits.gather(1, candidates))  # noqa: E731
-    size = f"N={rows} C={count} V={vocab_size}"
-    seconds = lambda: times_faster(gather, loss, seconds=1)  # noqa: E731
-    yield Demand("sigmoid_bce, forward", size, "gather, BCE", 1.5, seconds, least=1)
-    rows, vocab_size, count = 256, 50257, 1
-    logits = torch.randn(rows, vocab_size, requires_grad=True)
-    candidates = torch.randint(vocab_size, (rows, count))
-    head = test_sigmoid_bce.Head(logits, logits, candidates, torch.rand(rows, count))
-    rival = head.step(lambda: head.weighted(logits.gather(1, candidates)))
-    ours = head.step(lambda: sigmoid_bce(logits, candidates, head.signal_weight))
-    size = f"N={rows} C={count} V={vocab_size}"
+    make_rows = test_sigmoid_bce_from_logits.make_rows
+    few = make_rows(4096, 101, 100, CPU)
+    forward = lambda: times_faster(few.gather, few.ours, seconds=1)  # noqa: E731
+    yield Demand("sigmoid_bce, forward", "N=4096 C=101 V=100", "gather, BCE", 1.5, forward, least=1)
+    many = make_rows(256, 1, 50257, CPU)
     name = "sigmoid_bce, forward+backward"
-    yield Demand(name, size, "gather, BCE", 2, lambda: times_faster(rival, ours, seconds=1), least=1.4)
+    passes = [many.pass_of(loss, "forward+backward") for loss in (many.gather, many.ours)]
+    both = lambda: times_faster(*passes, seconds=1)  # noqa: E731
+    yield Demand(name, "N=256 C=1 V=50257", "gather, BCE", 2, both, least=1.4)
 
 
 def linear_sigmoid_bce_demands() -> Iterator[Demand]:
