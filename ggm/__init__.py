@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
+    from ggm.chain import Chain, ChainConfig
     from ggm.model import GGM
     from ggm.model_config import GGMConfig
-    from ggm.noising import Chain, ChainConfig
     from ggm.objective import ObjectiveConfig
-    from ggm.redenoise import ReDenoise
-    from ggm.sampling import SampleResult
-    from ggm.sampling_config import Ramp, SamplingConfig
-    from ggm.training import TrainingConfig, train
+    from ggm.sampling.config import Ramp, SamplingConfig
+    from ggm.sampling.redenoise import ReDenoise
+    from ggm.sampling.stepwise import SampleResult
+    from ggm.training.in_memory import TrainingConfig, train
 
 __all__ = [
     "GGM",
@@ -40,12 +40,12 @@ _HOMES = {
     "ggm.backbones.masked": ("MaskedConfig",),
     "ggm.model": ("GGM",),
     "ggm.model_config": ("GGMConfig",),
-    "ggm.noising": ("Chain", "ChainConfig"),
+    "ggm.chain": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
-    "ggm.redenoise": ("ReDenoise",),
-    "ggm.sampling": ("SampleResult",),
-    "ggm.sampling_config": ("Ramp", "SamplingConfig"),
-    "ggm.training": ("TrainingConfig", "train"),
+    "ggm.sampling.redenoise": ("ReDenoise",),
+    "ggm.sampling.stepwise": ("SampleResult",),
+    "ggm.sampling.config": ("Ramp", "SamplingConfig"),
+    "ggm.training.in_memory": ("TrainingConfig", "train"),
 }
 
 

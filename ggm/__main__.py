@@ -2,6 +2,6 @@
 
 import sys
 
-from ggm.cli import main
+from ggm.commands.cli import main
 
 sys.exit(main())

@@ -12,20 +12,20 @@ from torch.nn.functional import linear
 
 from ggm.arguments import check_data, check_given, sample_ids_of
 from ggm.backbones import HollowTransformer, make_backbone
+from ggm.chain import Chain
 from ggm.draws import integers, uniforms
-from ggm.event_driven import AllConditionals, denoise_by_events
 from ggm.hub import HubWeights
 from ggm.model_config import GGMConfig
-from ggm.noising import Chain
 from ggm.objective import (
     Visits,
     loss_from_hidden,
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.reversal import Conditionals, LinearLogits
-from ggm.sampling import SampleResult, denoise, initial_tokens
-from ggm.sampling_config import SamplingConfig
+from ggm.sampling.config import SamplingConfig
+from ggm.sampling.event_driven import AllConditionals, denoise_by_events
+from ggm.sampling.steps import Conditionals, LinearLogits
+from ggm.sampling.stepwise import SampleResult, denoise, initial_tokens
 from ggm_kernels import NoiseLaw, Stream, corrupt
 
 
@@ -148,7 +148,7 @@ class GGM(nn.Module, HubWeights):
         sample_ids : torch.Tensor, optional
             Coordinate of each sample, int64 [count]; default 0, 1, .., count - 1.
         **options
-            `progress` and, unless event-driven, `observe` of `ggm.sampling.denoise`.
+            `progress` and, unless event-driven, `observe` of `ggm.sampling.stepwise.denoise`.
 
         Returns
         -------
@@ -222,7 +222,7 @@ class GGM(nn.Module, HubWeights):
         return denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
 
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
-        """Logits of the network as `ggm.sampling.denoise` takes them, given clean positions."""
+        """Logits of the network as `ggm.sampling.stepwise.denoise` takes them, given clean positions."""
 
         def conditionals(
             tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
@@ -242,7 +242,7 @@ class GGM(nn.Module, HubWeights):
         return conditionals
 
     def all_conditionals(self, frozen: torch.Tensor | None = None) -> AllConditionals:
-        """Logits at all positions as `ggm.event_driven` takes them, given clean positions.
+        """Logits at all positions as `ggm.sampling.event_driven` takes them, given clean positions.
 
         Raises
         ------

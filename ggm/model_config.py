@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggm.backbones import BackboneConfig, MaskedConfig
+from ggm.chain import ChainConfig
 from ggm.config import build
-from ggm.noising import ChainConfig
 from ggm.objective import ObjectiveConfig
 
 

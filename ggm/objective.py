@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ggm.noising import log_odds
+from ggm.chain import log_odds
 from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
 
 BINARY_FORMS = ("observed", "summed", "marginal")

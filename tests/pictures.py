@@ -28,7 +28,7 @@ def small_vq(folder: Path, *, downsampling: int = 4, vocab_size: int = 16, width
     """A VQModel with random weights whose tokens are not all alike."""
     import diffusers
 
-    from ggm.images.vq_training import VQConfig, make_vq
+    from ggm.training.vq import VQConfig, make_vq
 
     torch.manual_seed(0)
     model = make_vq(

@@ -12,7 +12,14 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run imports on its way. Forked processes have it already.
 _CONTEXT.set_forkserver_preload(
-    ["ggm.runs", "ggm.sharding", "ggm.cli", "ggm_kernels.ops", "sklearn.datasets", "torch._dynamo"]
+    [
+        "ggm.training.run",
+        "ggm.training.sharding",
+        "ggm.commands.cli",
+        "ggm_kernels.ops",
+        "sklearn.datasets",
+        "torch._dynamo",
+    ]
 )
 
 
@@ -55,7 +62,7 @@ def finish(processes: list[BaseProcess], log: Path, seconds: float = 60.0) -> st
 
 
 def _run(words: list[str], log: Path, rank: int, count: int, port: int, told: bool) -> None:
-    from ggm.cli import main
+    from ggm.commands.cli import main
 
     if told:
         _tell_shares()
@@ -71,7 +78,7 @@ def _run(words: list[str], log: Path, rank: int, count: int, port: int, told: bo
 
 
 def _tell_shares() -> None:
-    from ggm.loop import Loop
+    from ggm.training.loop import Loop
 
     train = Loop.train
 

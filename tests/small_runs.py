@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ggm.metrics import read_metrics
-from ggm.run_config import read_config
-from ggm.runs import run
+from ggm.training.config import read_config
+from ggm.training.metrics import read_metrics
+from ggm.training.run import run
 
 RUN = """\
 data: {kind: digits}

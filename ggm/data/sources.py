@@ -13,9 +13,9 @@ import torch
 from ggm.data import text
 from ggm.data.batches import Tokens
 from ggm.data.digits import SIDE, load_digits
-from ggm.images.files import open_images
-from ggm.images.token_cache import cached_tokens
-from ggm.images.tokenizers import GreyLevels, ImageTokenizer, VQTokenizer, open_vq
+from ggm.data.images.files import open_images
+from ggm.data.images.token_cache import cached_tokens
+from ggm.data.images.tokenizers import GreyLevels, ImageTokenizer, VQTokenizer, open_vq
 
 
 @dataclass(frozen=True)

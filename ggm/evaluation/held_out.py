@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from ggm.chain import Chain
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
-from ggm.noising import Chain
 from ggm.objective import (
     ObjectiveConfig,
     Visits,
@@ -19,8 +19,8 @@ from ggm.objective import (
     loss_from_logits,
     weighted_candidates,
 )
-from ggm.reversal import LinearLogits
-from ggm.visits import OwnVisits, VisitGroup
+from ggm.sampling.steps import LinearLogits
+from ggm.sampling.visits import OwnVisits, VisitGroup
 from ggm_kernels import corrupt
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ggm.data.images.files import Images, read_batches
+from ggm.data.images.tokenizers import ImageTokenizer, VQTokenizer
 from ggm.evaluation.samples import ImageShape, Samples
-from ggm.images.files import Images, read_batches
-from ggm.images.tokenizers import ImageTokenizer, VQTokenizer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
-from ggm.checkpoints import TOKENIZER
-from ggm.cli import main
+from ggm.commands.cli import main
 from ggm.data.text import char_tokenizer
+from ggm.training.checkpoints import TOKENIZER
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import PydocData, TextData
-from ggm.run_config import RunConfig, read_config
+from ggm.training.config import RunConfig, read_config
 
 GOOD = """\
 out: somewhere

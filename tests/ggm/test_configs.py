@@ -12,10 +12,10 @@ import pytest
 from pictures import draw_pictures, small_vq
 
 from ggm import GGM
-from ggm.checkpoints import find
-from ggm.cli import main
-from ggm.metrics import read_metrics
-from ggm.run_config import read_config
+from ggm.commands.cli import main
+from ggm.training.checkpoints import find
+from ggm.training.config import read_config
+from ggm.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -8,17 +8,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ggm import (
-    GGM,
-    ChainConfig,
-    GGMConfig,
-    HollowConfig,
-    MaskedConfig,
-    Ramp,
-    ReDenoise,
-    SamplingConfig,
-    cuda_graphs,
-)
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
+from ggm.sampling.stepwise import cuda_graphs
 
 LENGTH = 10
 NOISE = (0.4, 0.3, 0.2, 0.05, 0.05)
@@ -71,7 +62,7 @@ def assert_same(backbone: str, settings: dict, device: str) -> None:
 
 
 class Recorder:
-    """`ggm.cuda_graphs.record` for the CPU."""
+    """`ggm.sampling.cuda_graphs.record` for the CPU."""
 
     def __init__(self) -> None:
         self.recordings = 0

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import ggm
-from ggm import demo, extras
-from ggm.cli import main
+from ggm import extras
+from ggm.commands import demo
+from ggm.commands.cli import main
 from ggm.data.digits import load_digits
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -96,13 +97,13 @@ def test_importing_the_library_needs_no_extra():
         "import sys\n"
         # None is what an import takes for a module that is not there.
         "sys.modules.update(sklearn=None, matplotlib=None, tqdm=None)\n"
-        "import ggm.cli, ggm.demo\n"
+        "import ggm.commands.cli, ggm.commands.demo\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_command_line_settles_how_threads_wait_before_torch_is_loaded():
-    code = "import sys, ggm.cli; assert 'torch' not in sys.modules"
+    code = "import sys, ggm.commands.cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,7 +13,7 @@ from ggm import (
     ReDenoise,
     SamplingConfig,
 )
-from ggm.visits import OwnVisits
+from ggm.sampling.visits import OwnVisits
 
 LENGTH, SWEEPS, VOCAB, COUNT = 7, 3, 4, 6
 STEPS = LENGTH * SWEEPS

@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig
 from ggm.backbones.attention import attend
-from ggm.cli import main
+from ggm.commands.cli import main
 from ggm.extras import MissingExtraError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")

@@ -213,7 +213,7 @@ for call in (lambda: model.save_pretrained("x"), lambda: GGM.from_pretrained("x"
         assert str(error) == "huggingface_hub is not installed: pip install 'ggm-kernels[hub]'", error
     else:
         raise AssertionError
-from ggm.cli import main
+from ggm.commands.cli import main
 sys.exit(main(["train", sys.argv[1]]))
 """
     done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True, check=False)

@@ -8,12 +8,12 @@ import torch
 from pictures import COUNT, SIZE, draw_pictures, small_vq
 from PIL import Image
 
+from ggm.data.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
+from ggm.data.images.masks import frozen_tokens, pixels_to_draw, show_hole
+from ggm.data.images.token_cache import cached_tokens
+from ggm.data.images.tokenizers import GreyLevels, VQTokenizer, open_vq, to_floats, to_pixels
 from ggm.data.sources import ImageData, load_data
-from ggm.images.files import DatasetImages, FolderImages, fit, open_images, read_batches
-from ggm.images.infilling import frozen_tokens, pixels_to_draw, show_hole
-from ggm.images.token_cache import cached_tokens
-from ggm.images.tokenizers import GreyLevels, VQTokenizer, open_vq, to_floats, to_pixels
-from ggm.images.vq_training import VQConfig, train_vq
+from ggm.training.vq import VQConfig, train_vq
 
 
 def pixels_of(images, size=SIZE, mode="RGB"):

@@ -14,11 +14,11 @@ from pictures import COUNT, SIZE, small_vq
 from PIL import Image
 
 from ggm import GGM
-from ggm.checkpoints import find
-from ggm.cli import main
-from ggm.images.files import fit, open_images
-from ggm.images.tokenizers import read_tokenizer
-from ggm.provenance import KEYS
+from ggm.commands.cli import main
+from ggm.commands.provenance import KEYS
+from ggm.data.images.files import fit, open_images
+from ggm.data.images.tokenizers import read_tokenizer
+from ggm.training.checkpoints import find
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -3,17 +3,8 @@
 import pytest
 import torch
 
-from ggm import (
-    GGM,
-    ChainConfig,
-    GGMConfig,
-    HollowConfig,
-    MaskedConfig,
-    Ramp,
-    ReDenoise,
-    SamplingConfig,
-    visits,
-)
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
+from ggm.sampling.stepwise import visits
 
 LENGTH, VOCAB = 8, 5
 BACKBONES = {

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ggm.noising import ORDERS, SCHEDULES, Chain, ChainConfig, log_odds, sweep_noise_rates
+from ggm.chain import ORDERS, SCHEDULES, Chain, ChainConfig, log_odds, sweep_noise_rates
 
 
 def uneven_chain(length: int, sweeps: int) -> Chain:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy
 import pytest
-
-from ggm.metrics import read_metrics
-from ggm.run_config import read_config
-from ggm.runs import run
 from processes import finish, start
+
+from ggm.training.config import read_config
+from ggm.training.metrics import read_metrics
+from ggm.training.run import run
 
 # `ggm train run.yaml --max-steps 8`; then `ggm sample run --count 4 --seed 5 --out samples.npy`, and, elsewhere,
 # `ggm train run.yaml --resume`, whose last lines of metrics.jsonl are continued.jsonl.
@@ -47,5 +47,5 @@ def test_the_losses_are_not_those_of_fresh_weights(old_run):
     shutil.rmtree(old_run / "checkpoints")
     run(read_config(old_run / "run.yaml", ["model.chain.order_seed=1"]), progress=False)
     expected = [json.loads(line) for line in (OLD / "continued.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in read_metrics(old_run / "metrics.jsonl")[8:]]
+    losses = [line["loss"] for line in read_metrics(old_run / "metrics.jsonl")][8:]
     assert losses != pytest.approx([line["loss"] for line in expected], rel=1e-4)

@@ -20,7 +20,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 # What glibc starts with; what it makes of that by itself depends on what is freed first.
 GIVES_BACK = "import ctypes\nctypes.CDLL(None).mallopt(-1, 131072)\n"
-PREPARED = "from ggm.process import prepare\nprepare()\n"
+PREPARED = "from ggm.commands.environment import prepare\nprepare()\n"
 
 
 def run(code: str, **variables: str) -> str:

@@ -10,10 +10,10 @@ import pytest
 from small_runs import trained, written
 from torch.optim.swa_utils import AveragedModel
 
-from ggm.cli import main
+from ggm.commands.cli import main
 from ggm.config import ConfigError
 from ggm.files import write_text
-from ggm.loop import Loop
+from ggm.training.loop import Loop
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -20,11 +20,11 @@ from processes import finish, start
 from small_runs import curve, trained, written
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
-from ggm.checkpoints import Checkpoints
-from ggm.loop import evaluate
-from ggm.metrics import Metrics, read_metrics
-from ggm.run_config import read_config
-from ggm.runs import run
+from ggm.training.checkpoints import Checkpoints
+from ggm.training.config import read_config
+from ggm.training.loop import evaluate
+from ggm.training.metrics import Metrics, read_metrics
+from ggm.training.run import run
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ggm.noising import Chain, ChainConfig
-from ggm.sampling import SamplingConfig, denoise, initial_tokens
-from ggm.visits import OwnVisits
+from ggm.chain import Chain, ChainConfig
+from ggm.sampling.stepwise import SamplingConfig, denoise, initial_tokens
+from ggm.sampling.visits import OwnVisits
 
 CHAIN = Chain.from_config(ChainConfig(length=7, sweeps=3))
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from laws import check_law
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, Ramp, ReDenoise, SamplingConfig, reversal
-from ggm.event_driven import denoise_by_events
-from ggm.noising import Chain
-from ggm.sampling import denoise
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, Ramp, ReDenoise, SamplingConfig
+from ggm.chain import Chain
+from ggm.sampling.event_driven import denoise_by_events
+from ggm.sampling.stepwise import denoise
+from ggm.sampling.stepwise import steps as reversal
 
 LENGTH = 4
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])

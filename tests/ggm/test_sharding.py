@@ -9,10 +9,10 @@ import torch.distributed as dist
 from processes import finish, start
 
 from ggm import GGM
-from ggm.checkpoints import Checkpoints
 from ggm.config import ConfigError
-from ggm.metrics import read_metrics
-from ggm.runs import _launched_sharded
+from ggm.training.checkpoints import Checkpoints
+from ggm.training.metrics import read_metrics
+from ggm.training.run import _launched_sharded
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch is built without gloo"

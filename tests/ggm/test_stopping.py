@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from processes import finish, start
 
-from ggm.checkpoints import Checkpoints
+from ggm.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch is built without gloo"

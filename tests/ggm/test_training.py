@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train, training
+from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
+from ggm.training.in_memory import in_memory as training
 
 
 def tiny() -> GGM:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ggm import GGM
-from ggm.run_config import RunConfig
+from ggm.training.config import RunConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from ggm import GGM
-from ggm.checkpoints import read_config
 from ggm.config import ConfigError
 from ggm.data.sources import PydocData, TextData, load_data
 from ggm.data.text import PackedTokens, Texts, TokenStream, open_documents
 from ggm.data.unigram import UNIFORM_SHARE, unigram_law
-from ggm.metrics import read_metrics
 from ggm.objective import minus_log_noise
-from ggm.run_config import read_config as read_run
-from ggm.runs import run
+from ggm.training.checkpoints import read_config
+from ggm.training.config import read_config as read_run
+from ggm.training.metrics import read_metrics
+from ggm.training.run import run
 from ggm_kernels import NoiseLaw
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -79,7 +79,7 @@ def test_a_run_with_tied_hollow_network_learns_keeps_its_law_and_samples(tmp_pat
     data = load_data(PydocData(), 32)
     assert law == unigram_law(data.train, data.vocab_size)
     # What goes on does not count again: the data may have changed a little.
-    monkeypatch.setattr("ggm.runs.unigram_law", None)
+    monkeypatch.setattr("ggm.training.run.unigram_law", None)
     result = run(configured(tmp_path), resume=True, progress=False)
     assert read_config(result.checkpoint).noise_probs == law
     losses = [

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ggm.noising import Chain
+from ggm.chain import Chain
 from ggm_kernels import NoiseLaw
 
 # False-alarm rate of every comparison of samples with a law. Seeds are fixed, so a test that passes

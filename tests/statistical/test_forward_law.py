@@ -15,7 +15,7 @@ from enumerable import (
     uniform,
 )
 
-from ggm.noising import Chain
+from ggm.chain import Chain
 from ggm_kernels import corrupt
 
 SIZES = (10_000, 160_000)

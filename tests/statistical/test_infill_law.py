@@ -4,10 +4,11 @@ import pytest
 import torch
 from enumerable import LAWS, Law, assert_follows, skewed
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig, visits
+from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig
 from ggm.backbones import HollowTransformer
-from ggm.noising import Chain
-from ggm.visits import OwnVisits
+from ggm.chain import Chain
+from ggm.sampling.stepwise import visits
+from ggm.sampling.visits import OwnVisits
 
 COUNT = 40_000
 DATA = LAWS["potts"]()  # four positions, three tokens

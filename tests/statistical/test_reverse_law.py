@@ -14,8 +14,8 @@ from enumerable import (
     uniform,
 )
 
-from ggm.noising import Chain
-from ggm.sampling import LinearLogits, SamplingConfig, denoise, initial_tokens
+from ggm.chain import Chain
+from ggm.sampling.stepwise import LinearLogits, SamplingConfig, denoise, initial_tokens
 from ggm_kernels import glauber_step, linear_glauber_step
 
 SIZES = (10_000, 160_000)
@@ -33,7 +33,7 @@ def check_sampler(
     chain: Chain | None = None,
     stop: int = 0,
 ) -> None:
-    """Samples of `ggm.sampling.denoise` follow the data law, and the law of X_t on the way."""
+    """Samples of `ggm.sampling.stepwise.denoise` follow the data law, and the law of X_t on the way."""
     true_chain = uneven_chain(data.length)
     start = initial_tokens(torch.arange(count), data.length, data.vocab_size, seed=21, noise=noise_law(pi))
     seen = {}

@@ -17,11 +17,11 @@ from enumerable import (
     uniform,
 )
 
-from ggm import reversal
-from ggm.event_driven import denoise_by_events
-from ggm.noising import Chain
-from ggm.redenoise import ReDenoise
-from ggm.sampling import SamplingConfig, denoise, initial_tokens
+from ggm.chain import Chain
+from ggm.sampling.event_driven import denoise_by_events
+from ggm.sampling.redenoise import ReDenoise
+from ggm.sampling.stepwise import SamplingConfig, denoise, initial_tokens
+from ggm.sampling.stepwise import steps as reversal
 
 COUNT = 160_000
 PROCESSES = {"heat bath": False, "keep or replace": True}
@@ -59,7 +59,7 @@ class AllAtOnce:
     def one_site(
         self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
     ) -> torch.Tensor:
-        """The same as `ggm.sampling.denoise` asks for it."""
+        """The same as `ggm.sampling.stepwise.denoise` asks for it."""
         rows = torch.arange(len(tokens))[:, None]
         times = self.times_of(torch.as_tensor(time).expand(len(tokens)))[rows, positions]
         return self.tables[times, self.law.index(tokens)[:, None], positions]

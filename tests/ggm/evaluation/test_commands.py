@@ -6,12 +6,13 @@ import numpy
 import pytest
 import torch
 
-from ggm import extras, provenance
-from ggm.cli import main
+from ggm import extras
+from ggm.commands import provenance
+from ggm.commands.cli import main
 from ggm.data.digits import load_digits
 from ggm.evaluation.distances import copied_share, frechet_distance
-from ggm.run_config import read_config
-from ggm.runs import run
+from ggm.training.config import read_config
+from ggm.training.run import run
 
 RUN = """\
 model:

@@ -10,12 +10,12 @@ import torch
 from pictures import COUNT, SIZE, small_vq
 from PIL import Image
 
-from ggm.checkpoints import find
-from ggm.cli import main
+from ggm.commands.cli import main
+from ggm.data.images.files import FolderImages, fit
+from ggm.data.images.tokenizers import read_tokenizer
 from ggm.evaluation import image_distances
 from ggm.evaluation.distances import frechet_distance
-from ggm.images.files import FolderImages, fit
-from ggm.images.tokenizers import read_tokenizer
+from ggm.training.checkpoints import find
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_accelerate"),

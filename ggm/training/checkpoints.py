@@ -16,11 +16,11 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.config import ConfigError
+from ggm.data.images.tokenizers import ImageTokenizer
 from ggm.data.text import TOKENIZER as TOKENIZER
 from ggm.extras import require
 from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
-from ggm.images.tokenizers import ImageTokenizer
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 

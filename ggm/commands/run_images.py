@@ -7,14 +7,14 @@ from functools import cached_property
 
 import torch
 
+from ggm.data.images.files import Images, open_images
+from ggm.data.images.token_cache import picture_order
+from ggm.data.images.tokenizers import ImageTokenizer, VQTokenizer
 from ggm.data.sources import Data, ImageData
 from ggm.data.text import TokenStream
 from ggm.evaluation.images import ImageSet, decoded_images, grid_images, picture_images
 from ggm.evaluation.samples import ImageShape, Samples
-from ggm.images.files import Images, open_images
-from ggm.images.token_cache import picture_order
-from ggm.images.tokenizers import ImageTokenizer, VQTokenizer
-from ggm.run_config import RunConfig
+from ggm.training.config import RunConfig
 
 
 @dataclass(frozen=True)

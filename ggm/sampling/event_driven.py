@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 
-from ggm.noising import Chain
+from ggm.chain import Chain
 from ggm.progress import progress_bar
-from ggm.reversal import LinearLogits, Reversal
-from ggm.sampling import SampleResult
-from ggm.sampling_config import SamplingConfig
-from ggm.visits import VisitGroup
+from ggm.sampling.config import SamplingConfig
+from ggm.sampling.steps import LinearLogits, Reversal
+from ggm.sampling.stepwise import SampleResult
+from ggm.sampling.visits import VisitGroup
 from ggm_kernels import NoiseLaw
 
 
@@ -48,7 +48,7 @@ def denoise_by_events(
     evaluation serve the steps t - 1, t - 2, .. until a step puts another token in place of the old
     one, an *event*; each sequence goes on to its own next event between two evaluations of the batch.
     Every decision and draw has the coordinates (seed, step, sequence, position) that it has in
-    `ggm.sampling.denoise`.
+    `ggm.sampling.stepwise.denoise`.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def denoise_by_events(
         All logits; called with the time of the last step that the evaluation may serve. A sequence that is
         done is asked for, too, with a time that means nothing.
     chain, tokens, config, seed, sample_ids, frozen, noise, vocab_size, progress
-        As in `ggm.sampling.denoise`. `config.horizon` bounds the visits that an evaluation serves; the
-        end of a sweep does so in any case.
+        As in `ggm.sampling.stepwise.denoise`. `config.horizon` bounds the visits that an evaluation
+        serves; the end of a sweep does so in any case.
 
     Returns
     -------

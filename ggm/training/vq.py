@@ -11,12 +11,12 @@ import torch
 from torch.nn.functional import mse_loss
 
 from ggm.data.batches import index_batches
+from ggm.data.images.files import Images, read_batches
+from ggm.data.images.pictures import write_grid
+from ggm.data.images.tokenizers import VQTokenizer, to_floats
 from ggm.extras import require
-from ggm.images.files import Images, read_batches
-from ggm.images.pictures import write_grid
-from ggm.images.tokenizers import VQTokenizer, to_floats
 from ggm.progress import progress_bar
-from ggm.training import TrainingConfig, set_learning_rate
+from ggm.training.in_memory import TrainingConfig, set_learning_rate
 from ggm_kernels.randomness import MAX_SEED
 
 RECONSTRUCTIONS = "reconstructions.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ggm.redenoise import ReDenoise
+from ggm.sampling.redenoise import ReDenoise
 from ggm_kernels import checks
 
 
@@ -39,7 +39,7 @@ class SamplingConfig:
         posterior of the chain) rather than always resampled (heat bath). Equally exact.
     event_driven : bool
         Whether one evaluation of all L conditionals serves every step up to the next token that
-        changes (`ggm.event_driven`); for networks that give all L at once, with one site per step.
+        changes (`ggm.sampling.event_driven`); for networks that give all L at once, with one site per step.
     horizon : int or None
         Event-driven only: visits of a sequence that an evaluation serves at most, 1 being exact; None
         is up to the end of the sweep, which bounds it in any case.
@@ -50,7 +50,7 @@ class SamplingConfig:
     redenoise : ReDenoise or None
         What follows when time 0 is reached.
     cuda_graph : bool
-        Whether steps are recorded once per group size and replayed (`ggm.cuda_graphs`): the same
+        Whether steps are recorded once per group size and replayed (`ggm.sampling.cuda_graphs`): the same
         samples with less time between kernels, on a CUDA device. A recording holds its numbers: no
         `Ramp`. Not with event_driven, whose steps depend on the tokens. Not run on a GPU yet.
     """

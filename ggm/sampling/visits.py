@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ggm.noising import Chain
+from ggm.chain import Chain
 
 
 class VisitGroup(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggm.sampling import SampleResult
+    from ggm.sampling.stepwise import SampleResult
 
 TRAIN_VQ = """\
 Train a small VQModel of diffusers, which makes tokens of images and images of tokens, on a folder of
@@ -62,9 +62,9 @@ def add_train_vq(command: argparse.ArgumentParser) -> None:
 
 def run_train_vq(options: argparse.Namespace) -> None:
     """Run ``ggm train-vq``."""
-    from ggm.devices import check_device
-    from ggm.images.files import open_images
-    from ggm.images.vq_training import VQConfig, save_vq, train_vq
+    from ggm.commands.devices import check_device
+    from ggm.data.images.files import open_images
+    from ggm.training.vq import VQConfig, save_vq, train_vq
 
     config = VQConfig(
         **{name: getattr(options, name) for name in VQConfig.__dataclass_fields__ if hasattr(options, name)}
@@ -127,9 +127,9 @@ def infill_image(
     ValueError
         If the model is not one of images, or a file or the box does not fit.
     """
-    from ggm import generate, provenance
-    from ggm.checkpoints import find
-    from ggm.images import infilling
+    from ggm.commands import generate, provenance
+    from ggm.data.images import masks as infilling
+    from ggm.training.checkpoints import find
 
     images = checkpoint.images
     if images is None:

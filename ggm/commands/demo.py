@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ggm import figures
 from ggm.backbones.masked import MaskedConfig
+from ggm.chain import ChainConfig
+from ggm.commands import figures
 from ggm.data.digits import SIDE, Digits, load_digits
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 from ggm.extras import require
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.noising import ChainConfig
 from ggm.objective import ObjectiveConfig
-from ggm.sampling_config import SamplingConfig
-from ggm.training import TrainingConfig, train
+from ggm.sampling.config import SamplingConfig
+from ggm.training.in_memory import TrainingConfig, train
 
 LEVELS = 4
 SAMPLING = SamplingConfig(sites_per_step=4, temperature=0.9)

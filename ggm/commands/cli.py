@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggm import image_commands
+from ggm.commands import image_commands
+from ggm.commands.environment import prepare
+from ggm.commands.sampling_options import add_drawing, open_checkpoint
 from ggm.extras import MissingExtraError
-from ggm.process import prepare
-from ggm.sampling_options import add_drawing, open_checkpoint
 
 if TYPE_CHECKING:
-    from ggm.sampling import SampleResult
+    from ggm.sampling.stepwise import SampleResult
 
 _DEMO = """\
 Learn handwritten digits (8 x 8 pixels, from scikit-learn, no download) and show what was learnt.
@@ -102,7 +102,7 @@ def _told(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ggm.evaluation import commands as evaluation
+    from ggm.commands import evaluate as evaluation
 
     parser = argparse.ArgumentParser(prog="ggm", description="Glauber generative models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(command: argparse.ArgumentParser) -> None:
-    from ggm import demo
+    from ggm.commands import demo
 
     defaults = demo.DemoConfig()
     command.add_argument(
@@ -218,21 +218,21 @@ def _add_infill(command: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(command: argparse.ArgumentParser) -> None:
-    from ggm.evaluation import commands
+    from ggm.commands import evaluate as commands
 
     add_drawing(command)
     commands.add_evaluate(command)
 
 
 def _run_demo(options: argparse.Namespace) -> None:
-    from ggm import demo
+    from ggm.commands import demo
 
     demo.run(demo.DemoConfig(options.seconds, options.seed, options.out, options.samples))
 
 
 def _run_train(options: argparse.Namespace) -> None:
-    from ggm.run_config import read_config
-    from ggm.runs import run
+    from ggm.training.config import read_config
+    from ggm.training.run import run
 
     config = read_config(options.config, options.set)
     result = run(config, resume=options.resume, max_steps=options.max_steps, progress=not options.quiet)
@@ -242,8 +242,8 @@ def _run_train(options: argparse.Namespace) -> None:
 
 
 def _run_sample(options: argparse.Namespace) -> None:
-    from ggm import generate, provenance
-    from ggm.checkpoints import find
+    from ggm.commands import generate, provenance
+    from ggm.training.checkpoints import find
 
     checkpoint, config = open_checkpoint(options)
     generate.check_output(options.out, checkpoint)
@@ -260,7 +260,7 @@ def _run_sample(options: argparse.Namespace) -> None:
 
 
 def _run_infill(options: argparse.Namespace) -> None:
-    from ggm import generate
+    from ggm.commands import generate
 
     image_commands.check_infill(options)
     checkpoint, config = open_checkpoint(options)
@@ -285,6 +285,6 @@ def _tell_cost(result: SampleResult) -> None:
 
 
 def _run_evaluate(options: argparse.Namespace) -> None:
-    from ggm.evaluation import commands
+    from ggm.commands import evaluate as commands
 
     commands.run_evaluate(options, *open_checkpoint(options))

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import ggm_kernels
-from ggm.checkpoints import PROGRESS, read_progress
 from ggm.files import read_json, write_text
+from ggm.training.checkpoints import PROGRESS, read_progress
 
 if TYPE_CHECKING:
-    from ggm.generate import GenerateConfig
+    from ggm.commands.generate import GenerateConfig
     from ggm.model import GGM
-    from ggm.sampling import SampleResult
+    from ggm.sampling.stepwise import SampleResult
 
 _PACKAGES = ("torch", "transformers", "torchmetrics")
 # A smaller number of bits would be a lower temperature in disguise: results must name it.
@@ -58,7 +58,7 @@ def of_samples(result: SampleResult, config: GenerateConfig, model: GGM, checkpo
     Parameters
     ----------
     result : SampleResult
-        What `ggm.generate.sample` or `fill` returned.
+        What `ggm.commands.generate.sample` or `fill` returned.
     config : GenerateConfig
         How it was called.
     model : GGM

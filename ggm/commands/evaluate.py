@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from ggm import generate, provenance
-from ggm.checkpoints import find
+from ggm.commands import generate, provenance
+from ggm.commands.devices import check_device
+from ggm.commands.report import give, result
+from ggm.commands.run_images import RunImages
+from ggm.data.images.files import FolderImages
+from ggm.data.images.tokenizers import VQTokenizer
 from ggm.data.sources import Data, load_data
-from ggm.devices import check_device
 from ggm.evaluation.held_out import HeldOutConfig, held_out
 from ggm.evaluation.images import ImageSet, grid_images, picture_images, shape_of
 from ggm.evaluation.mauve import MauveConfig
 from ggm.evaluation.perplexity import DTYPES, PerplexityConfig
-from ggm.evaluation.results import give, result
-from ggm.evaluation.run_images import RunImages
 from ggm.evaluation.samples import TXT_CUTS, ImageShape, ReadConfig, Samples, read_samples
 from ggm.evaluation.scoring import UNITS, ScoreConfig, Scoring
-from ggm.images.files import FolderImages
-from ggm.images.tokenizers import VQTokenizer
-from ggm.run_config import RUN_CONFIG, RunConfig, read_config
+from ggm.training.checkpoints import find
+from ggm.training.config import RUN_CONFIG, RunConfig, read_config
 
 SCORE = """\
 Score samples of any system, and print the results as JSON.

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ggm.noising import Chain
-from ggm.redenoise import renoise
-from ggm.sampling_config import SamplingConfig, value_at
-from ggm.visits import OwnVisits, VisitGroup
+from ggm.chain import Chain
+from ggm.sampling.config import SamplingConfig, value_at
+from ggm.sampling.redenoise import renoise
+from ggm.sampling.visits import OwnVisits, VisitGroup
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import numpy
 import torch
 
-from ggm.checkpoints import TOKENIZER, find, read_config
+from ggm.data.images import pictures
+from ggm.data.images import tokenizers as image_tokenizers
+from ggm.data.images.masks import show_hole
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.extras import require
 from ggm.files import writing
-from ggm.images import pictures
-from ggm.images import tokenizers as image_tokenizers
-from ggm.images.infilling import show_hole
 from ggm.model import GGM
-from ggm.sampling import SampleResult
-from ggm.sampling_config import SamplingConfig
+from ggm.sampling.config import SamplingConfig
+from ggm.sampling.stepwise import SampleResult
+from ggm.training.checkpoints import TOKENIZER, find, read_config
 
 # Pictures that a network decodes at a time.
 _DECODED = 16
@@ -222,7 +222,7 @@ def write_samples(
     path : Path
         .npy: array of tokens. .jsonl: a line for each, with its text if it has one. .txt: texts
         between empty lines. .png: pictures side by side. None: a folder, made if it is not there,
-        with a file for each, and beside it, as `ggm.images.pictures.grid_beside` names it, the
+        with a file for each, and beside it, as `ggm.data.images.pictures.grid_beside` names it, the
         same as .png.
     tokens : torch.Tensor
         int64 [N, L].

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ggm.images.files import fit, open_picture
-from ggm.images.tokenizers import ImageTokenizer
+from ggm.data.images.files import fit, open_picture
+from ggm.data.images.tokenizers import ImageTokenizer
 
 _WHITE = 128
 _HOLE = (232, 201, 168)

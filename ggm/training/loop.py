@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ggm.checkpoints import Checkpoints, TrainingState
 from ggm.config import ConfigError
 from ggm.data.batches import Batch, batches
 from ggm.data.sources import Data
 from ggm.data.text import TokenStream
 from ggm.files import writing
-from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.progress import progress_bar
-from ggm.run_config import RunConfig
-from ggm.stopping import Stop
-from ggm.training import all_finite, check_finite, set_learning_rate, share_done
+from ggm.training.checkpoints import Checkpoints, TrainingState
+from ggm.training.config import RunConfig
+from ggm.training.in_memory import all_finite, check_finite, set_learning_rate, share_done
+from ggm.training.metrics import Metrics
+from ggm.training.signals import Stop
 
 _EVALUATED = 64
 # All that it tells fits into 80 columns.
@@ -192,7 +192,7 @@ class Loop:
         self._check_weights()
         state: TrainingState | None = self.state
         if self.sharded:
-            from ggm.sharding import gather
+            from ggm.training.sharding import gather
 
             state = gather(self.state, self.config.training)
         if self.metrics is not None:

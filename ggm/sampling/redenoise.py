@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ggm.chain import Chain
 from ggm.draws import uniforms
-from ggm.noising import Chain
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy
 import torch
 
+from ggm.data.images.files import Images, read_batches
+from ggm.data.images.tokenizers import VQTokenizer
 from ggm.draws import uniforms
 from ggm.files import writing
-from ggm.images.files import Images, read_batches
-from ggm.images.tokenizers import VQTokenizer
 from ggm.progress import progress_bar
 from ggm_kernels import Stream
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ggm.cuda_graphs import GraphedSteps
-from ggm.noising import Chain
+from ggm.chain import Chain
 from ggm.progress import progress_bar
-from ggm.reversal import Conditionals, LinearLogits, Reversal
-from ggm.sampling_config import Ramp, SamplingConfig
+from ggm.sampling.config import Ramp, SamplingConfig
+from ggm.sampling.cuda_graphs import GraphedSteps
+from ggm.sampling.steps import Conditionals, LinearLogits, Reversal
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 __all__ = [

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ggm.chain import ChainConfig
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
 from ggm.extras import require
 from ggm.files import write_text
 from ggm.model_config import GGMConfig
-from ggm.noising import ChainConfig
-from ggm.training import TrainingConfig
+from ggm.training.in_memory import TrainingConfig
 
 # In the folder of a run: what it was started with.
 RUN_CONFIG = "config.yaml"

@@ -16,21 +16,21 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ggm.backbones.attention import check_installed
-from ggm.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
 from ggm.config import ConfigError
+from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.sources import Data, load_data
 from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
 from ggm.extras import require
 from ggm.files import write_text, writing
-from ggm.images import tokenizers as image_tokenizers
-from ggm.loop import Loop
-from ggm.metrics import Metrics
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.run_config import RUN_CONFIG, RunConfig, check_same_curve, write_config
-from ggm.stopping import signals
-from ggm.training import make_optimizer
+from ggm.training.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
+from ggm.training.config import RUN_CONFIG, RunConfig, check_same_curve, write_config
+from ggm.training.in_memory import make_optimizer
+from ggm.training.loop import Loop
+from ggm.training.metrics import Metrics
+from ggm.training.signals import signals
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def run(
     if last is not None:
         restore(state, last)
     if sharded:
-        from ggm.sharding import shard
+        from ggm.training.sharding import shard
 
         shard(state, config.training, accelerator.device)
     with signals() as received:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggm.generate import Checkpoint, GenerateConfig
+    from ggm.commands.generate import Checkpoint, GenerateConfig
     from ggm.model import GGM
-    from ggm.sampling_config import Ramp, SamplingConfig
+    from ggm.sampling.config import Ramp, SamplingConfig
 
 
 def add_drawing(command: argparse.ArgumentParser) -> None:
@@ -101,7 +101,7 @@ def _add_law(group: Any) -> None:
 
 def _number_or_ramp(text: str) -> float | Ramp:
     """Number, or two with a colon between them."""
-    from ggm.sampling_config import Ramp
+    from ggm.sampling.config import Ramp
 
     try:
         numbers = [float(part) for part in text.split(":")]
@@ -120,8 +120,8 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, GenerateCo
     OSError, ValueError
         If there is no such checkpoint, or its model cannot be drawn from like that.
     """
-    from ggm import generate
-    from ggm.devices import check_device
+    from ggm.commands import generate
+    from ggm.commands.devices import check_device
 
     check_device(options.device)
     checkpoint = generate.Checkpoint.open(options.checkpoint, options.device)
@@ -130,8 +130,8 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, GenerateCo
 
 
 def _sampling(options: argparse.Namespace, model: GGM) -> SamplingConfig:
-    from ggm.redenoise import ReDenoise
-    from ggm.sampling_config import SamplingConfig
+    from ggm.sampling.config import SamplingConfig
+    from ggm.sampling.redenoise import ReDenoise
 
     if options.event_driven and model.config.backbone.kind != "hollow":
         raise ValueError(

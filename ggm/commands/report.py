@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ggm.provenance import to_json, versions
+from ggm.commands.provenance import to_json, versions
 
 _UNITS = {
     "scorer": "tokens of the language model",
@@ -35,7 +35,7 @@ def result(
     options : argparse.Namespace
         Its options.
     sampling : dict
-        Record of the samples (`ggm.provenance`).
+        Record of the samples (`ggm.commands.provenance`).
     metrics : dict
         Of `ggm.evaluation.scoring.Scoring.score`, and ``held_out``.
     started : float
@@ -44,7 +44,7 @@ def result(
     Returns
     -------
     dict
-        Values that `ggm.provenance.to_json` writes.
+        Values that `ggm.commands.provenance.to_json` writes.
     """
     call = {name: value for name, value in vars(options).items() if name != "run"}
     return {

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from ggm.reversal import Conditionals, Reversal
-from ggm.visits import VisitGroup
+from ggm.sampling.steps import Conditionals, Reversal
+from ggm.sampling.visits import VisitGroup
 from ggm_kernels.backends import checks_rows
 
 # Before a recording all lazy preparations (tables on the device, libraries' workspaces) must be done.

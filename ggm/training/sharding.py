@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim.swa_utils import AveragedModel
 
-from ggm.checkpoints import TrainingState
 from ggm.model import GGM
-from ggm.training import TrainingConfig, make_optimizer
+from ggm.training.checkpoints import TrainingState
+from ggm.training.in_memory import TrainingConfig, make_optimizer
 
 # What is called of a model besides its forward, which is its loss.
 _METHODS = ("loss", "calibration")

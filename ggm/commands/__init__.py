@@ -1,0 +1,1 @@
+"""What is typed: ``ggm demo | train | train-vq | sample | infill | evaluate | score``."""

@@ -1,0 +1,1 @@
+"""Training: on tensors in memory, and as runs of files that stop and resume."""
