@@ -1,0 +1,160 @@
+"""The likelihood bound of plain denoisers: uniform, unigram and absorbing diffusion, given as callables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn.functional import pad
+
+from ggm.draws import uniforms
+from ggm.evaluation.bound import (
+    LogModel,
+    Noise,
+    Site,
+    divergence_from_data,
+    prior_divergence,
+    step_bound,
+)
+from ggm.evaluation.likelihood import LikelihoodConfig
+from ggm_kernels import NoiseLaw, Stream, corrupt
+
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@torch.inference_mode()
+def denoiser_bound(
+    denoiser: Denoiser,
+    keep_prob: torch.Tensor,
+    tokens: torch.Tensor,
+    config: LikelihoodConfig,
+    *,
+    vocab_size: int,
+    noise: NoiseLaw | None = None,
+    mask_id: int | None = None,
+    predicts: Literal["leave_one_out", "posterior"] = "leave_one_out",
+) -> torch.Tensor:
+    """Unbiased estimates of the bound of -log p(x0), for a chain whose steps change all positions.
+
+    Parameters
+    ----------
+    denoiser : callable
+        ``denoiser(x_t, n)``, int64 [B, L] and [B], gives logits of the data token at every position, float
+        [B, L, V]; n is the number of the step, 1 to T. It may see the token at its own position.
+    keep_prob : torch.Tensor
+        1 = alpha_0 >= alpha_1 >= .. >= alpha_T, float64 [T + 1]: probability that X_n holds the data token.
+    tokens : torch.Tensor
+        Data, int64 [B, L].
+    config : LikelihoodConfig
+        Times, seed and batch; `sites_per_step` means nothing here.
+    vocab_size : int
+        V, the width of the denoiser's logits.
+    noise : NoiseLaw, optional
+        pi over V tokens; None is uniform, or absorbing where there is a `mask_id`.
+    mask_id : int, optional
+        The token that all noise is (absorbing diffusion): V, or one of the V that data never have.
+    predicts : str
+        What the logits are of: "leave_one_out", x0 given the tokens at the other positions, which is what the
+        bounds of uniform diffusion (UDLM, duo) train; or "posterior", x0 given all of x_t, which is what
+        cross-entropy trains, and from which the other follows by dividing out the own token. A masked
+        position tells nothing of itself: with absorbing noise both are one.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats, float64 [B] on the CPU. The reverse step is the plug-in posterior: q(x_s | x_t, x0) with the
+        leave-one-out distribution in place of x0, as MDLM, SEDD and duo sample.
+
+    Raises
+    ------
+    ValueError
+        If there is both a noise and a mask_id, keep_prob does not fall from 1, or `predicts` is another word.
+    """
+    if predicts not in ("leave_one_out", "posterior"):
+        raise ValueError(f"predicts: got {predicts!r}; allowed: leave_one_out, posterior")
+    if mask_id is not None and noise is not None:
+        raise ValueError("noise, mask_id: got both; allowed: one of them, a mask_id means absorbing noise")
+    keep_prob = keep_prob.to(tokens.device, torch.float64)
+    if not (keep_prob[0] == 1.0 and bool((keep_prob.diff() <= 0.0).all()) and bool(keep_prob[-1] >= 0.0)):
+        raise ValueError("keep_prob: got values that do not fall from 1; allowed: 1 = alpha_0 >= .. >= 0")
+    if mask_id is not None:
+        probs = torch.zeros(max(vocab_size, mask_id + 1), dtype=torch.float64)
+        probs[mask_id] = 1.0
+        noise = NoiseLaw(probs)
+    law = Noise(noise, vocab_size if noise is None else noise.vocab_size)
+    chain = _PlugIn(denoiser, keep_prob, law, mask_id, predicts == "posterior", config)
+    parts = [chain.bound(tokens[rows], rows) for rows in torch.arange(len(tokens)).split(config.batch)]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _PlugIn:
+    """The reverse chain of a denoiser."""
+
+    denoiser: Denoiser
+    keep_prob: torch.Tensor
+    noise: Noise
+    mask_id: int | None
+    divides_own_token: bool
+    config: LikelihoodConfig
+
+    def bound(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Nats of some sequences, whose numbers are `rows`."""
+        steps = len(self.keep_prob) - 1
+        times = min(self.config.times, steps)
+        starts = uniforms(rows, 1, stream=Stream.TIME, seed=self.config.seed)[:, 0]
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        for number in range(times):
+            # Evenly spread with a random start: every step is looked at with probability times / steps.
+            at = ((number + starts) * steps / times).long().clamp_max(steps - 1) + 1
+            terms = self._terms(tokens, rows.to(tokens.device), at.to(tokens.device), number)
+            total += terms.cpu() * steps / times
+        last = self.keep_prob[-1].expand(tokens.shape)
+        return total + prior_divergence(last, tokens, self.noise).sum(dim=1).cpu()
+
+    def _terms(self, tokens: torch.Tensor, ids: torch.Tensor, at: torch.Tensor, number: int) -> torch.Tensor:
+        """Sum of the terms of all positions in one step `at` of each sequence, float64 [B]."""
+        after, before = self.keep_prob[at], self.keep_prob[at - 1]
+        noisy, _ = corrupt(
+            tokens,
+            after.float(),
+            self.noise.vocab_size,
+            seed=self.config.seed,
+            step=number,
+            sample_ids=ids,
+            noise=self.noise.law,
+        )
+        logits = self.denoiser(noisy, at).double()
+        if self.divides_own_token and self.mask_id is None:
+            logits = self._leave_one_out(logits, noisy, after)
+        log_model = self._log_model(logits, before)
+        rate = torch.where(before > 0.0, 1.0 - after / before, 1.0)
+        length = tokens.shape[1]
+        site = Site(tokens.flatten(), before.repeat_interleave(length), rate.repeat_interleave(length))
+        current = noisy.flatten()[:, None]
+        pi = self.noise.probs.to(tokens.device)
+        mean = torch.where(pi > 0.0, pi * log_model, 0.0).sum(dim=1)
+        log_data = log_model.gather(1, site.data[:, None]).squeeze(1)
+        divergence = divergence_from_data(site, LogModel(log_data, mean), self.noise)
+        terms = step_bound(site, current, log_model.gather(1, current), divergence, self.noise)
+        return terms.view(tokens.shape).sum(dim=1)
+
+    def _leave_one_out(
+        self, logits: torch.Tensor, noisy: torch.Tensor, keep_prob: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of x0 given the other positions, from those given all; keep_prob [B] is alpha."""
+        odds = (keep_prob / (1.0 - keep_prob))[:, None] / self.noise.of(noisy)
+        return logits.scatter_add(2, noisy[..., None], -torch.log1p(odds)[..., None])
+
+    def _log_model(self, logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Logarithm of alpha_s p0 + (1 - alpha_s) pi, the distribution of X_s, float64 [B * L, V]."""
+        logits = logits.flatten(0, 1)
+        if self.mask_id is not None:  # it is never data
+            logits = pad(logits, (0, self.noise.vocab_size - logits.shape[1]), value=-math.inf)
+            logits[:, self.mask_id] = -math.inf
+        keep = before.repeat_interleave(len(logits) // len(before))[:, None]
+        noise = torch.log1p(-keep) + self.noise.probs.to(logits.device).log()
+        return torch.logaddexp(keep.log() + logits.log_softmax(dim=1), noise)
