@@ -264,16 +264,17 @@ def _fake_backward(
 def _setup(ctx, inputs, output):
     logits, candidates, signal_weight, noise_weight, _, ctx.backend = inputs
     ctx.vocab_size, ctx.dtype = logits.shape[1], logits.dtype  # the logits themselves are not kept
-    ctx.save_for_backward(output[1], candidates, signal_weight, noise_weight)
+    ctx.save_for_backward(*output, candidates, signal_weight, noise_weight)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
-    gradient = _backward_op(grad, *ctx.saved_tensors, ctx.vocab_size, ctx.dtype, ctx.backend)
+    _, *saved = ctx.saved_tensors
+    gradient = _backward_op(grad, *saved, ctx.vocab_size, ctx.dtype, ctx.backend)
     return gradient, None, None, None, None, None
 
 
-_op = register(
+register(
     "sigmoid_bce(Tensor logits, Tensor candidates, Tensor signal_weight, Tensor noise_weight, "
     "Tensor? offset, str backend) -> (Tensor, Tensor)",
     _run,
@@ -285,7 +286,7 @@ _backward_op = register(
     _run_backward,
     _fake_backward,
 )
-differentiate("sigmoid_bce", _backward, _setup)
+_op = differentiate("sigmoid_bce", _backward, _setup)
 
 
 # linear_sigmoid_bce
@@ -322,20 +323,21 @@ def _linear_fake_backward(
 
 def _linear_setup(ctx, inputs, output):
     hidden, weight, candidates, signal_weight, noise_weight, _, _, ctx.sparse_grad, ctx.backend = inputs
-    ctx.save_for_backward(output[1], hidden, weight, candidates, signal_weight, noise_weight)
+    ctx.save_for_backward(*output, hidden, weight, candidates, signal_weight, noise_weight)
     ctx.mark_non_differentiable(output[1])
 
 
 def _linear_backward(ctx, grad, _):
+    _, *saved = ctx.saved_tensors
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
     sparse = ctx.sparse_grad and needs[1]
     dense = [needs[0], needs[1] and not sparse, needs[2]]
-    gradients = _linear_backward_op(grad, *ctx.saved_tensors, dense, ctx.backend)
+    gradients = _linear_backward_op(grad, *saved, dense, ctx.backend)
     hidden, weight, bias = (
         gradient if needed else None for gradient, needed in zip(gradients, dense, strict=True)
     )
     if sparse:
-        weight = _sparse_weight_gradient(grad, *ctx.saved_tensors)
+        weight = _sparse_weight_gradient(grad, *saved)
     return hidden, weight, None, None, None, bias, None, None, None
 
 
@@ -355,7 +357,7 @@ def _sparse_weight_gradient(
     return torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False)
 
 
-_linear_op = register(
+register(
     "linear_sigmoid_bce(Tensor hidden, Tensor weight, Tensor candidates, Tensor signal_weight, "
     "Tensor noise_weight, Tensor? bias, Tensor? offset, bool sparse_grad, str backend) -> (Tensor, Tensor)",
     _linear_run,
@@ -368,4 +370,4 @@ _linear_backward_op = register(
     _linear_run_backward,
     _linear_fake_backward,
 )
-differentiate("linear_sigmoid_bce", _linear_backward, _linear_setup)
+_linear_op = differentiate("linear_sigmoid_bce", _linear_backward, _linear_setup)
