@@ -35,8 +35,8 @@ def _refuse_vmap(name: str) -> Callable:
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> Callable:
     """Register the backward formula of the op `name`, whose gradients refuse to be differentiated again.
 
-    `setup_context` saves a result of the op that depends on all that can have a gradient. Returns the op as it
-    is to be called: forward-mode differentiation is refused, `torch.func.grad` and `torch.func.vjp` work.
+    `setup_context` saves a result of the op that depends on all that can have a gradient. Returns the op as
+    it is to be called: forward-mode differentiation is refused, `torch.func.grad` and `torch.func.vjp` work.
     """
     op = getattr(torch.ops.ggm_kernels, name).default
 

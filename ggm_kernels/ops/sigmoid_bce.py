@@ -9,7 +9,6 @@ import torch
 from ggm_kernels import checks
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.ops.library import differentiate, register
-from ggm_kernels.reference.sigmoid_bce import candidate_gradient
 
 _FLOATS = (*checks.FLOATS, torch.float64)
 _WEIGHT_DTYPES = (*_FLOATS, torch.bool)
@@ -100,10 +99,11 @@ def linear_sigmoid_bce(
     bias : torch.Tensor, optional
         dtype of `weight`, shape [V].
     sparse_grad : bool
-        Whether the gradient of `weight` is a sparse tensor of N * C rows (not coalesced), as
-        `torch.nn.Embedding` has it, and not a dense [V, d]: for a weight that is not tied and an optimiser
-        that takes it. Where ``weight.grad`` is a dense tensor already (gradient accumulation), its rows
-        are added in place and no second [V, d] is made. Not under torch.compile.
+        Whether the gradient of `weight` is a sparse tensor of N * C rows, as `torch.nn.Embedding` has it,
+        and not a dense [V, d]: for a weight that is not tied and an optimiser that takes it. Candidates that
+        name one token are added up in float32, into one row; what rows are left over are zero. Where
+        ``weight.grad`` is a dense tensor already (gradient accumulation), the rows are added in place and no
+        second [V, d] is made. Not under torch.compile.
 
     Returns
     -------
@@ -337,7 +337,7 @@ def _linear_backward(ctx, grad, _):
         gradient if needed else None for gradient, needed in zip(gradients, dense, strict=True)
     )
     if sparse:
-        weight = _sparse_weight_gradient(grad, *saved)
+        weight = _sparse_weight_gradient(grad, *saved, ctx.backend)
     return hidden, weight, None, None, None, bias, None, None, None
 
 
@@ -349,12 +349,24 @@ def _sparse_weight_gradient(
     candidates: torch.Tensor,
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
+    backend: str,
 ) -> torch.Tensor:
-    """One row per candidate, [N * C, d], repeated tokens not yet added."""
-    per_candidate = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
-    rows = (per_candidate[:, :, None] * hidden[:, None, :]).flatten(0, 1).to(weight.dtype)
-    indices = candidates.long().flatten()[None]
-    return torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False)
+    """[N * C] rows: of each token that is named the sum, in float32, then zeros at the last of them.
+
+    The dense gradient of a weight that has the rows named alone. Their number stays on the device.
+    """
+    tokens, order = candidates.flatten().long().sort(stable=True)
+    is_first = torch.ones_like(tokens, dtype=torch.bool)
+    is_first[1:] = tokens[1:] != tokens[:-1]
+    rows = is_first.cumsum(0) - 1
+    row_of_candidate = torch.empty_like(rows).scatter_(0, order, rows).view(candidates.shape)
+    token_of_row = tokens[-1:].repeat(len(tokens)).scatter_(0, rows, tokens)
+    named = weight.detach()[:1].expand(len(tokens), -1)  # its values are of no account, its shape is
+    constants = (row_of_candidate, signal_weight, noise_weight)
+    _, values, _ = _linear_backward_op(
+        grad, candidate_logits, hidden, named, *constants, [False, True, False], backend
+    )
+    return torch.sparse_coo_tensor(token_of_row[None], values, weight.shape, check_invariants=False)
 
 
 register(

@@ -79,7 +79,9 @@ def losses(backend):
 
 def test_forward_mode_is_refused_by_name(backend):
     for loss, at, name in losses(backend):
-        refused = pytest.raises(NotImplementedError, match=f"ggm_kernels.{name} does not support forward-mode")
+        refused = pytest.raises(
+            NotImplementedError, match=f"ggm_kernels.{name} does not support forward-mode"
+        )
         with refused:
             torch.func.jvp(loss, (at,), (at,))
         with refused:
