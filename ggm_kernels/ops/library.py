@@ -66,15 +66,15 @@ def differentiate(name: str, backward: Callable, setup_context: Callable) -> Cal
 
 def _function(name: str, op: Callable, backward: Callable, setup_context: Callable) -> Callable:
     """The op as a `torch.autograd.Function` that the transforms of `torch.func` know how to call."""
-    methods = {
-        "forward": op,
-        "setup_context": setup_context,
-        "backward": backward,
-        "jvp": _refuse_tangent(name),
-        "vmap": _refuse_vmap(name),
-    }
-    static = {method: staticmethod(function) for method, function in methods.items()}
-    return type(name, (torch.autograd.Function,), static).apply
+
+    class Function(torch.autograd.Function):
+        pass
+
+    methods = {"forward": op, "setup_context": setup_context, "backward": backward}
+    refusals = {"jvp": _refuse_tangent(name), "vmap": _refuse_vmap(name)}
+    for method, function in (methods | refusals).items():
+        setattr(Function, method, staticmethod(function))
+    return Function.apply
 
 
 def _refuse_tangents(name: str, arguments: Sequence) -> None:

@@ -337,7 +337,7 @@ def _linear_backward(ctx, grad, _):
         gradient if needed else None for gradient, needed in zip(gradients, dense, strict=True)
     )
     if sparse:
-        weight = _sparse_weight_gradient(grad, *saved, ctx.backend)
+        weight = _sparse_weight_gradient(grad, *saved, backend=ctx.backend)
     return hidden, weight, None, None, None, bias, None, None, None
 
 
@@ -349,6 +349,7 @@ def _sparse_weight_gradient(
     candidates: torch.Tensor,
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
+    *,
     backend: str,
 ) -> torch.Tensor:
     """[N * C] rows: of each token that is named the sum, in float32, then zeros at the last of them.
