@@ -67,10 +67,18 @@ GGM_HD float row_verdict(const GlauberArgs& args, const Place& place, float g) {
 
 GGM_HD bool row_keeps(const Place& place, uint64_t seed, float f) { return keeps_token(f, keep_word(place.race, seed)); }
 
+// A row that nothing is known of, as nothing was done for it.
+void settle_frozen(const GlauberArgs& args, int64_t row) {
+  float* const by_products[] = {args.log_sum_exp, args.log_prob, args.keep_prob};
+  for (float* by_product : by_products) {
+    if (by_product != nullptr) by_product[row] = float_of(0x7FC00000u);
+  }
+}
+
 // What is left to do once the race of a row is run.
 void settle_row(const GlauberArgs& args, int64_t row, const RaceState& state) {
   const Place place = place_of(args, row);
-  bool draws = has_law(state) && !is_frozen(args, place);
+  bool draws = has_law(state);
   if (args.noise_rate != nullptr) {
     const float g = args.normalize ? state.present - log_sum_exp(state) : state.present;
     const float f = row_verdict(args, place, g);
@@ -86,16 +94,15 @@ void settle_row(const GlauberArgs& args, int64_t row, const RaceState& state) {
 // settle_row would note is noted.
 template <class PresentLogit>
 bool settled_before_race(const GlauberArgs& args, int64_t row, const PresentLogit& present_logit) {
-  if (args.log_sum_exp != nullptr) return false;
   const Place place = place_of(args, row);
-  const bool verdict_is_cheap = args.noise_rate != nullptr && !args.normalize;
-  if (args.keep_prob != nullptr && !verdict_is_cheap) return false;
-  bool keeps = is_frozen(args, place);
-  if (verdict_is_cheap) {
-    const float f = row_verdict(args, place, present_logit(token_at(args, place.token_at)));
-    keeps |= row_keeps(place, args.seed, f);
-    if (keeps && args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
+  if (is_frozen(args, place)) {
+    settle_frozen(args, row);
+    return true;
   }
+  if (args.log_sum_exp != nullptr || args.noise_rate == nullptr || args.normalize) return false;
+  const float f = row_verdict(args, place, present_logit(token_at(args, place.token_at)));
+  const bool keeps = row_keeps(place, args.seed, f);
+  if (keeps && args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
   if (keeps && args.log_prob != nullptr) args.log_prob[row] = float_of(0x7FC00000u);
   return keeps;
 }

@@ -47,7 +47,7 @@ struct Law {
 
 GGM_HD Law law_of(const GlauberArgs& args, float cut) {
   return {args.inverse_temperature, cut, args.greedy, args.normalize || args.log_sum_exp != nullptr,
-          args.log_prob != nullptr};
+          args.log_prob != nullptr && !args.greedy};
 }
 
 // Four words of a stream of the row.

@@ -164,11 +164,12 @@ __device__ __forceinline__ float present_logit(const LogitsTile& tile, const T* 
 // them, most rows of keep-or-replace need not be read.
 __device__ __forceinline__ bool is_settled(const GlauberArgs& args, const LogitsTile& tile, const Place& place,
                                            float present) {
+  if (place.is_legal && is_frozen(args, place)) return true;
   if (args.log_sum_exp != nullptr) return false;
   if (!place.is_legal) return true;
   const bool is_cheap = args.noise_rate != nullptr && !args.normalize && tile.tokens == args.vocab_size;
   if (args.keep_prob != nullptr && !is_cheap) return false;
-  return is_frozen(args, place) || (is_cheap && row_keeps(args, place, row_verdict(args, place, present)));
+  return is_cheap && row_keeps(args, place, row_verdict(args, place, present));
 }
 
 __device__ __forceinline__ float warp_largest(float value) {

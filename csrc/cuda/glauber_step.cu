@@ -104,15 +104,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) race_kernel(con
 __device__ void settle(const GlauberArgs& args, int64_t row, const RaceState& state) {
   const float nan = float_of(0x7FC00000u);
   const Place place = place_of(args, row);
-  bool stays = !place.is_legal || is_frozen(args, place);
+  const bool frozen = place.is_legal && is_frozen(args, place);
+  bool stays = !place.is_legal || frozen;
   if (args.noise_rate != nullptr) {
     const float g = args.normalize ? state.present - log_sum_exp(state) : state.present;
-    const float f = place.is_legal ? row_verdict(args, place, g) : nan;
+    const float f = place.is_legal && !frozen ? row_verdict(args, place, g) : nan;
     stays = stays || row_keeps(args, place, f);
     if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
   }
   stays = stays || !has_winner(state);
-  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = log_sum_exp(state);
+  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = frozen ? nan : log_sum_exp(state);
   if (args.log_prob != nullptr) args.log_prob[row] = stays ? nan : args.greedy ? 0.0f : winner_log_prob(state);
   if (stays) return;
   if (args.token_bytes == 8) {

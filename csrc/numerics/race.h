@@ -62,8 +62,13 @@ GGM_HD uint64_t mass_units(float exp_z) { return static_cast<uint64_t>(exp_z * 0
 GGM_HD uint32_t depth_bits(float z) { return float_bits(z) & 0x7FFFFFFFu; }
 GGM_HD float depth_value(uint32_t bits) { return -float_of(bits); }
 
-// Log-odds that the present token, of logit g, is signal: g + log((1 - eps) / eps) - log pi(token).
+// Log-odds that the present token, of logit g, is signal: g + log((1 - eps) / eps) - log pi(token). Where noise cannot
+// be, eps or pi being 0, signal is certain, whatever its weight; NaN for NaN.
 GGM_HD float verdict(float g, float noise_rate, float log_noise_prob) {
+  const float infinity = float_of(0x7F800000u);
+  if (g != g) return g;
+  if (noise_rate <= 0.0f || log_noise_prob == -infinity) return infinity;
+  if (noise_rate >= 1.0f || g == -infinity) return -infinity;
   return g + (log1pf(-noise_rate) - logf(noise_rate)) - log_noise_prob;
 }
 

@@ -109,12 +109,13 @@ def glauber_step(
         bool [B, L]: positions that never change.
     log_sum_exp : torch.Tensor, optional
         Filled with the log-sum-exp of every row of logits (raw: no temperature, no filter), float32 [B, K].
-        0 where the logits are log-probabilities: the calibration of a GGM.
+        0 where the logits are log-probabilities: the calibration of a GGM. NaN where the row is frozen.
     log_prob : torch.Tensor, optional
         Filled with the log-probability of the token drawn under the law that it was drawn from (temperature
         and filters included), float32 [B, K]; NaN where the token was kept, is frozen or has no law.
     keep_prob : torch.Tensor, optional
-        Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`.
+        Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`. 1 where
+        the token cannot be noise (eps or pi is 0), NaN where the row is frozen or has no law.
     backend : str, optional
         "reference", "cpu", "cuda" or "triton"; None is the best that is there.
 

@@ -69,6 +69,7 @@ class _Rows:
         changes = g.isnan().logical_not().all(1) & (g > -math.inf).any(1)
         if self.update.frozen is not None:
             changes &= ~self.update.frozen[at]
+            g = torch.where(self.update.frozen[at][:, None], math.nan, g)  # nothing is said of frozen rows
         if self.update.noise_rate is not None:
             f = self._verdict(part, g, present)
             word = philox.keep_words(self.update.seed, self.update.step, self.sample_ids[part], at[1])
@@ -99,8 +100,16 @@ class _Rows:
         verdict = g.gather(1, present.long()[:, None]).squeeze(1)
         if self.update.normalize:
             verdict = verdict - g.logsumexp(1)
-        minus_log_pi = math.log(g.shape[1]) if log_pi is None else -log_pi[present.long()]
-        return verdict + (torch.log1p(-eps) - torch.log(eps)) + minus_log_pi
+        uniform = torch.full_like(verdict, -math.log(g.shape[1]))
+        return _log_odds(verdict, eps, uniform if log_pi is None else log_pi[present.long()])
+
+
+def _log_odds(g: torch.Tensor, eps: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:
+    """Log-odds that a token is signal: certain where it cannot be noise, whatever g but NaN."""
+    f = g + (torch.log1p(-eps) - torch.log(eps)) - log_pi
+    f = torch.where((eps >= 1) | (g == -math.inf), -math.inf, f)
+    f = torch.where((eps <= 0) | (log_pi == -math.inf), math.inf, f)
+    return torch.where(g.isnan(), g, f)
 
 
 def keep_decision(f: torch.Tensor, word: torch.Tensor) -> torch.Tensor:

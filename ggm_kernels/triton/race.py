@@ -69,6 +69,15 @@ def sigmoid(f):
 
 
 @triton.jit
+def log_odds(g, rate, log_noise_prob):
+    """Log-odds that a token of logit g is signal: certain where it cannot be noise, whatever g but NaN."""
+    f = g + (log1p_minus(rate) - tl.log(rate)) - log_noise_prob
+    f = tl.where((rate >= 1.0) | (g == float("-inf")), float("-inf"), f)
+    f = tl.where((rate <= 0.0) | (log_noise_prob == float("-inf")), float("inf"), f)
+    return tl.where(g == g, f, g)
+
+
+@triton.jit
 def keeps_token(f, word):
     """True with probability sigmoid(f); NaN keeps.
 
@@ -269,12 +278,15 @@ def settle_kernel(
     winner = tl.sum(tl.where(slot[None, :] == winning[:, None], winners, 0.0), axis=1).to(tl.int64)
 
     changes = legal & (has_nan == 0) & (top > float("-inf"))
+    thawed = inside
     if frozen_ptr is not None:
-        changes &= tl.load(frozen_ptr + sequence * length + position, mask=legal, other=1) == 0
+        thawed = tl.load(frozen_ptr + sequence * length + position, mask=legal, other=0) == 0
+        changes &= thawed
     if NORMALIZE or log_sum_exp_ptr is not None:
         raw_sums = tl.load(at + _RAW_SUM * field_stride, mask=mask, other=0.0)
         raw_sum = tl.sum(raw_sums * tl.exp(tempered(tops, top[:, None], 1.0)), axis=1)
         log_sum_exp = tl.where(has_nan, float("nan"), top + tl.log(raw_sum))
+        log_sum_exp = tl.where(thawed, log_sum_exp, float("nan"))
         if log_sum_exp_ptr is not None:
             tl.store(log_sum_exp_ptr + row, log_sum_exp, mask=inside)
     if rate_ptr is not None:
@@ -283,10 +295,10 @@ def settle_kernel(
         verdict = tl.load(present_ptr + local, mask=legal, other=float("nan"))
         if NORMALIZE:
             verdict -= log_sum_exp
-        log_noise_prob = uniform_log_prob
+        log_noise_prob = tl.zeros([ROWS], dtype=tl.float32) + uniform_log_prob
         if noise_log_probs_ptr is not None:
             log_noise_prob = tl.load(noise_log_probs_ptr + token, mask=legal, other=0.0)
-        f = verdict + (log1p_minus(rate) - tl.log(rate)) - log_noise_prob
+        f = log_odds(tl.where(thawed, verdict, float("nan")), rate, log_noise_prob)
         word, _, _, _ = words_at(seed, step_value, sample_id, position, 0, _KEEP)
         changes &= keeps_token(f, word) == 0
         if keep_prob_ptr is not None:

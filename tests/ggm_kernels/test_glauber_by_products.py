@@ -1,0 +1,140 @@
+"""By-products of `glauber_step` and `linear_glauber_step`: what the reference says, whatever else was asked for.
+
+Vocabularies lie on both sides of every chunk, group and tile that a backend cuts them into.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
+
+OP = "glauber_step"
+BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
+VOCAB_SIZES = [1, 15, 17, 1024, 1025, 2049, 4097, 9000]
+LAWS = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.7},
+    {"temperature": 1.3, "top_k": 3},
+    {"top_p": 0.9},
+    {"temperature": 0.0, "top_k": 3, "min_p": 0.1},
+]
+DECISIONS = [{}, {"noise_rate"}, {"noise_rate", "normalize"}, {"noise_rate", "noise", "frozen"}, {"frozen"}]
+
+
+def arguments_of(vocab_size, decision):
+    generator = torch.Generator().manual_seed(vocab_size)
+    rows, length = 4, 6
+    law = torch.rand(vocab_size, generator=generator) + 0.01
+    everything = {
+        "noise_rate": torch.rand(2, rows, generator=generator) * 0.2 + 0.8,
+        "normalize": True,
+        "noise": NoiseLaw(law / law.sum()),
+        "frozen": torch.rand(2, length, generator=generator) < 0.4,
+    }
+    return {
+        "tokens": torch.randint(vocab_size, (2, length), generator=generator),
+        "logits": torch.randn(2, rows, vocab_size, generator=generator) * 2 - 3,
+        "positions": torch.tensor([[5, 0, 3, 1], [2, 4, 1, 0]]),
+        "seed": 3,
+        "step": 7,
+        **{name: everything[name] for name in decision},
+    }
+
+
+def by_products_of(arguments, backend, op=glauber_step):
+    names = [name for name in BY_PRODUCTS if name != "keep_prob" or "noise_rate" in arguments]
+    filled = {name: torch.full((2, 4), 77.0) for name in names}
+    arguments = dict(arguments)
+    tokens = op(arguments.pop("tokens").clone(), **arguments, **filled, backend=backend)
+    return {"tokens": tokens, **filled}
+
+
+def from_hidden(arguments):
+    """The same step from hidden states, whose product with an identity is the logits."""
+    arguments = dict(arguments)
+    logits = arguments.pop("logits")
+    rows = logits.flatten(0, 1)
+    return {**arguments, "hidden": torch.eye(len(rows)).view(2, -1, len(rows)), "weight": rows.T.contiguous()}
+
+
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_every_by_product_of_every_option(backend, vocab_size):
+    cases = list(itertools.product(LAWS, DECISIONS))
+    if backend == "triton" and not torch.cuda.is_available():
+        cases = cases[vocab_size % 7 :: 7]  # interpreted: a seventh each, every case at some size
+    for law, decision in cases:
+        arguments = {**arguments_of(vocab_size, decision), **law}
+        expected = by_products_of(arguments, "reference")
+        results = {
+            "from logits": by_products_of(arguments, backend),
+            "from hidden states": by_products_of(from_hidden(arguments), backend, linear_glauber_step),
+        }
+        for form, result in results.items():
+            for name, value in expected.items():
+                said = f"{name} {form}, {law}, {sorted(decision)}"
+                torch.testing.assert_close(
+                    result[name], value, equal_nan=True, rtol=1e-5, atol=1e-5, msg=lambda m, s=said: f"{s}: {m}"
+                )
+
+
+def test_greedy_draws_are_certain(backend):
+    """Probability 1 to the largest logit, however many the others are."""
+    for vocab_size in (5, 5000, 9000):
+        arguments = {**arguments_of(vocab_size, {}), "temperature": 0.0}
+        assert by_products_of(arguments, backend)["log_prob"].eq(0).all()
+        assert by_products_of(from_hidden(arguments), backend, linear_glauber_step)["log_prob"].eq(0).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_keep_probability_where_noise_or_signal_is_impossible(backend, normalize):
+    """1 where the token cannot be noise; 0 where it can and cannot be signal; never NaN."""
+    inf = math.inf
+    logits = torch.tensor([-inf, 0.0, 1.0, -inf]).expand(1, 5, -1)
+    tokens = torch.tensor([[0, 0, 3, 1, 1]])
+    rate = torch.tensor([[0.0, 0.5, 0.5, 0.0, 1.0]])
+    noise = NoiseLaw(torch.tensor([0.5, 0.25, 0.25, 0.0]))
+    keep_prob = torch.full((1, 5), 7.0)
+    out = glauber_step(
+        tokens.clone(), logits, torch.arange(5), seed=1, step=0, noise_rate=rate, noise=noise,
+        normalize=normalize, keep_prob=keep_prob, backend=backend,
+    )  # fmt: skip
+    assert keep_prob.tolist() == [[1, 0, 1, 1, 0]]
+    assert out[0, [0, 2, 3]].tolist() == [0, 3, 1] and out[0, 1] != 0
+
+
+def test_frozen_rows_say_nothing(backend):
+    """By-products of frozen rows are NaN from logits and from hidden states, lawful or not."""
+    arguments = arguments_of(50, {"noise_rate", "normalize"})
+    arguments["frozen"] = torch.ones(2, 6, dtype=torch.bool)
+    for given, op in [(arguments, glauber_step), (from_hidden(arguments), linear_glauber_step)]:
+        result = by_products_of(given, backend, op)
+        assert torch.equal(result["tokens"], arguments["tokens"])
+        assert all(result[name].isnan().all() for name in BY_PRODUCTS)
+
+
+def test_frozen_rows_are_not_read():
+    """A step on frozen rows alone takes no time that grows with the vocabulary, whatever is asked for."""
+    from benchmarks.timing import median_seconds
+
+    logits = torch.zeros(1, 64, 20000)
+    by_products = {name: torch.zeros(1, 64) for name in BY_PRODUCTS}
+    tokens, positions = torch.zeros(1, 64, dtype=torch.int64), torch.arange(64)
+
+    def step(frozen):
+        return median_seconds(lambda: glauber_step(
+            tokens, logits, positions, seed=1, step=0, noise_rate=torch.ones(1), normalize=True,
+            frozen=torch.full((1, 64), frozen), **by_products, backend="cpu",
+        ), 5)  # fmt: skip
+
+    assert step(True) * 5 < step(False)
+
+
+def test_expected_logits_are_the_product():
+    arguments = arguments_of(17, {})
+    factors = from_hidden(arguments)
+    torch.testing.assert_close(linear(factors["hidden"], factors["weight"]), arguments["logits"])
