@@ -1,5 +1,6 @@
 """Hooks the native core into setuptools; everything else stands in pyproject.toml."""
 
+import atexit
 import importlib.util
 import os
 import shutil
@@ -33,6 +34,16 @@ def replace_file(source: Path, target: Path) -> None:
     os.replace(unfinished, target)
 
 
+def say_that_there_is_no_core(reason: str) -> None:
+    """The last words of a build: further up nobody finds them."""
+    sys.stdout.flush()
+    print(
+        f"\nggm-kernels: built WITHOUT its compiled core, calls will be slow: {reason}.\n"
+        "Mend that and install again. GGM_NATIVE=1 makes the build fail instead.",
+        file=sys.stderr,
+    )
+
+
 class BuildNative(build_ext):
     """Build ``ggm_kernels._native`` with ninja, or do without it and say why."""
 
@@ -51,6 +62,8 @@ class BuildNative(build_ext):
         info = {"version": self.distribution.get_version(), **outcome.info}
         build_info.write(info, target.parent)
         print(f"ggm-kernels {info['version']}\n{build_info.align(build_info.describe(info))}")
+        if outcome.library is None:
+            atexit.register(say_that_there_is_no_core, info["native"]["reason"])
 
     def _target(self) -> Path:
         folder = ROOT if self.inplace or self.editable_mode else Path(self.build_lib)

@@ -94,7 +94,10 @@ def _run_ninja(plan: ninja_plan.Plan, env: Mapping[str, str]) -> None:
 
         file = ninja_plan.write(plan)
     except ImportError as error:
-        raise Unavailable(f"the Python package {error.name} is missing") from error
+        raise Unavailable(
+            f"the Python package {error.name} is missing (pip install ninja pybind11, or build without "
+            "--no-build-isolation)"
+        ) from error
     command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(file)]
     if env.get("MAX_JOBS"):
         command += ["-j", env["MAX_JOBS"]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +56,15 @@ def _torch_text() -> str:
     return f"{torch.__version__}, {torch.get_num_threads()} threads, {gpu}"
 
 
+def _print_to_whoever_reads() -> None:
+    """Run main; end in silence where the reader, `head` say, has gone."""
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer is written once more at exit: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 if __name__ == "__main__":
-    main()
+    _print_to_whoever_reads()

@@ -6,7 +6,9 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 INTEGERS = (torch.int32, torch.int64)
@@ -76,12 +78,64 @@ def _traced_shape_in(shape: Sequence[int], shapes: Sequence[tuple[int, ...]]) ->
 
 
 def writable(name: str, value: torch.Tensor) -> None:
-    """Check that no two elements of a tensor to be written share memory, as those of an expanded one do."""
-    strides = value.stride()
-    if 0 in strides and any(size > 1 and step == 0 for size, step in zip(value.shape, strides, strict=True)):
+    """Check that no two elements of a 2-d tensor to be written share memory, as an expanded one's do."""
+    if value.numel() == 0 or value.is_contiguous():
+        return
+    (rows, columns), (row_step, column_step) = value.shape, value.stride()
+    if row_step > (columns - 1) * column_step and (columns == 1 or column_step > 0):
+        return  # row after row
+    if _steps_meet(rows, row_step, columns, column_step):
         raise ValueError(
-            f"{name}: got strides {strides}; allowed: elements with memory of their own (clone it)"
+            f"{name}: got strides {value.stride()}; allowed: elements with memory of their own (clone it)"
         )
+
+
+def _steps_meet(rows: int, row_step: int, columns: int, column_step: int) -> bool:
+    """Whether some steps along the rows lead where others along the columns do."""
+    if rows == 1 or columns == 1:
+        return (rows > 1 and row_step == 0) or (columns > 1 and column_step == 0)
+    divisor = math.gcd(row_step, column_step)  # 0 where both are
+    return divisor == 0 or (column_step // divisor < rows and row_step // divisor < columns)
+
+
+def apart(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor | None]) -> None:
+    """Check that each tensor to be written shares memory with no other one, whatever their strides."""
+    spans: list[tuple[int, int, str]] = []
+    for name, value in (*written.items(), *read.items()):
+        if value is None:
+            continue
+        low = value.data_ptr()
+        high = low + (value.nbytes if value.is_contiguous() else _extent(value))
+        for other_low, other_high, other in spans:
+            if low < other_high and other_low < high and _share(value, written[other]):
+                raise ValueError(
+                    f"{name}: got memory that is written as {other}; allowed: memory of its own (clone it)"
+                )
+        if name in written:
+            spans.append((low, high, name))
+
+
+def _extent(value: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last one."""
+    steps = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
+    return (steps + 1) * value.element_size()
+
+
+def _share(value: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one device share a byte: numpy solves for it, and looks at addresses alone."""
+    return np.shares_memory(_addresses(value), _addresses(other))
+
+
+def _addresses(value: torch.Tensor) -> np.ndarray:
+    size = value.element_size()
+    interface = {
+        "data": (value.data_ptr(), True),
+        "typestr": f"|V{size}",
+        "shape": tuple(value.shape),
+        "strides": tuple(step * size for step in value.stride()),
+        "version": 3,
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
 def _refuse_dtensor(name: str, value: torch.Tensor) -> None:

@@ -290,6 +290,39 @@ def test_backends_are_told():
     ]
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    line = f"{sys.executable} -m ggm_kernels | head -0"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_build_without_a_core_ends_with_saying_so(tmp_path):
+    """pip and setuptools print much after the build of the extension; a line further up nobody finds."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("build_native", "ggm_kernels"):
+        left = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left)
+    (tmp_path / "ninja.py").write_text("raise ImportError('hidden', name='ninja')")
+    command = [sys.executable, "setup.py", "build", "-b", str(tmp_path / "out")]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GGM_")}
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(tmp_path), "GGM_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, said, what_to_do = done.stderr.splitlines()
+    assert said.startswith("ggm-kernels: built WITHOUT its compiled core")
+    assert "the Python package ninja is missing (pip install ninja pybind11" in said
+    assert "install again" in what_to_do
+    assert (next((tmp_path / "out").glob("lib*")) / "ggm_kernels" / "py.typed").exists()
+
+
 def test_report_runs():
     told = subprocess.check_output([sys.executable, "-m", "ggm_kernels"], text=True, cwd=ROOT)
     for word in ("Build", "Now", "torch", "reference", "cpu", "cuda", "triton"):

@@ -6,6 +6,8 @@ import os
 import shutil
 import site
 import subprocess
+import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -78,7 +80,25 @@ def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
     subprocess.run([fresh_python, "-m", "pip", "install", "-q", "build"], check=True)
     subprocess.run([fresh_python, "-m", "build", "--sdist", "-o", str(tmp_path), str(checkout)], check=True)
     (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {Path(*Path(member.name).parts[1:]) for member in archive if member.isfile()}
+    made = ("build", "ggm_kernels.egg-info")
+    files = {path.relative_to(checkout) for path in checkout.rglob("*") if path.is_file()}
+    wanted = {path for path in files if path.parts[0] not in made and path.suffix not in (".so", ".pyc")}
+    assert wanted - held <= {Path("ggm_kernels/_build_info.json")}
     pip_install(fresh_python, str(sdist), GGM_CUDA="0", GGM_NATIVE="1")
     told = report(fresh_python)
     assert "cpu        yes" in told
     assert str(checkout) not in told
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_mypy_sees_types(checkout, fresh_python, tmp_path, editable):
+    pytest.importorskip("mypy")
+    pip_install(fresh_python, *["-e"][: int(editable)], str(checkout), GGM_CUDA="0", GGM_NATIVE="0")
+    program = tmp_path / "program.py"
+    program.write_text("import ggm, ggm_kernels\nreveal_type(ggm_kernels.corrupt)\nggm_kernels.corrupt(1)\n")
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(fresh_python), str(program)]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert "vocab_size: builtins.int" in told and "import-untyped" not in told, told
+    assert "program.py:3: error: Missing positional arguments" in told

@@ -65,8 +65,11 @@ bool noise_rates_valid(const GlauberArgs& args) {
   bool valid = true;
   for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
     const float* rates = args.noise_rate + sequence * args.noise_row_stride;
-    const int64_t count = args.noise_stride == 0 ? 1 : args.count;
-    for (int64_t k = 0; k < count; ++k) valid &= rates[k] >= 0.0f && rates[k] <= 1.0f;
+    const int64_t count = args.noise_stride == 0 && args.count > 0 ? 1 : args.count;
+    for (int64_t k = 0; k < count; ++k) {
+      const float rate = rates[k * args.noise_stride];
+      valid &= rate >= 0.0f && rate <= 1.0f;
+    }
   }
   return valid;
 }

@@ -50,7 +50,7 @@ def linear_glauber_step(tokens: torch.Tensor, *rest) -> bool | None:
 def why_not(backend: str) -> str | None:
     """Why the backend "cpu" or "cuda" cannot serve, and how to get it; None if it can."""
     if core is None:
-        return f"no compiled core ({LOAD_ERROR}): install a C++ compiler, then pip install again"
+        return f"no compiled core: {LOAD_ERROR}"
     if backend == "cpu":
         return None
     if not hasattr(core, "cuda_corrupt"):

@@ -12,6 +12,7 @@ import numpy as np
 import torch  # before the core, so that both share one OpenMP runtime
 
 from ggm_kernels import build_info
+from ggm_kernels.native import missing_core
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Float in csrc/kernels.h
 _LAZY_FROM = 2**22  # bytes; less stays in cache when it is zeroed, and comes from memory used before
@@ -22,10 +23,7 @@ def _load() -> tuple[Any, str | None]:
     try:
         from ggm_kernels import _native  # type: ignore[attr-defined]
     except ImportError as error:
-        record = build_info.read()
-        if record is None or record["native"]["built"]:
-            return None, str(error)
-        return None, record["native"]["reason"]
+        return None, missing_core.cause(build_info.read(), str(error))
     if _native.isa() is None:
         return None, "this processor has none of the instruction sets that the core was built for"
     wanted = os.environ.get("GGM_KERNELS_ISA")

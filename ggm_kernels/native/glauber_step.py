@@ -132,7 +132,7 @@ class Step:
             tokens.element_size(),
             *tokens.stride(),
             positions.data_ptr(),
-            positions.stride(0) if positions.dim() == 2 else 0,
+            positions.shape[1] if positions.dim() == 2 else 0,  # its stride is anything where it is empty
             address(update.sample_ids),
             address(update.frozen),
             address(noise_rate),

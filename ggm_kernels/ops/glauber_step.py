@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ _UPDATE_SCHEMA = (
 )
 
 _BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
+_READ = ("positions", "step", "noise_rate", "sample_ids", "frozen")  # besides what the logits come from
 
 
 class Update(NamedTuple):
@@ -125,7 +127,8 @@ def glauber_step(
     Raises
     ------
     TypeError, ValueError
-        For an argument of wrong type, shape, device or range; nothing is written.
+        For an argument of wrong type, shape, device or range, or one that shares memory with `tokens` or a
+        by-product; nothing is written.
     IndexError
         For a token outside [0, V), a position outside [0, L) or twice in one sequence; nothing is written.
         On CPU, and on GPU if GGM_KERNELS_CHECK=1.
@@ -325,21 +328,33 @@ def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Cal
     return checked
 
 
-def _checked_run(name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
+def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     """Run; under GGM_KERNELS_CHECK=1 raise for a row without a law, with nothing written."""
-    written = {name: value for name in _BY_PRODUCTS if (value := getattr(update, name)) is not None}
-    if not checks_rows():
-        run(tokens, *rows, update)
-    else:
-        result = tokens.clone()
-        results: dict[str, Any] = {name: torch.empty_like(value) for name, value in written.items()}
-        results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
-        run(result, *rows, update._replace(**results))
-        _check_rows(name, results["log_sum_exp"])
-        tokens.copy_(result)
-        for by_product, value in written.items():
-            value.copy_(results[by_product])
-    _count_writing(tokens, *written.values())
+    by_products = {name: value for name in _BY_PRODUCTS if (value := getattr(update, name)) is not None}
+    written = {"tokens": tokens, **by_products}
+    read = dict(zip((rows_name, "weight", "bias"), rows, strict=False))
+    read |= {name: value for name in _READ if isinstance(value := getattr(update, name), torch.Tensor)}
+    checks.apart(written, read)
+    # PyTorch writes to tensors made under inference_mode there alone; the compiled kernels do not ask.
+    with torch.inference_mode() if any(map(torch.is_inference, written.values())) else nullcontext():
+        if checks_rows():
+            _run_on_copies(rows_name, run, tokens, rows, update, by_products)
+        else:
+            run(tokens, *rows, update)
+    _count_writing(*written.values())
+
+
+def _run_on_copies(
+    rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update, by_products: dict
+) -> None:
+    result = tokens.clone()
+    results: dict[str, Any] = {name: torch.empty_like(value) for name, value in by_products.items()}
+    results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
+    run(result, *rows, update._replace(**results))
+    _check_rows(rows_name, results["log_sum_exp"])
+    tokens.copy_(result)
+    for name, value in by_products.items():
+        value.copy_(results[name])
 
 
 def _count_writing(*tensors: torch.Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("ggm_kernels", "DEF")
 
@@ -31,31 +32,84 @@ def _refuse_vmap(name: str) -> Callable:
     return refuse
 
 
-def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Register the backward formula of the op `name`, whose gradients refuse to be differentiated again."""
+def differentiate(name: str, backward: Callable, setup_context: Callable) -> Callable:
+    """Register the backward formula of the op `name`, whose gradients refuse to be differentiated again.
+
+    `setup_context` saves a result of the op that depends on all that can have a gradient. Returns the op as
+    it is to be called: forward-mode differentiation is refused, `torch.func.grad` and `torch.func.vjp` work.
+    """
+    op = getattr(torch.ops.ggm_kernels, name).default
 
     def once(ctx, *grads):
         gradients = backward(ctx, *grads)
         if not torch.is_grad_enabled():  # it is only where a graph of the gradient is asked for
             return gradients
+        depends_on = [value for value in (*grads, *ctx.saved_tensors) if value.requires_grad]
+        if not depends_on:  # torch.func.grad enables it always
+            return gradients
         return tuple(
-            None
-            if gradient is None
-            else _Final.apply(name, gradient.detach().requires_grad_(), *ctx.saved_tensors)
-            for gradient in gradients
+            None if gradient is None else _Final.apply(name, gradient, *depends_on) for gradient in gradients
         )
 
     torch.library.register_autograd(f"ggm_kernels::{name}", once, setup_context=setup_context, lib=_LIBRARY)
+    in_transforms = _function(name, op, once, setup_context)
+
+    def call(*arguments):
+        _refuse_tangents(name, arguments)
+        # What register_autograd makes does not take part in the transforms of torch.func.
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return in_transforms(*arguments)
+        return op(*arguments)
+
+    return call
+
+
+def _function(name: str, op: Callable, backward: Callable, setup_context: Callable) -> Callable:
+    """The op as a `torch.autograd.Function` that the transforms of `torch.func` know how to call."""
+
+    class Function(torch.autograd.Function):
+        pass
+
+    methods = {"forward": op, "setup_context": setup_context, "backward": backward}
+    refusals = {"jvp": _refuse_tangent(name), "vmap": _refuse_vmap(name)}
+    for method, function in (methods | refusals).items():
+        setattr(Function, method, staticmethod(function))
+    return Function.apply
+
+
+def _refuse_tangents(name: str, arguments: Sequence) -> None:
+    if forward_ad._current_level < 0:  # nobody differentiates forward
+        return
+    for value in arguments:
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            _refuse_tangent(name)()
+
+
+def _refuse_tangent(name: str) -> Callable:
+    def refuse(*_):
+        raise NotImplementedError(
+            f"ggm_kernels.{name} does not support forward-mode differentiation; "
+            "use reverse mode (backward, torch.func.vjp)"
+        )
+
+    return refuse
 
 
 class _Final(torch.autograd.Function):
     """A gradient as it is, tied to what it depends on, so that autograd comes here to differentiate it."""
 
     @staticmethod
-    def forward(ctx, name: str, gradient: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
-        ctx.name = name
+    def forward(name: str, gradient: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
         return gradient.clone()
 
     @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
     def backward(ctx, _):
+        raise NotImplementedError(f"ggm_kernels.{ctx.name} is differentiable once; its gradient is not")
+
+    @staticmethod
+    def jvp(ctx, *_):
         raise NotImplementedError(f"ggm_kernels.{ctx.name} is differentiable once; its gradient is not")

@@ -9,7 +9,6 @@ import torch
 from ggm_kernels import checks
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.ops.library import differentiate, register
-from ggm_kernels.reference.sigmoid_bce import candidate_gradient
 
 _FLOATS = (*checks.FLOATS, torch.float64)
 _WEIGHT_DTYPES = (*_FLOATS, torch.bool)
@@ -100,10 +99,11 @@ def linear_sigmoid_bce(
     bias : torch.Tensor, optional
         dtype of `weight`, shape [V].
     sparse_grad : bool
-        Whether the gradient of `weight` is a sparse tensor of N * C rows (not coalesced), as
-        `torch.nn.Embedding` has it, and not a dense [V, d]: for a weight that is not tied and an optimiser
-        that takes it. Where ``weight.grad`` is a dense tensor already (gradient accumulation), its rows
-        are added in place and no second [V, d] is made. Not under torch.compile.
+        Whether the gradient of `weight` is a sparse tensor of N * C rows, as `torch.nn.Embedding` has it,
+        and not a dense [V, d]: for a weight that is not tied and an optimiser that takes it. Candidates that
+        name one token are added up in float32, into one row; what rows are left over are zero. Where
+        ``weight.grad`` is a dense tensor already (gradient accumulation), the rows are added in place and no
+        second [V, d] is made. Not under torch.compile.
 
     Returns
     -------
@@ -264,16 +264,17 @@ def _fake_backward(
 def _setup(ctx, inputs, output):
     logits, candidates, signal_weight, noise_weight, _, ctx.backend = inputs
     ctx.vocab_size, ctx.dtype = logits.shape[1], logits.dtype  # the logits themselves are not kept
-    ctx.save_for_backward(output[1], candidates, signal_weight, noise_weight)
+    ctx.save_for_backward(*output, candidates, signal_weight, noise_weight)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
-    gradient = _backward_op(grad, *ctx.saved_tensors, ctx.vocab_size, ctx.dtype, ctx.backend)
+    _, *saved = ctx.saved_tensors
+    gradient = _backward_op(grad, *saved, ctx.vocab_size, ctx.dtype, ctx.backend)
     return gradient, None, None, None, None, None
 
 
-_op = register(
+register(
     "sigmoid_bce(Tensor logits, Tensor candidates, Tensor signal_weight, Tensor noise_weight, "
     "Tensor? offset, str backend) -> (Tensor, Tensor)",
     _run,
@@ -285,7 +286,7 @@ _backward_op = register(
     _run_backward,
     _fake_backward,
 )
-differentiate("sigmoid_bce", _backward, _setup)
+_op = differentiate("sigmoid_bce", _backward, _setup)
 
 
 # linear_sigmoid_bce
@@ -322,20 +323,21 @@ def _linear_fake_backward(
 
 def _linear_setup(ctx, inputs, output):
     hidden, weight, candidates, signal_weight, noise_weight, _, _, ctx.sparse_grad, ctx.backend = inputs
-    ctx.save_for_backward(output[1], hidden, weight, candidates, signal_weight, noise_weight)
+    ctx.save_for_backward(*output, hidden, weight, candidates, signal_weight, noise_weight)
     ctx.mark_non_differentiable(output[1])
 
 
 def _linear_backward(ctx, grad, _):
+    _, *saved = ctx.saved_tensors
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
     sparse = ctx.sparse_grad and needs[1]
     dense = [needs[0], needs[1] and not sparse, needs[2]]
-    gradients = _linear_backward_op(grad, *ctx.saved_tensors, dense, ctx.backend)
+    gradients = _linear_backward_op(grad, *saved, dense, ctx.backend)
     hidden, weight, bias = (
         gradient if needed else None for gradient, needed in zip(gradients, dense, strict=True)
     )
     if sparse:
-        weight = _sparse_weight_gradient(grad, *ctx.saved_tensors)
+        weight = _sparse_weight_gradient(grad, *saved, backend=ctx.backend)
     return hidden, weight, None, None, None, bias, None, None, None
 
 
@@ -347,15 +349,28 @@ def _sparse_weight_gradient(
     candidates: torch.Tensor,
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
+    *,
+    backend: str,
 ) -> torch.Tensor:
-    """One row per candidate, [N * C, d], repeated tokens not yet added."""
-    per_candidate = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
-    rows = (per_candidate[:, :, None] * hidden[:, None, :]).flatten(0, 1).to(weight.dtype)
-    indices = candidates.long().flatten()[None]
-    return torch.sparse_coo_tensor(indices, rows, weight.shape, check_invariants=False)
+    """[N * C] rows: of each token that is named the sum, in float32, then zeros at the last of them.
+
+    The dense gradient of a weight that has the rows named alone. Their number stays on the device.
+    """
+    tokens, order = candidates.flatten().long().sort(stable=True)
+    is_first = torch.ones_like(tokens, dtype=torch.bool)
+    is_first[1:] = tokens[1:] != tokens[:-1]
+    rows = is_first.cumsum(0) - 1
+    row_of_candidate = torch.empty_like(rows).scatter_(0, order, rows).view(candidates.shape)
+    token_of_row = tokens[-1:].repeat(len(tokens)).scatter_(0, rows, tokens)
+    named = weight.detach()[:1].expand(len(tokens), -1)  # its values are of no account, its shape is
+    constants = (row_of_candidate, signal_weight, noise_weight)
+    _, values, _ = _linear_backward_op(
+        grad, candidate_logits, hidden, named, *constants, [False, True, False], backend
+    )
+    return torch.sparse_coo_tensor(token_of_row[None], values, weight.shape, check_invariants=False)
 
 
-_linear_op = register(
+register(
     "linear_sigmoid_bce(Tensor hidden, Tensor weight, Tensor candidates, Tensor signal_weight, "
     "Tensor noise_weight, Tensor? bias, Tensor? offset, bool sparse_grad, str backend) -> (Tensor, Tensor)",
     _linear_run,
@@ -368,4 +383,4 @@ _linear_backward_op = register(
     _linear_run_backward,
     _linear_fake_backward,
 )
-differentiate("linear_sigmoid_bce", _linear_backward, _linear_setup)
+_linear_op = differentiate("linear_sigmoid_bce", _linear_backward, _linear_setup)

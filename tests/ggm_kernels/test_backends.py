@@ -1,7 +1,9 @@
 """Choosing a backend, and saying why one is not there."""
 
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,30 @@ ggm_kernels.corrupt(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1), 3, see
     assert available == "['reference']"
     assert "install a C++ compiler" in cpu
     assert "pip install triton" in triton
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_checkout_that_hides_the_install_says_so(tmp_path, installed):
+    """Python started in a checkout imports the package there, not what pip installed elsewhere."""
+    checkout, site = tmp_path / "checkout", tmp_path / "site"
+    left = shutil.ignore_patterns("_native*.so", "_build_info.json", "__pycache__")
+    shutil.copytree(Path(ggm_kernels.__file__).parent, checkout / "ggm_kernels", ignore=left)
+    (site / "ggm_kernels").mkdir(parents=True)
+    if installed:
+        (site / "ggm_kernels" / f"_native{EXTENSION_SUFFIXES[0]}").touch()
+    code = f"""
+import sys
+from pathlib import Path
+elsewhere = [entry for entry in sys.path if not Path(entry, "ggm_kernels").exists()]
+sys.path[:] = [{str(checkout)!r}, {str(site)!r}, *elsewhere]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import ggm_kernels
+print(ggm_kernels.backends()["cpu"].reason)
+"""
+    reason = run_python(code)
+    assert f"pip install -e {checkout}" in reason and "C++ compiler" not in reason
+    assert (f"hides the installed {site}/ggm_kernels: start Python in another folder" in reason) is installed
+    assert ("was not put there by pip" in reason) is not installed
 
 
 @pytest.mark.skipif(native.core is None, reason="no compiled core")

@@ -216,6 +216,36 @@ def test_sparse_gradient_is_added_into_a_dense_one_in_place(backend):
     torch.testing.assert_close(accumulated, 2 * once)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sparse_gradient_adds_repeated_tokens_in_float32(backend, dtype):
+    """200 terms of one sign a token: one by one, in half precision, they stall."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.rand(100, 4, generator=generator).to(dtype)
+    weight = (torch.randn(9, 4, generator=generator) / 10).to(dtype).requires_grad_()
+    candidates = torch.randint(3, 5, (100, 4), generator=generator)
+    dense = weight.detach().double().requires_grad_()
+    linear_sigmoid_bce(hidden.double(), dense, candidates, 0.0, 1.0).sum().backward()
+    weight.grad = torch.zeros_like(weight)
+    accumulated = weight.grad
+    linear_sigmoid_bce(
+        hidden, weight, candidates, 0.0, 1.0, sparse_grad=True, backend=backend
+    ).sum().backward()
+    assert weight.grad is accumulated
+    torch.testing.assert_close(accumulated.double(), dense.grad, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_sparse_gradient_names_the_candidates_and_nothing_else(backend):
+    """A row more would move what optimisers keep of it."""
+    inputs = problem()
+    linear_sigmoid_bce(**inputs, sparse_grad=True, backend=backend).sum().backward()
+    assert inputs["weight"].grad.coalesce().indices()[0].tolist() == CANDIDATES.unique().tolist()
+    for shape in [(0, 2), (4, 0)]:
+        empty = {**inputs, "candidates": torch.zeros(shape, dtype=torch.int64), "noise_weight": None}
+        empty |= {"hidden": torch.zeros(shape[0], 5), "offset": None, "signal_weight": 0.5}
+        loss = linear_sigmoid_bce(**empty, sparse_grad=True, backend=backend).sum()
+        assert torch.autograd.grad(loss, inputs["weight"])[0]._nnz() == 0
+
+
 def test_shared_candidates_have_the_loss_and_gradients_of_one_small_product(backend):
     inputs = problem()
     leaves = [inputs[name] for name in ("hidden", "weight", "bias")]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bce_problem import CANDIDATES, problem
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from ggm_kernels import linear_sigmoid_bce, sigmoid_bce
@@ -61,6 +62,61 @@ def test_a_second_derivative_is_an_error(backend):
             assert torch.equal(gradient.detach().to_dense(), same.to_dense())
             with pytest.raises(NotImplementedError, match="sigmoid_bce is differentiable once"):
                 (loss + gradient.to_dense().square().sum()).backward(retain_graph=True)
+
+
+def losses(backend):
+    """Each loss as a function of one tensor, that tensor, and the name in errors."""
+    inputs = {name: value.detach() for name, value in problem().items()}
+    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    yield lambda x: sigmoid_bce(x, CANDIDATES, 0.5, backend=backend).sum(), logits, "sigmoid_bce"
+    for name in ("hidden", "weight", "bias"):
+
+        def linear(x, name=name):
+            return linear_sigmoid_bce(**{**inputs, name: x}, backend=backend).sum()
+
+        yield linear, inputs[name], "linear_sigmoid_bce"
+
+
+def test_forward_mode_is_refused_by_name(backend):
+    for loss, at, name in losses(backend):
+        refused = pytest.raises(
+            NotImplementedError, match=f"ggm_kernels.{name} does not support forward-mode"
+        )
+        with refused:
+            torch.func.jvp(loss, (at,), (at,))
+        with refused:
+            torch.func.linearize(loss, at)
+        with refused, forward_ad.dual_level():
+            loss(forward_ad.make_dual(at, at))
+        with refused:
+            torch.func.jvp(torch.func.grad(loss), (at,), (at,))
+    inputs = problem()
+    for name in ("signal_weight", "noise_weight", "offset"):
+        with pytest.raises(NotImplementedError, match="forward-mode"), forward_ad.dual_level():
+            inputs_dual = {**inputs, name: forward_ad.make_dual(inputs[name], inputs[name])}
+            linear_sigmoid_bce(**inputs_dual, backend=backend)
+
+
+def test_forward_mode_is_refused_when_compiled(backend):
+    torch._dynamo.reset()
+    loss, at, _ = next(losses(backend))
+    compiled = torch.compile(lambda x: torch.func.jvp(loss, (x,), (x,))[1], backend="eager")
+    with pytest.raises(Exception, match="forward-mode"):
+        compiled(at)
+
+
+def test_functional_gradients_are_those_of_autograd(backend):
+    for loss, at, name in losses(backend):
+        leaf = at.clone().requires_grad_()
+        expected = torch.autograd.grad(loss(leaf), leaf)[0]
+        assert torch.equal(torch.func.grad(loss)(at), expected)
+        value, pull = torch.func.vjp(loss, at)
+        assert torch.equal(pull(torch.tensor(1.0))[0], expected) and torch.equal(value, loss(at))
+        twice = torch.func.grad(lambda x, loss=loss: torch.func.grad(loss)(x).square().sum())
+        with pytest.raises(NotImplementedError, match=f"{name} is differentiable once"):
+            twice(at)
+        with pytest.raises(NotImplementedError, match=f"{name}(_backward)? does not support (vmap|forward)"):
+            torch.func.hessian(loss)(at)
 
 
 def test_checkpointing_gives_the_same_gradient(backend):
