@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggm.extras import require
+from ggm.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -15,21 +17,31 @@ try:
 except ModuleNotFoundError:
 
     class PyTorchModelHubMixin:  # type: ignore[no-redef]
-        """Stands in for the mixin where huggingface_hub is not installed: tells how to get it."""
+        """Stands in for the mixin where huggingface_hub is not installed: folders, but not the Hub."""
 
         def __init_subclass__(cls, **_: Any) -> None:
             super().__init_subclass__()
 
-        def save_pretrained(self, *_: Any, **__: Any) -> None:
+        def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+            """Write a folder that `from_pretrained` reads; all options are about the Hub."""
+            if options:
+                self.push_to_hub()
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save_pretrained(folder)  # type: ignore[attr-defined]
+
+        def push_to_hub(self, *_: Any, **__: Any) -> None:
             """Raise MissingExtraError."""
             require("huggingface_hub", extra="hub")
-
-        push_to_hub = save_pretrained
 
         @classmethod
-        def from_pretrained(cls, *_: Any, **__: Any) -> Any:
-            """Raise MissingExtraError."""
-            require("huggingface_hub", extra="hub")
+        def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+            """Model of a folder. Raises MissingExtraError for a name on the Hub."""
+            folder = Path(pretrained_model_name_or_path)
+            if not folder.is_dir():
+                require("huggingface_hub", extra="hub")
+            config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+            return cls._from_pretrained(model_id=str(folder), config=config, **options)  # type: ignore[attr-defined]
 
 
 CONFIG = "config.json"
@@ -45,7 +57,8 @@ class HubWeights(
 ):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` of a module built from a configuration.
 
-    A folder holds config.json and model.safetensors: the weights to sample with. If these are an
+    A folder holds config.json and model.safetensors: the weights to sample with; writing and reading it
+    needs safetensors, the Hub huggingface_hub, too. If the weights are an
     average, training.safetensors beside it holds the weights without averaging. `from_pretrained`
     reads both, so that the model can be saved again and trained on (`ggm.train`) as if it had never
     been exported. ``from_pretrained(folder, weights="training")`` is the model without averaging.
@@ -58,6 +71,7 @@ class HubWeights(
         only when they are used.
     """
 
+    config: Any
     training_weights: dict[str, torch.Tensor] | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -66,8 +80,8 @@ class HubWeights(
             _write_named(self.training_weights, save_directory / TRAINING)
         else:  # an earlier save may have left those of another model
             (save_directory / TRAINING).unlink(missing_ok=True)
-        # The mixin leaves a config.json alone that an earlier save left: it may be of another model.
-        (save_directory / CONFIG).unlink(missing_ok=True)
+        config = json.dumps(self.config.to_dict(), sort_keys=True, indent=2)
+        (save_directory / CONFIG).write_text(config, encoding="utf-8")
 
     # No other keywords: one that nothing reads is a mistake.
     @classmethod
@@ -75,11 +89,11 @@ class HubWeights(
         cls,
         *,
         model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
         config: dict[str, Any] | None = None,
         weights: str = "averaged",
         map_location: str = "cpu",
@@ -141,11 +155,13 @@ def _fetch(model_id: str, name: str, options: dict[str, Any]) -> Path:
 
 def _read_beside(model: Any, model_id: str, options: dict[str, Any]) -> dict[str, torch.Tensor] | None:
     """Weights without averaging, mapped into memory, or None if there are none."""
-    missing = require("huggingface_hub.errors", extra="hub").EntryNotFoundError
-    try:
-        path = _fetch(model_id, TRAINING, options)
-    except missing:
-        return None
+    if Path(model_id).is_dir():
+        path = Path(model_id, TRAINING)
+    else:
+        try:
+            path = _fetch(model_id, TRAINING, options)
+        except require("huggingface_hub.errors", extra="hub").EntryNotFoundError:
+            return None
     if not path.is_file():
         return None
     safetensors = require("safetensors.torch", extra="hub")

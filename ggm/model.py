@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
 from ggm.arguments import check_data, check_given, sample_ids_of
-from ggm.backbones import HollowTransformer, make_backbone
+from ggm.backbones import make_backbone
 from ggm.chain import Chain
 from ggm.draws import integers, uniforms
 from ggm.hub import HubWeights
 from ggm.model_config import GGMConfig
-from ggm.objective import (
-    Visits,
-    loss_from_hidden,
-    loss_from_logits,
-    weighted_candidates,
-)
+from ggm.objective import Predictions, Visits
 from ggm.sampling.config import SamplingConfig
 from ggm.sampling.event_driven import AllConditionals, denoise_by_events
 from ggm.sampling.steps import Conditionals, LinearLogits
@@ -33,7 +25,7 @@ class GGM(nn.Module, HubWeights):
     """A Glauber generative model.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face Hub
-    (`ggm.hub`); `save` and `load` need no package but torch.
+    (`ggm.hub`); the first two need safetensors alone.
 
     Parameters
     ----------
@@ -91,13 +83,63 @@ class GGM(nn.Module, HubWeights):
         """
         check_data(tokens, self.chain.length, self.backbone.head_bias)
         sample_ids = self._sample_ids(len(tokens), sample_ids)
-        # Two noise coordinates per training step: X_t, and what the loss draws on top of it.
-        noise_step, loss_step = 2 * step, 2 * step + 1
         times, steps = self._draw_visits(sample_ids, seed, step)
-        positions, noise_rate = self.chain.visits(steps)
+        positions, _ = self.chain.visits(steps)
         frozen = self._draw_frozen(sample_ids, positions, seed, step)
+        coordinates: dict[str, Any] = {"seed": seed, "step": step, "sample_ids": sample_ids}
+        predictions = self.predictions(tokens, times, steps, frozen=frozen, **coordinates)
+        losses = predictions.losses(self.config.objective)
+        if frozen is not None:  # the chain never visits them: nothing to learn there
+            losses = losses.masked_fill(frozen.gather(1, positions).flatten(), 0.0)
+        return losses.mean()
+
+    # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
+    forward = loss
+
+    def predictions(
+        self,
+        tokens: torch.Tensor,
+        times: torch.Tensor,
+        steps: torch.Tensor,
+        *,
+        seed: int,
+        step: int,
+        sample_ids: torch.Tensor,
+        frozen: torch.Tensor | None = None,
+    ) -> Predictions:
+        """Noise data, and predict the tokens that visits of the chain find in it.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            Data x0, int64 [B, L].
+        times : torch.Tensor
+            Chain time t of each sequence, int64 [B].
+        steps : torch.Tensor
+            Visits whose positions are predicted from X_t, as steps of the chain, int64 [B, K].
+        seed, step, sample_ids
+            Coordinates of all draws, as in `loss`.
+        frozen : torch.Tensor, optional
+            bool [B, L]: positions without noise.
+
+        Returns
+        -------
+        Predictions
+            R = B * K rows. Loss, calibration and evaluation are made of them.
+        """
+        positions, noise_rate = self.chain.visits(steps)
         keep_prob = self._keep_prob(times, frozen)
-        noisy = self._noised(tokens, keep_prob, seed, noise_step, sample_ids, frozen)
+        # Two noise coordinates per step: X_t, and what a loss draws on top of it.
+        noisy, _ = corrupt(
+            tokens,
+            keep_prob.float(),
+            self.config.vocab_size,
+            seed=seed,
+            step=2 * step,
+            sample_ids=sample_ids,
+            frozen=frozen,
+            noise=self.noise,
+        )
         visits = Visits(
             sample_ids=sample_ids,
             data=tokens.gather(1, positions),
@@ -105,26 +147,9 @@ class GGM(nn.Module, HubWeights):
             keep_prob=keep_prob.gather(1, positions),
             noise_rate=noise_rate,
         )
-        candidates = weighted_candidates(
-            self.config.objective,
-            visits,
-            self.config.vocab_size,
-            seed=seed,
-            step=loss_step,
-            noise=self.noise,
-        )
-        hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob).flatten(0, 1)
+        hidden = self._logits(noisy, positions, times, keep_prob).hidden.flatten(0, 1)
         weight, bias = self.backbone.head_weight, self.backbone.head_bias
-        if self.config.objective.sums_vocabulary:
-            losses = loss_from_logits(linear(hidden, weight, bias), candidates, self.noise)
-        else:
-            losses = loss_from_hidden(hidden, weight, bias, candidates, self.noise)
-        if frozen is not None:  # the chain never visits them: nothing to learn there
-            losses = losses.masked_fill(frozen.gather(1, positions).flatten(), 0.0)
-        return losses.mean()
-
-    # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
-    forward = loss
+        return Predictions(visits, hidden, weight, bias, self.noise, seed, 2 * step + 1)
 
     def sample(
         self,
@@ -231,13 +256,7 @@ class GGM(nn.Module, HubWeights):
             positions = positions.expand(tokens.shape[0], -1)
             if frozen is not None:  # a masked network must be shown what is given: no use to predict it
                 positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)
-            hidden = self.backbone(
-                tokens,
-                positions,
-                times / self.chain.steps,
-                self._keep_prob(times, frozen),
-            )
-            return LinearLogits(hidden, self.backbone.head_weight, self.backbone.head_bias)
+            return self._logits(tokens, positions, times, self._keep_prob(times, frozen))
 
         return conditionals
 
@@ -247,17 +266,28 @@ class GGM(nn.Module, HubWeights):
         Raises
         ------
         ValueError
-            If the network is not hollow: a masked one does not give all conditionals at once.
+            If the network does not give all conditionals at once, as a masked one.
         """
-        backbone = self.backbone
-        if not isinstance(backbone, HollowTransformer):
-            raise ValueError("event_driven: got a masked network; allowed: with a hollow one")
+        if not self.config.backbone.gives_all_conditionals:
+            raise ValueError(
+                f"event_driven: got a {self.config.backbone.kind} network; allowed: with a hollow one"
+            )
 
         def conditionals(tokens: torch.Tensor, times: torch.Tensor) -> LinearLogits:
-            hidden = backbone(tokens, None, times / self.chain.steps, self._keep_prob(times, frozen))
-            return LinearLogits(hidden, backbone.head_weight, backbone.head_bias)
+            return self._logits(tokens, None, times, self._keep_prob(times, frozen))
 
         return conditionals
+
+    def _logits(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        times: torch.Tensor,
+        keep_prob: torch.Tensor,
+    ) -> LinearLogits:
+        """Logits of the network at some positions [B, K] of X_t, or at all, as factors."""
+        hidden = self.backbone(tokens, positions, times / self.chain.steps, keep_prob)
+        return LinearLogits(hidden, self.backbone.head_weight, self.backbone.head_bias)
 
     @torch.inference_mode()
     def calibration(
@@ -282,34 +312,7 @@ class GGM(nn.Module, HubWeights):
         check_data(tokens, self.chain.length, self.backbone.head_bias)
         sample_ids = self._sample_ids(len(tokens), sample_ids)
         times, steps = self._draw_visits(sample_ids, seed, step=0, count=1)
-        keep_prob = self._keep_prob(times, None)
-        noisy = self._noised(tokens, keep_prob, seed, 0, sample_ids)
-        positions, _ = self.chain.visits(steps)
-        hidden = self.backbone(noisy, positions, times / self.chain.steps, keep_prob)
-        weight, bias = self.backbone.head_weight, self.backbone.head_bias
-        with torch.autocast(hidden.device.type, enabled=False):  # a sum of V exponentials: no half precision
-            return linear(hidden[:, 0].float(), weight.float(), bias.float()).exp().sum(dim=-1)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write configuration and weights to one file; `save_pretrained` keeps `training_weights`, too."""
-        torch.save({"config": self.config.to_dict(), "weights": self.state_dict()}, path)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> GGM:
-        """Model from a file of `save`, on the CPU.
-
-        Raises
-        ------
-        OSError, ValueError
-            If it cannot be read, or is no such file.
-        """
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            model = cls(GGMConfig.from_dict(saved["config"]))
-            model.load_state_dict(saved["weights"])
-        except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path}: not a file of GGM.save") from error
-        return model
+        return self.predictions(tokens, times, steps, seed=seed, step=0, sample_ids=sample_ids).calibration()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GGM:
@@ -321,15 +324,16 @@ class GGM(nn.Module, HubWeights):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Chain times t [B] and the K visits to be predicted from X_t, all in one sweep, as steps [B, K].
 
-        A masked network predicts the group t .. t + K - 1, as in sampling. A hollow network may predict
-        any position from any X_t: t is every step alike, its group goes on at the start of the sweep.
+        A masked network predicts the group t .. t + K - 1, as in sampling. One that gives all conditionals
+        may predict any position from any X_t: t is every step alike, its group goes on at the start of the
+        sweep.
         """
         counts = self.config.masked_counts
         sites = counts[step % len(counts)] if count is None else count
         draws = uniforms(sample_ids, 2, stream=Stream.TIME, seed=seed, step=step)
-        length, hollow = self.chain.length, isinstance(self.backbone, HollowTransformer)
+        length, any_order = self.chain.length, self.config.backbone.gives_all_conditionals
         start = integers(draws[:, 0], self.chain.sweeps) * length
-        first = integers(draws[:, 1], length if hollow else length - sites + 1)
+        first = integers(draws[:, 1], length if any_order else length - sites + 1)
         group = (first[:, None] + torch.arange(sites, device=first.device)) % length
         return start + first, start[:, None] + group
 
@@ -338,8 +342,8 @@ class GGM(nn.Module, HubWeights):
     ) -> torch.Tensor | None:
         """Clean positions: in some sequences, a random share of those that need not be predicted.
 
-        A hollow network is shown all positions that it predicts, so that of these, too, some may be
-        clean: all but the one that step t visits.
+        A network that gives all conditionals is shown all positions that it predicts, so that of these, too,
+        some may be clean: all but the one that step t visits.
         """
         if self.config.frozen_share == 0:
             return None
@@ -347,29 +351,13 @@ class GGM(nn.Module, HubWeights):
         draws = uniforms(sample_ids, length + 2, stream=Stream.FROZEN, seed=seed, step=step)
         conditional = draws[:, length] < self.config.frozen_share
         share = conditional * draws[:, length + 1]
-        if isinstance(self.backbone, HollowTransformer):
+        if self.config.backbone.gives_all_conditionals:
             positions = positions[:, :1]
         return (draws[:, :length] < share[:, None]).scatter(1, positions, False)
 
     def _keep_prob(self, times: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:
         keep_prob = self.chain.keep_prob(times)
         return keep_prob if frozen is None else keep_prob.masked_fill(frozen, 1.0)
-
-    def _noised(
-        self,
-        tokens: torch.Tensor,
-        keep_prob: torch.Tensor,
-        seed: int,
-        step: int,
-        sample_ids: torch.Tensor,
-        frozen: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """X_t of data X_0 [B, L], which keeps each position with its probability [B, L]."""
-        coordinates: dict[str, Any] = {"seed": seed, "step": step, "sample_ids": sample_ids}
-        noisy, _ = corrupt(
-            tokens, keep_prob.float(), self.config.vocab_size, frozen=frozen, noise=self.noise, **coordinates
-        )
-        return noisy
 
     def _initial(self, sample_ids: torch.Tensor, seed: int) -> torch.Tensor:
         return initial_tokens(

@@ -56,7 +56,7 @@ class GGMConfig:
     @property
     def least_sites(self) -> int:
         """Fewest sites per step that the network has learnt to resample together."""
-        return 1 if self.backbone.kind == "hollow" else min(self.masked_counts)
+        return 1 if self.backbone.gives_all_conditionals else min(self.masked_counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, numbers and strings."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch.nn.functional import linear
 
 from ggm.chain import log_odds
 from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
@@ -215,6 +217,54 @@ def _noise_candidates(
         noise=noise,
     ).view(rows, config.candidates)
     return tokens, torch.full_like(tokens, 1.0 / config.candidates, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says at the positions to be predicted: losses and calibration are made of it.
+
+    Attributes
+    ----------
+    visits : Visits
+        The positions, R = B * K rows.
+    hidden : torch.Tensor
+        Hidden states there, float [R, d].
+    weight, bias : torch.Tensor
+        Head: g = hidden @ weight.T + bias, [V, d] and [V].
+    noise : NoiseLaw or None
+        pi; None is uniform.
+    seed, step : int
+        Coordinates of what a loss draws.
+    """
+
+    visits: Visits
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+    noise: NoiseLaw | None
+    seed: int
+    step: int
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """All logits g, float [R, V]."""
+        return linear(self.hidden, self.weight, self.bias)
+
+    def losses(self, objective: ObjectiveConfig) -> torch.Tensor:
+        """Loss per row, float32 [R], from all logits or from those of the candidates alone."""
+        coordinates = {"seed": self.seed, "step": self.step}
+        candidates = weighted_candidates(
+            objective, self.visits, len(self.weight), noise=self.noise, **coordinates
+        )
+        if objective.sums_vocabulary:
+            return loss_from_logits(self.logits, candidates, self.noise)
+        return loss_from_hidden(self.hidden, self.weight, self.bias, candidates, self.noise)
+
+    def calibration(self) -> torch.Tensor:
+        """Sum over the vocabulary of exp g per row, float32 [R], in full precision under autocast, too."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            factors = (self.hidden, self.weight, self.bias)
+            return linear(*(factor.float() for factor in factors)).exp().sum(dim=-1)
 
 
 def loss_from_hidden(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ from ggm.backbones.layers import (
     AdaptiveNorm,
     Block,
     Modulation,
-    check_make,
+    Size,
+    TransformerConfig,
     cosine_features,
     initialise,
     mlp,
@@ -27,7 +28,14 @@ from ggm.backbones.layers import (
 
 
 @dataclass(frozen=True)
-class HollowConfig:
+class _Mixing(Size):
+    """A field between those of `Size` and the others: what is given by position stays where it was."""
+
+    mixing: int = 2
+
+
+@dataclass(frozen=True)
+class HollowConfig(TransformerConfig, _Mixing):
     """Size and make of the hollow transformer.
 
     Attributes
@@ -53,21 +61,15 @@ class HollowConfig:
         Tells it from other networks in a file.
     """
 
-    width: int = 128
     depth: int = 3
-    mixing: int = 2
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    positions: str = "learned"
-    grid: tuple[int, ...] | None = None
-    tied: bool = False
-    attention: str = "sdpa"
     kind: Literal["hollow"] = "hollow"
 
+    gives_all_conditionals: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
-        if self.depth < 1 or self.mixing < 1:
-            raise ValueError(f"depth, mixing: got {self.depth}, {self.mixing}; allowed: 1 or more")
+        super().__post_init__()
+        if self.mixing < 1:
+            raise ValueError(f"mixing: got {self.mixing}; allowed: 1 or more")
 
 
 class HollowTransformer(nn.Module):

@@ -1,8 +1,10 @@
-"""Layers that the backbones share: features, positions, transformer block with adaLN."""
+"""What the backbones share: configuration, features, positions, transformer block with adaLN."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,27 +16,44 @@ KEEP_FEATURES = 16
 POSITIONS = ("learned", "rotary", "both")
 
 
-def check_make(
-    width: int,
-    heads: int,
-    mlp_ratio: float,
-    positions: str,
-    grid: tuple[int, ...] | None,
-    attention: str,
-) -> None:
-    """Raise ValueError for values that no transformer of ours can be made with."""
-    if heads < 1:
-        raise ValueError(f"heads: got {heads}; allowed: 1 or more")
-    if width < 1 or width % heads:
-        raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
-    if not 1.0 <= mlp_ratio * width < math.inf:
-        raise ValueError(f"mlp_ratio: got {mlp_ratio}; allowed: 1 / width = {1 / width:g} and more, finite")
-    if grid is not None and (not grid or min(grid) < 1):
-        raise ValueError(f"grid: got {grid}; allowed: extents of 1 or more")
-    if positions not in POSITIONS:
-        raise ValueError(f"positions: got {positions!r}; allowed: {POSITIONS}")
-    if attention not in IMPLEMENTATIONS:
-        raise ValueError(f"attention: got {attention!r}; allowed: {IMPLEMENTATIONS}")
+@dataclass(frozen=True)
+class Size:
+    """What comes first in a configuration: hidden size d and number of blocks."""
+
+    width: int = 128
+    depth: int = 4
+
+
+@dataclass(frozen=True)
+class TransformerConfig(Size):
+    """What the configurations of all transformers have in common."""
+
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    positions: str = "learned"
+    grid: tuple[int, ...] | None = None
+    tied: bool = False
+    attention: str = "sdpa"
+
+    # Whether one pass gives the conditionals of all positions, each blind to its own token.
+    gives_all_conditionals: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        width, heads, ratio, grid = self.width, self.heads, self.mlp_ratio, self.grid
+        if heads < 1:
+            raise ValueError(f"heads: got {heads}; allowed: 1 or more")
+        if width < 1 or width % heads:
+            raise ValueError(f"width: got {width}; allowed: multiples of heads = {heads}")
+        if not 1.0 <= ratio * width < math.inf:
+            raise ValueError(f"mlp_ratio: got {ratio}; allowed: 1 / width = {1 / width:g} and more, finite")
+        if grid is not None and (not grid or min(grid) < 1):
+            raise ValueError(f"grid: got {grid}; allowed: extents of 1 or more")
+        if self.positions not in POSITIONS:
+            raise ValueError(f"positions: got {self.positions!r}; allowed: {POSITIONS}")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention: got {self.attention!r}; allowed: {IMPLEMENTATIONS}")
+        if self.depth < 1:
+            raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
 
 
 def initialise(

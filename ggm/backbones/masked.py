@@ -14,7 +14,7 @@ from ggm.backbones.layers import (
     AdaptiveNorm,
     Block,
     Modulation,
-    check_make,
+    TransformerConfig,
     cosine_features,
     initialise,
     position_turns,
@@ -23,7 +23,7 @@ from ggm.backbones.layers import (
 
 
 @dataclass(frozen=True)
-class MaskedConfig:
+class MaskedConfig(TransformerConfig):
     """Size and make of the masked transformer.
 
     Attributes
@@ -44,20 +44,7 @@ class MaskedConfig:
         Tells it from other networks in a file.
     """
 
-    width: int = 128
-    depth: int = 4
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    positions: str = "learned"
-    grid: tuple[int, ...] | None = None
-    tied: bool = False
-    attention: str = "sdpa"
     kind: Literal["masked"] = "masked"
-
-    def __post_init__(self) -> None:
-        check_make(self.width, self.heads, self.mlp_ratio, self.positions, self.grid, self.attention)
-        if self.depth < 1:
-            raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
 
 
 class MaskedTransformer(nn.Module):

@@ -6,22 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from ggm.chain import Chain
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
-from ggm.objective import (
-    ObjectiveConfig,
-    Visits,
-    WeightedCandidates,
-    loss_from_hidden,
-    loss_from_logits,
-    weighted_candidates,
-)
-from ggm.sampling.steps import LinearLogits
+from ggm.objective import ObjectiveConfig
 from ggm.sampling.visits import OwnVisits, VisitGroup
-from ggm_kernels import corrupt
 
 
 @dataclass(frozen=True)
@@ -121,34 +111,12 @@ def _values(
 ) -> torch.Tensor:
     """Objective, cross-entropy and sum of exp g, means over the K predictions, float64 [3, B]."""
     device = model.backbone.head_bias.device
-    tokens, ids = tokens.to(device), ids.to(device)
-    vocab_size, noise = model.config.vocab_size, model.noise
-    time = int(group.time)
-    times = torch.full((len(tokens),), time, device=device)
-    positions, rate = model.chain.visits(group.steps.to(device).expand(len(tokens), -1))
-    keep_prob = model.chain.keep_prob(times)
-    # The noise of X_t, and what an objective draws on top of it, as in training: two noise steps.
-    noise_step, loss_step = 2 * time, 2 * time + 1
-    noisy, _ = corrupt(
-        tokens, keep_prob.float(), vocab_size, seed=seed, step=noise_step, sample_ids=ids, noise=noise
-    )
-    visits = Visits(
-        ids, tokens.gather(1, positions), noisy.gather(1, positions), keep_prob.gather(1, positions), rate
-    )
-    given = model.conditionals()(noisy, group.positions.to(device), group.time)
-    assert isinstance(given, LinearLogits)
-    hidden, weight, bias = given.hidden.flatten(0, 1), given.weight, given.bias
-    logits = linear(hidden, weight, bias)
-
-    def weighted(objective: ObjectiveConfig) -> WeightedCandidates:
-        return weighted_candidates(objective, visits, vocab_size, seed=seed, step=loss_step, noise=noise)
-
-    own = model.config.objective
-    if own.sums_vocabulary:
-        loss = loss_from_logits(logits, weighted(own), noise)
-    else:
-        loss = loss_from_hidden(hidden, weight, model.backbone.head_bias, weighted(own), noise)
-    cross_entropy = loss_from_logits(logits, weighted(ObjectiveConfig("cross_entropy")), noise)
-    sums = logits.float().exp().sum(dim=1)
-    rows = torch.stack([loss.float(), cross_entropy.float(), sums]).double()
+    times = torch.full((len(tokens),), int(group.time), device=device)
+    steps = group.steps.to(device).expand(len(tokens), -1)
+    # Times are the steps of the noise, where training has its own.
+    coordinates: dict[str, Any] = {"seed": seed, "step": int(group.time), "sample_ids": ids.to(device)}
+    predictions = model.predictions(tokens.to(device), times, steps, **coordinates)
+    objectives = (model.config.objective, ObjectiveConfig("cross_entropy"))
+    losses = [predictions.losses(objective).float() for objective in objectives]
+    rows = torch.stack([*losses, predictions.calibration()]).double()
     return rows.view(3, len(tokens), -1).mean(dim=2)

@@ -85,15 +85,3 @@ def test_no_sample(settings, model):
         assert result.tokens.shape == (0, LENGTH) and result.tokens.dtype == torch.int64
         assert (result.network_evaluations, result.site_updates) == (0, 0)
         assert result.site_updates_per_second == 0.0
-
-
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"a line\nand another\n"])
-def test_files_of_another_kind(content, model, tmp_path):
-    path = tmp_path / "model.pt"
-    path.write_bytes(content)
-    refused(ValueError, f"{path}: not a file of GGM.save", GGM.load, path)
-    for saved in ([1, 2], {"weights": {}}, {"config": model.config.to_dict(), "weights": {}}):
-        torch.save(saved, path)
-        refused(ValueError, f"{path}: not a file of GGM.save", GGM.load, path)
-    with pytest.raises(FileNotFoundError):
-        GGM.load(tmp_path / "none.pt")

@@ -160,8 +160,8 @@ def test_configurations_carry_their_kind_of_network(backbone):
 
 def test_saved_and_loaded_models_agree(tmp_path):
     model = ggm()
-    model.save(tmp_path / "model.pt")
-    loaded = GGM.load(tmp_path / "model.pt")
+    model.save_pretrained(tmp_path)
+    loaded = GGM.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert torch.equal(loaded.loss(DATA, 0, 1), model.loss(DATA, 0, 1))
 

@@ -199,23 +199,63 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
         GGM.from_pretrained(tmp_path)
 
 
-def test_without_the_hub_package_everything_but_the_hub_works():
+def run_without(packages: str, code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a program to which packages are not installed."""
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({packages.split()!r}))\n"
+    command = [sys.executable, "-c", blocked + code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_folders_need_safetensors_alone(tmp_path):
+    """What is written without the package of the Hub is what is written with it, and either reads it."""
+    ours, folder = model(), tmp_path / "with"
+    ours.training_weights = {name: value + 1 for name, value in ours.state_dict().items()}
+    ours.save_pretrained(folder)
     code = """
-import sys
-sys.modules.update(huggingface_hub=None, safetensors=None, accelerate=None, yaml=None, tokenizers=None, datasets=None)
-from ggm import GGM, GGMConfig, ChainConfig
+import torch
+from ggm import GGM
 from ggm.extras import MissingExtraError
-model = GGM(GGMConfig(3, ChainConfig(4)))
-for call in (lambda: model.save_pretrained("x"), lambda: GGM.from_pretrained("x"), lambda: model.push_to_hub("x")):
+model = GGM.from_pretrained(sys.argv[1])
+model.save_pretrained(sys.argv[2])
+torch.save((model.state_dict(), GGM.from_pretrained(sys.argv[2], weights="training").state_dict()), sys.argv[3])
+for call in (
+    lambda: model.push_to_hub("x"), lambda: GGM.from_pretrained("x"),
+    lambda: model.save_pretrained(sys.argv[2], push_to_hub=True),
+):
     try:
         call()
     except MissingExtraError as error:
         assert str(error) == "huggingface_hub is not installed: pip install 'ggm-kernels[hub]'", error
     else:
         raise AssertionError
+"""
+    packages = "huggingface_hub accelerate yaml tokenizers datasets"
+    done = run_without(packages, code, *(str(tmp_path / name) for name in ("with", "without", "weights.pt")))
+    assert done.returncode == 0, done.stderr
+    for name in ("config.json", "model.safetensors", "training.safetensors"):
+        assert (tmp_path / "without" / name).read_bytes() == (folder / name).read_bytes(), name
+    for read, written in zip(
+        torch.load(tmp_path / "weights.pt"), (ours.state_dict(), ours.training_weights), strict=True
+    ):
+        assert all(torch.equal(read[name], written[name]) for name in written)
+    assert GGM.from_pretrained(tmp_path / "without").config == CONFIG
+
+
+def test_without_optional_packages_their_extras_are_named(tmp_path):
+    code = """
+from ggm import GGM, GGMConfig, ChainConfig
+from ggm.extras import MissingExtraError
+try:
+    GGM(GGMConfig(3, ChainConfig(4))).save_pretrained(sys.argv[2])
+except MissingExtraError as error:
+    assert str(error) == "safetensors is not installed: pip install 'ggm-kernels[hub]'", error
+else:
+    raise AssertionError
 from ggm.commands.cli import main
 sys.exit(main(["train", sys.argv[1]]))
 """
-    done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True, check=False)
+    done = run_without(
+        "huggingface_hub safetensors accelerate yaml tokenizers datasets", code, __file__, str(tmp_path)
+    )
     assert done.returncode == 1
     assert done.stderr == "ggm: error: yaml is not installed: pip install 'ggm-kernels[train]'\n"

@@ -137,8 +137,8 @@ def test_calibration_is_summed_in_float32_under_autocast(monkeypatch):
 
 def test_saved_and_loaded_models_agree(tmp_path):
     model = ggm(noise_probs=NOISE, objective=OBJECTIVES[-1])
-    model.save(tmp_path / "model.pt")
-    loaded = GGM.load(tmp_path / "model.pt")
+    model.save_pretrained(tmp_path)
+    loaded = GGM.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert torch.equal(loaded.sample(4, seed=0).tokens, model.sample(4, seed=0).tokens)
     assert torch.equal(loaded.loss(DATA, 0, 0), model.loss(DATA, 0, 0))

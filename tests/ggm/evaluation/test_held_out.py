@@ -5,6 +5,7 @@ import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig
 from ggm.evaluation.held_out import HeldOutConfig, held_out
+from ggm.training.loop import evaluate
 from ggm_kernels import corrupt
 
 LENGTH, VOCAB = 6, 5
@@ -93,6 +94,32 @@ def test_candidates_are_those_of_the_objective():
     gap = abs(drawn["loss"] - exact["loss"])
     assert 0 < gap < 5 * (drawn["loss_standard_error"] + exact["loss_standard_error"])
     assert drawn["cross_entropy"] == pytest.approx(exact["cross_entropy"])
+
+
+@pytest.mark.parametrize("frozen_share", [0.0, 0.7])
+def test_loss_calibration_and_evaluation_take_one_path(frozen_share, monkeypatch):
+    """What is wrong with `GGM.predictions` is wrong with all of them: here, every hidden state."""
+    model, tokens = model_of(frozen_share=frozen_share), data(8)
+
+    def looks() -> list[float]:
+        found = held_out(model, tokens, HeldOutConfig(1, times=1))
+        own = [model.loss(tokens, 0, 0), model.calibration(tokens, 0).mean()]
+        run = evaluate(model, tokens, batch=3)
+        return [
+            *(float(value.detach()) for value in own),
+            *run.values(),
+            *(found[key] for key in ("loss", "cross_entropy", "calibration")),
+        ]
+
+    right, predictions = looks(), GGM.predictions
+    assert looks() == right
+
+    def shifted(*arguments, **options):
+        found = predictions(*arguments, **options)
+        return dataclasses.replace(found, hidden=found.hidden + 1.0)
+
+    monkeypatch.setattr(GGM, "predictions", shifted)
+    assert all(wrong != pytest.approx(value, rel=1e-3) for wrong, value in zip(looks(), right, strict=True))
 
 
 def test_all_times_at_most():
