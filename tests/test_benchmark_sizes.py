@@ -16,7 +16,7 @@ from benchmarks import (
     test_sigmoid_bce,
     test_training_step,
 )
-from ggm.sampling.stepwise import cuda_graphs
+from ggm.sampling import cuda_graphs
 
 CPU = torch.device("cpu")
 GPU_CACHE = 50 * 2**20  # bytes, of an H100

@@ -9,7 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
-from ggm.sampling.stepwise import cuda_graphs
+from ggm.sampling import cuda_graphs
 
 LENGTH = 10
 NOISE = (0.4, 0.3, 0.2, 0.05, 0.05)

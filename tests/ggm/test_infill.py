@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
-from ggm.sampling.stepwise import visits
+from ggm.sampling import visits
 
 LENGTH, VOCAB = 8, 5
 BACKBONES = {

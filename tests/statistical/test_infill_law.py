@@ -7,7 +7,7 @@ from enumerable import LAWS, Law, assert_follows, skewed
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig
 from ggm.backbones import HollowTransformer
 from ggm.chain import Chain
-from ggm.sampling.stepwise import visits
+from ggm.sampling import visits
 from ggm.sampling.visits import OwnVisits
 
 COUNT = 40_000
