@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggm.extras import require
+from ggm.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,14 @@ except ModuleNotFoundError:
 CONFIG = "config.json"
 AVERAGED = "model.safetensors"
 TRAINING = "training.safetensors"
+# What `from_pretrained` of huggingface_hub takes for a repository, and its defaults.
+_HUB_OPTIONS: dict[str, Any] = {
+    "revision": None,
+    "cache_dir": None,
+    "force_download": False,
+    "local_files_only": False,
+    "token": None,
+}
 
 
 class HubWeights(
@@ -68,6 +77,25 @@ class HubWeights(
             (save_directory / TRAINING).unlink(missing_ok=True)
         # The mixin leaves a config.json alone that an earlier save left: it may be of another model.
         (save_directory / CONFIG).unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """Model of a folder, or of a repository on the Hub; see the class.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is damaged.
+        """
+        require("huggingface_hub", extra="hub")
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        # The mixin would read config.json, too, and tell less of what is wrong with it.
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        return cls._from_pretrained(model_id=str(folder), config=config, **{**_HUB_OPTIONS, **options})
 
     # No other keywords: one that nothing reads is a mistake.
     @classmethod

@@ -6,6 +6,7 @@ tokenizer.json, tells how to read and write what a model was trained on.
 
 from __future__ import annotations
 
+import codecs
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from ggm.extras import require
+from ggm.files import read_text
 
 END = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
@@ -83,12 +85,20 @@ def open_documents(
     if not path.stat().st_size:
         raise ValueError(f"{source}: got an empty file; allowed: documents")
     reader, options = _READERS[path.suffix]
+    if reader != "parquet" and _has_mark(path):
+        options = {**options, "encoding": "utf-8-sig"}
     try:
         return datasets.load_dataset(
             reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
         )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins with the byte order mark of UTF-8."""
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 @contextmanager
@@ -192,7 +202,7 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
         return read_tokenizer(path)
     try:
         with quiet_hub():
-            return tokenizers.Tokenizer.from_pretrained(name)
+            return _whole(tokenizers.Tokenizer.from_pretrained(name))
     except Exception as error:  # what the library raises
         raise FileNotFoundError(
             f"tokenizer: {name!r} is no file, and the Hub does not give it: {error}"
@@ -200,12 +210,26 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
 
 
 def read_tokenizer(path: Path) -> Any:
-    """Tokenizer of a tokenizer.json."""
+    """Tokenizer of a tokenizer.json, which gives texts as they are: neither cut nor filled up.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or is none.
+    """
     tokenizers = require("tokenizers", extra="train")
+    text = read_text(path)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return _whole(tokenizers.Tokenizer.from_str(text))
     except Exception as error:  # what the library raises
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+
+
+def _whole(tokenizer: Any) -> Any:
+    """A tokenizer without the truncation and padding that it was saved with: documents are of any length."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
