@@ -122,6 +122,21 @@ def filling(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be written to, or made, before the work whose results go there.
+
+    Raises
+    ------
+    OSError
+        If not.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: no permission to write into {existing}")
+
+
 @contextmanager
 def writing(path: Path, aside: Path | None = None) -> Iterator[None]:
     """Name a file in errors of writing to it: of a full disk the system does not tell where.

@@ -64,14 +64,15 @@ def run_train_vq(options: argparse.Namespace) -> None:
     """Run ``ggm train-vq``."""
     from ggm.commands.devices import check_device
     from ggm.data.images.files import open_images
+    from ggm.files import check_writable
     from ggm.training.vq import VQConfig, save_vq, train_vq
 
     config = VQConfig(
         **{name: getattr(options, name) for name in VQConfig.__dataclass_fields__ if hasattr(options, name)}
     )
     check_device(options.device)
-    images = open_images(options.source, column=options.column)
-    options.out.mkdir(parents=True, exist_ok=True)
+    images = open_images(options.source, column=options.column, progress=not options.quiet)
+    check_writable(options.out)
     result = train_vq(images, config, device=options.device, progress=not options.quiet)
     save_vq(result, images, options.out)
     recent = result.losses[-max(1, len(result.losses) // 10) :]

@@ -21,6 +21,7 @@ import torch
 
 from ggm.extras import require
 from ggm.files import read_text
+from ggm.progress import library_bars
 
 END = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
@@ -45,7 +46,12 @@ def pydoc_documents() -> list[str]:
 
 
 def open_documents(
-    source: str, *, subset: str | None = None, split: str = "train", streaming: bool = False
+    source: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    progress: bool = False,
 ) -> Any:
     """Documents of a local file or of a data set on the Hugging Face Hub.
 
@@ -59,6 +65,8 @@ def open_documents(
         Split of a data set on the Hub.
     streaming : bool
         Whether to read as training goes, and to keep nothing on disk.
+    progress : bool
+        Whether `datasets` may show its bars.
 
     Returns
     -------
@@ -74,7 +82,7 @@ def open_documents(
     path = Path(source)
     if not path.exists() and path.suffix not in _READERS:
         try:
-            with quiet_hub():
+            with quiet_hub(), library_bars(progress):
                 return datasets.load_dataset(source, subset, split=split, streaming=streaming)
         except OSError as error:
             raise FileNotFoundError(
@@ -88,9 +96,10 @@ def open_documents(
     if reader != "parquet" and _has_mark(path):
         options = {**options, "encoding": "utf-8-sig"}
     try:
-        return datasets.load_dataset(
-            reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
-        )
+        with library_bars(progress):
+            return datasets.load_dataset(
+                reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+            )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
 
@@ -290,17 +299,20 @@ class PackedTokens:
     is found again by the next run.
     """
 
-    def __init__(self, texts: Texts, tokenizer: Any, end: int, length: int) -> None:
+    def __init__(
+        self, texts: Texts, tokenizer: Any, end: int, length: int, *, progress: bool = False
+    ) -> None:
         packing = {"tokenizer": tokenizer.to_str(), "end": end, "length": length}
         try:
-            packed = texts.documents.map(
-                _pack_columns,
-                batched=True,
-                input_columns=texts.column,
-                remove_columns=texts.documents.column_names,
-                fn_kwargs={"column": texts.column, **packing},
-                desc="packing",
-            )
+            with library_bars(progress):
+                packed = texts.documents.map(
+                    _pack_columns,
+                    batched=True,
+                    input_columns=texts.column,
+                    remove_columns=texts.documents.column_names,
+                    fn_kwargs={"column": texts.column, **packing},
+                    desc="packing",
+                )
         except ValueError as error:
             raise ValueError(f"{texts.source}: {error}") from error
         self._rows = packed.with_format("numpy")

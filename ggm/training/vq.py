@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from ggm.data.batches import index_batches
-from ggm.data.images.files import Images, read_batches
+from ggm.data.images.files import Images, check_pictures, read_batches
 from ggm.data.images.pictures import write_grid
 from ggm.data.images.tokenizers import VQTokenizer, to_floats
 from ggm.extras import require
@@ -151,6 +151,7 @@ def train_vq(
         raise ValueError(f"batch: got {config.batch_size}; allowed: up to the {len(images)} images there are")
     torch.manual_seed(config.seed)
     model = make_vq(config).to(device)
+    check_pictures(images, config.size, "L" if config.grey else "RGB", progress=progress)
     model.quantize.legacy = False  # else it weighs commitment and codebook the other way round
     tokenizer = VQTokenizer(model, config.size)
     model.train().requires_grad_(True)

@@ -18,6 +18,7 @@ import torch
 from ggm.data.text import quiet_hub
 from ggm.extras import require
 from ggm.files import read_json, write_text
+from ggm.progress import library_bars
 
 IMAGES, WEIGHTS = "images.json", "vq"
 
@@ -164,7 +165,9 @@ def to_pixels(floats: torch.Tensor, normalize: bool) -> torch.Tensor:
     return (floats.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
 
-def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bool = True) -> VQTokenizer:
+def open_vq(
+    name: str, size: int, *, subfolder: str | None = None, normalize: bool = True, progress: bool = False
+) -> VQTokenizer:
     """Tokenizer of a folder that diffusers wrote, or of a name on the Hugging Face Hub.
 
     Parameters
@@ -175,6 +178,8 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
         As in `VQTokenizer`.
     subfolder : str, optional
         Where in it the VQModel is.
+    progress : bool
+        Whether to show bars of what comes from the Hub.
 
     Raises
     ------
@@ -187,7 +192,7 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
     """
     diffusers = require("diffusers", extra="images")
     try:
-        with warnings.catch_warnings(), quiet_hub():
+        with warnings.catch_warnings(), quiet_hub(), library_bars(progress):
             # Of huggingface_hub, on how diffusers calls it.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)
