@@ -76,7 +76,7 @@ class _Silent:
 
 
 class _Lines(_Silent):
-    """Stands in for a bar where there is no terminal: lines, `LINE_EVERY` seconds apart, and one at the end."""
+    """Stands in for a bar where there is no terminal: lines `LINE_EVERY` seconds apart, one at the end."""
 
     def __init__(self, total: float, description: str, initial: float) -> None:
         self._total, self._description, self._postfix = total, description, ""
@@ -93,8 +93,8 @@ class _Lines(_Silent):
         """Set what the next line ends with."""
         self._postfix = text
 
-    def __exit__(self, kind: object, *exception: object) -> None:
-        if kind is None:
+    def __exit__(self, *exception: object) -> None:
+        if not any(exception):
             self._tell()
 
     def _tell(self) -> None:

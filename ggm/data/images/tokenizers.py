@@ -6,6 +6,7 @@ from there: a checkpoint tells how to draw what it samples.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -149,8 +150,22 @@ class VQTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, for `read_tokenizer`; the network as diffusers does."""
-        self.model.save_pretrained(folder / WEIGHTS)
+        save_network(self.model, folder / WEIGHTS)
         _write(folder, kind="vq", size=self.size, normalize=self.normalize)
+
+
+def save_network(model: Any, folder: Path) -> None:
+    """Write a network into a folder as diffusers does.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: the library of the file format has an error of its own for a full disk.
+    """
+    try:
+        model.save_pretrained(folder)
+    except require("safetensors", extra="images").SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(folder)) from error
 
 
 def to_floats(pixels: torch.Tensor, normalize: bool) -> torch.Tensor:
