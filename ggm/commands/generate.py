@@ -130,7 +130,7 @@ def infill(
     Raises
     ------
     ValueError
-        If the model is not one of text, the text is too long or holds unknown characters.
+        If the model is not one of text, the text is too long, has no gap or holds unknown characters.
     """
     if checkpoint.tokenizer is None:
         raise ValueError("--text: this checkpoint holds no vocabulary of text")
@@ -143,6 +143,8 @@ def infill(
             given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
     except ValueError as error:
         raise ValueError(f"--text: {error}") from error
+    if None not in given:
+        raise ValueError(f"--text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)")
     if not 1 <= len(given) <= length:
         raise ValueError(f"--text: got {len(given)} tokens; allowed: 1 to {length}")
     rest = [None] * (length - len(given))

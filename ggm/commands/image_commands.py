@@ -111,11 +111,18 @@ def check_infill(options: argparse.Namespace) -> None:
     ValueError
         If they do not.
     """
-    place = options.mask or options.box
-    if options.image is not None and not (place and options.out):
-        raise ValueError("--image: got it alone; allowed: with --out, and with --mask or --box")
-    if options.image is None and (place or options.out):
-        raise ValueError("--mask, --box, --out: got them without --image; allowed: with it")
+    places = [f"--{name}" for name in ("mask", "box") if getattr(options, name) is not None]
+    outputs = ["--out"] if options.out is not None else []
+    if options.image is None:
+        if places or outputs:
+            raise ValueError(f"{', '.join(places + outputs)}: got without --image; allowed: with --image")
+        return
+    wanted = [] if outputs else ["--out"]
+    wanted += [] if places else ["--mask or --box"]
+    if wanted:
+        raise ValueError(
+            f"--image: got it without {' and '.join(wanted)}; allowed: with {' and '.join(wanted)}"
+        )
 
 
 def infill_image(

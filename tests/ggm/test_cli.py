@@ -211,6 +211,16 @@ def test_infill_keeps_what_is_given_and_tells_its_cost_as_sample_does(tmp_path, 
     assert again == out and "16 network evaluations, " in told and "site updates/s, " in told
 
 
+@pytest.mark.parametrize(("text", "gap"), [("abc", "_"), ("a_c", "b"), ("", "_")])
+def test_infill_without_a_gap_is_refused(text, gap, tmp_path, capsys):
+    tokenizer = char_tokenizer(["abc_ "])
+    config = GGMConfig(tokenizer.get_vocab_size(), ChainConfig(length=6, sweeps=2))
+    GGM(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / TOKENIZER).write_text(tokenizer.to_str())
+    told = error(capsys, "infill", tmp_path / "model", "--text", text, "--gap", gap)
+    assert told == f"ggm: error: --text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)"
+
+
 def test_a_backend_that_is_not_there(model, monkeypatch, capsys):
     monkeypatch.setenv("GGM_KERNELS_BACKEND", "cuda")
     if torch.cuda.is_available():
