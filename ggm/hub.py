@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggm.digests import DIGESTS, check_digests
 from ggm.extras import require
 from ggm.files import read_json
 
@@ -75,8 +79,10 @@ class HubWeights(
             _write_named(self.training_weights, save_directory / TRAINING)
         else:  # an earlier save may have left those of another model
             (save_directory / TRAINING).unlink(missing_ok=True)
-        # The mixin leaves a config.json alone that an earlier save left: it may be of another model.
-        (save_directory / CONFIG).unlink(missing_ok=True)
+        # The mixin leaves a config.json alone that an earlier save left: it may be of another model. So may
+        # digests be.
+        for name in (CONFIG, DIGESTS):
+            (save_directory / name).unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
@@ -87,12 +93,15 @@ class HubWeights(
         OSError
             If a file is missing.
         ValueError
-            If a file is damaged.
+            If a file is damaged, or a weight not finite. Those of a checkpoint of `ggm train` must be the
+            ones that it wrote.
         """
         require("huggingface_hub", extra="hub")
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             return super().from_pretrained(pretrained_model_name_or_path, **options)
+        weights = (TRAINING,) if options.get("weights") == "training" else (AVERAGED, TRAINING)
+        check_digests(folder, (CONFIG, *weights))
         # The mixin would read config.json, too, and tell less of what is wrong with it.
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
         return cls._from_pretrained(model_id=str(folder), config=config, **{**_HUB_OPTIONS, **options})
@@ -149,7 +158,7 @@ def read_weights(model: Any, path: Path) -> None:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no safetensors file, or of another shape.
+        If it is no safetensors file, of another shape, or a weight is not finite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -158,6 +167,15 @@ def read_weights(model: Any, path: Path) -> None:
         safetensors.load_model(model, str(path))
     except (RuntimeError, require("safetensors", extra="hub").SafetensorError) as error:
         raise ValueError(f"{path}: not the weights of this model: {' '.join(str(error).split())}") from error
+    check_finite(model.state_dict(), path)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: str | PathLike[str]) -> None:
+    """Raise ValueError if a weight that was read from a file is not finite: all it gives would be noise."""
+    for name, values in weights.items():
+        # Of NaN among them, both are NaN.
+        if values.is_floating_point() and not all(map(math.isfinite, map(float, values.aminmax()))):
+            raise ValueError(f"{path}: got weights that are not finite, in {name}; allowed: finite ones")
 
 
 def _fetch(model_id: str, name: str, options: dict[str, Any]) -> Path:
@@ -184,6 +202,7 @@ def _read_beside(model: Any, model_id: str, options: dict[str, Any]) -> dict[str
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
         raise ValueError(f"{path}: not the weights of this model: other names or shapes")
+    check_finite(weights, path)
     return weights
 
 

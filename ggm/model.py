@@ -14,7 +14,7 @@ from ggm.arguments import check_data, check_given, sample_ids_of
 from ggm.backbones import HollowTransformer, make_backbone
 from ggm.chain import Chain
 from ggm.draws import integers, uniforms
-from ggm.hub import HubWeights
+from ggm.hub import HubWeights, check_finite
 from ggm.model_config import GGMConfig
 from ggm.objective import (
     Visits,
@@ -301,7 +301,7 @@ class GGM(nn.Module, HubWeights):
         Raises
         ------
         OSError, ValueError
-            If it cannot be read, or is no such file.
+            If it cannot be read, is no such file, or a weight is not finite.
         """
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -309,6 +309,7 @@ class GGM(nn.Module, HubWeights):
             model.load_state_dict(saved["weights"])
         except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError) as error:
             raise ValueError(f"{path}: not a file of GGM.save") from error
+        check_finite(model.state_dict(), path)
         return model
 
     @classmethod

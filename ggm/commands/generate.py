@@ -23,7 +23,7 @@ from ggm.files import filling, replacing
 from ggm.model import GGM
 from ggm.sampling.config import SamplingConfig
 from ggm.sampling.stepwise import SampleResult
-from ggm.training.checkpoints import TOKENIZER, find, read_config
+from ggm.training.checkpoints import TOKENIZER, check_files, find, read_config
 
 # Pictures that a network decodes at a time.
 _DECODED = 16
@@ -47,6 +47,7 @@ class Checkpoint:
             If there is none, or its files do not belong together.
         """
         folder = find(path)
+        check_files(folder, weights=False)
         read_config(folder)  # to tell what is wrong with it, which the library below does not
         model = GGM.from_pretrained(folder, map_location=device)
         tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None

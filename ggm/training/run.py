@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -21,11 +22,19 @@ from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.sources import Data, load_data
 from ggm.data.text import TokenStream, read_tokenizer
 from ggm.data.unigram import unigram_law
+from ggm.digests import DIGESTS
 from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.training.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
+from ggm.training.checkpoints import (
+    TOKENIZER,
+    Checkpoints,
+    TrainingState,
+    check_files,
+    read_config,
+    restore,
+)
 from ggm.training.config import RUN_CONFIG, RunConfig, check_same_curve, write_config
 from ggm.training.in_memory import make_optimizer
 from ggm.training.lock import locked
@@ -113,7 +122,8 @@ def _train(
         )
     if last is not None:
         check_same_curve(config, out / RUN_CONFIG)
-    data = _load_data(config, accelerator, fresh=last is None, progress=progress)
+        _on_main(accelerator, lambda: _check_files(last))
+    data = _load_data(config, accelerator, last, progress=progress)
     _check_batch_size(config, data)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
@@ -251,16 +261,24 @@ def _start_tracker(config: RunConfig, accelerator: Any) -> None:
         ) from error
 
 
-def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bool) -> Data:
+def _check_files(checkpoint: Path) -> None:
+    """Check all files of a checkpoint; of one that has no digests, tell so."""
+    if not check_files(checkpoint):
+        print(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", file=sys.stderr)
+
+
+def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progress: bool) -> Data:
     """Load data; all processes, and all continuations, use the vocabulary that the first one made."""
     out = Path(config.out)
     kept = out / TOKENIZER
     with accelerator.main_process_first():
-        if fresh and accelerator.is_main_process:
+        if last is None and accelerator.is_main_process:
             kept.unlink(missing_ok=True)
             image_tokenizers.remove_tokenizer(out)
-        tokenizer = read_tokenizer(kept) if kept.is_file() else None
-        images = image_tokenizers.read_tokenizer(out)
+        # The files of a checkpoint are checked.
+        made = last or out
+        tokenizer = read_tokenizer(made / TOKENIZER) if (made / TOKENIZER).is_file() else None
+        images = image_tokenizers.read_tokenizer(made)
         data = load_data(
             config.data,
             config.model.chain.length,

@@ -82,7 +82,7 @@ def test_missing_and_damaged_files(model, tmp_path, capsys):
     assert error(capsys, "train", missing) == f"ggm: error: {missing}: no such file or directory\n"
     (tmp_path / "config.json").write_text("{bad")
     assert f"{tmp_path / 'config.json'}: not JSON" in error(capsys, "sample", tmp_path)
-    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not JSON")):
+    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not UTF-8")):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
         assert f"{tmp_path / 'config.json'}: {told}" in error(capsys, "sample", tmp_path)
 
@@ -218,7 +218,9 @@ def test_infill_without_a_gap_is_refused(text, gap, tmp_path, capsys):
     GGM(config).save_pretrained(tmp_path / "model")
     (tmp_path / "model" / TOKENIZER).write_text(tokenizer.to_str())
     told = error(capsys, "infill", tmp_path / "model", "--text", text, "--gap", gap)
-    assert told == f"ggm: error: --text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)"
+    assert told.strip().endswith(
+        f"--text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)"
+    )
 
 
 def test_a_backend_that_is_not_there(model, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
-from ggm.training.in_memory import in_memory as training
+from ggm.training import in_memory as training
 
 
 def tiny() -> GGM:
