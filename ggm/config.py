@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ggm.extras import require
+from ggm.files import read_text
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     ConfigError
         If it is not YAML, or an override is not of this form.
     """
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    values = _parse(read_text(path), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: got {_shown(values)}; allowed: keys with values")
     for override in overrides:
@@ -93,9 +94,31 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def _parse(text: str, source: str) -> Any:
     yaml = require("yaml", extra="train")
     try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return None
+        _check_once(root, source)
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_once(root: Any, source: str) -> None:
+    """Raise ConfigError if a key stands twice in a mapping of YAML, of which the last would win."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node.value, str):  # an alias may lead anywhere
+            continue
+        seen.add(id(node))
+        pairs = [pair for pair in node.value if isinstance(pair, tuple)]
+        keys: set[str] = set()
+        for key, _ in pairs:
+            if isinstance(key.value, str) and key.value in keys:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{source}: line {line}: {key.value}: got it twice; allowed: once")
+            keys |= {key.value} if isinstance(key.value, str) else set()
+        waiting += [value for _, value in pairs] if pairs else node.value
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggm.digests import DIGESTS, check_digests
 from ggm.extras import require
 from ggm.files import read_json
 
@@ -34,15 +38,6 @@ except ModuleNotFoundError:
             """Raise MissingExtraError."""
             require("huggingface_hub", extra="hub")
 
-        @classmethod
-        def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-            """Model of a folder. Raises MissingExtraError for a name on the Hub."""
-            folder = Path(pretrained_model_name_or_path)
-            if not folder.is_dir():
-                require("huggingface_hub", extra="hub")
-            config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
-            return cls._from_pretrained(model_id=str(folder), config=config, **options)  # type: ignore[attr-defined]
-
 
 CONFIG = "config.json"
 AVERAGED = "model.safetensors"
@@ -58,9 +53,8 @@ class HubWeights(
     """`save_pretrained`, `from_pretrained` and `push_to_hub` of a module built from a configuration.
 
     A folder holds config.json and model.safetensors: the weights to sample with; writing and reading it
-    needs safetensors, the Hub huggingface_hub, too. If the weights are an
-    average, training.safetensors beside it holds the weights without averaging. `from_pretrained`
-    reads both, so that the model can be saved again and trained on (`ggm.train`) as if it had never
+    needs safetensors, the Hub huggingface_hub, too. If the weights are an average, training.safetensors
+    beside it holds the weights without averaging. `from_pretrained` reads both, so that the model can be saved again and trained on (`ggm.train`) as if it had never
     been exported. ``from_pretrained(folder, weights="training")`` is the model without averaging.
 
     Attributes
@@ -80,8 +74,31 @@ class HubWeights(
             _write_named(self.training_weights, save_directory / TRAINING)
         else:  # an earlier save may have left those of another model
             (save_directory / TRAINING).unlink(missing_ok=True)
+        (save_directory / DIGESTS).unlink(missing_ok=True)  # of what an earlier save left
         config = json.dumps(self.config.to_dict(), sort_keys=True, indent=2)
         (save_directory / CONFIG).write_text(config, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """Model of a folder, or of a repository on the Hub; see the class.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is damaged, or a weight not finite. Those of a checkpoint of `ggm train` must be the
+            ones that it wrote.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            require("huggingface_hub", extra="hub")
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        weights = (TRAINING,) if options.get("weights") == "training" else (AVERAGED, TRAINING)
+        check_digests(folder, (CONFIG, *weights))
+        # The mixin would read config.json, too, and tell less of what is wrong with it.
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+        return cls._from_pretrained(model_id=str(folder), config=config, **options)
 
     # No other keywords: one that nothing reads is a mistake.
     @classmethod
@@ -135,7 +152,7 @@ def read_weights(model: Any, path: Path) -> None:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no safetensors file, or of another shape.
+        If it is no safetensors file, of another shape, or a weight is not finite.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -144,6 +161,15 @@ def read_weights(model: Any, path: Path) -> None:
         safetensors.load_model(model, str(path))
     except (RuntimeError, require("safetensors", extra="hub").SafetensorError) as error:
         raise ValueError(f"{path}: not the weights of this model: {' '.join(str(error).split())}") from error
+    check_finite(model.state_dict(), path)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], path: str | PathLike[str]) -> None:
+    """Raise ValueError if a weight that was read from a file is not finite: all it gives would be noise."""
+    for name, values in weights.items():
+        # Of NaN among them, both are NaN.
+        if values.is_floating_point() and not all(map(math.isfinite, map(float, values.aminmax()))):
+            raise ValueError(f"{path}: got weights that are not finite, in {name}; allowed: finite ones")
 
 
 def _fetch(model_id: str, name: str, options: dict[str, Any]) -> Path:
@@ -172,6 +198,7 @@ def _read_beside(model: Any, model_id: str, options: dict[str, Any]) -> dict[str
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     if {name: value.shape for name, value in weights.items()} != shapes:
         raise ValueError(f"{path}: not the weights of this model: other names or shapes")
+    check_finite(weights, path)
     return weights
 
 

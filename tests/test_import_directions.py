@@ -18,7 +18,8 @@ FLOORS = [
     {"sampling"},
     {"backbones", "objective"},
     {"chain", "hub", "arguments"},
-    {"config", "draws", "files", "progress"},
+    {"config", "digests", "draws", "progress"},
+    {"files"},
     {"extras"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

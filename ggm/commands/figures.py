@@ -10,6 +10,7 @@ import torch
 
 from ggm.data.digits import SIDE
 from ggm.extras import require
+from ggm.files import replacing
 
 _INK = "#1b2a41"
 _PAPER = "#ffffff"
@@ -152,4 +153,5 @@ def _draw(axes: Any, tokens: torch.Tensor, levels: int) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside)

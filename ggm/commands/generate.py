@@ -19,11 +19,11 @@ from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.images.masks import show_hole
 from ggm.data.text import decode, encode, read_tokenizer
 from ggm.extras import require
-from ggm.files import writing
+from ggm.files import filling, replacing
 from ggm.model import GGM
 from ggm.sampling.config import SamplingConfig
 from ggm.sampling.stepwise import SampleResult
-from ggm.training.checkpoints import TOKENIZER, find, read_config
+from ggm.training.checkpoints import TOKENIZER, check_files, find, read_config
 
 # Pictures that a network decodes at a time.
 _DECODED = 16
@@ -47,6 +47,7 @@ class Checkpoint:
             If there is none, or its files do not belong together.
         """
         folder = find(path)
+        check_files(folder, weights=False)
         read_config(folder)  # to tell what is wrong with it, which the library below does not
         model = GGM.from_pretrained(folder, map_location=device)
         tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
@@ -130,7 +131,7 @@ def infill(
     Raises
     ------
     ValueError
-        If the model is not one of text, the text is too long or holds unknown characters.
+        If the model is not one of text, the text is too long, has no gap or holds unknown characters.
     """
     if checkpoint.tokenizer is None:
         raise ValueError("--text: this checkpoint holds no vocabulary of text")
@@ -143,6 +144,8 @@ def infill(
             given += [None] * len(part) if part.startswith(gap) else encode(checkpoint.tokenizer, part)
     except ValueError as error:
         raise ValueError(f"--text: {error}") from error
+    if None not in given:
+        raise ValueError(f"--text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)")
     if not 1 <= len(given) <= length:
         raise ValueError(f"--text: got {len(given)} tokens; allowed: 1 to {length}")
     rest = [None] * (length - len(given))
@@ -231,13 +234,14 @@ def write_samples(
     given : Given, optional
         Of images that were filled in: comes first among pictures side by side.
     """
-    with writing(path):
-        if _ending(path) == ".npy":
-            numpy.save(path, tokens.numpy())
-        elif _ending(path) in (".png", ""):
-            _write_pictures(path, tokens, checkpoint, given)
-        else:
-            _write_lines(path, tokens, texts(checkpoint, tokens))
+    if _ending(path) == ".npy":
+        with replacing(path) as aside, aside.open("wb") as file:
+            numpy.save(file, tokens.numpy())
+    elif _ending(path) in (".png", ""):
+        _write_pictures(path, tokens, checkpoint, given)
+    else:
+        with replacing(path) as aside:
+            aside.write_text(_lines(path, tokens, texts(checkpoint, tokens)), encoding="utf-8")
 
 
 def _ending(path: Path) -> str:
@@ -245,13 +249,12 @@ def _ending(path: Path) -> str:
     return "" if path.is_dir() else path.suffix
 
 
-def _write_lines(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> None:
-    if path.suffix == ".jsonl":
-        rows = [{"tokens": row} for row in tokens.tolist()]
-        lines = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)] if texts else rows
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    else:
-        path.write_text("\n\n".join(texts or []) + "\n", encoding="utf-8")
+def _lines(path: Path, tokens: torch.Tensor, texts: list[str] | None) -> str:
+    if path.suffix != ".jsonl":
+        return "\n\n".join(texts or []) + "\n"
+    rows = [{"tokens": row} for row in tokens.tolist()]
+    lines = [{**row, "text": text} for row, text in zip(rows, texts, strict=True)] if texts else rows
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, given: Given | None) -> None:
@@ -262,9 +265,11 @@ def _write_pictures(path: Path, tokens: torch.Tensor, checkpoint: Checkpoint, gi
     if given is not None:
         shown = torch.cat([show_hole(images, images.decode(given.tokens[None]), given.frozen), pixels])
     if _ending(path) == "":
-        pictures.write_pictures(path, pixels)
+        with filling(path) as aside:
+            pictures.write_pictures(aside, pixels)
         path = pictures.grid_beside(path)
-    pictures.write_grid(path, shown)
+    with replacing(path) as aside:
+        pictures.write_grid(aside, shown)
 
 
 def _check_images(images: image_tokenizers.ImageTokenizer, model: GGM, path: Path) -> None:

@@ -64,14 +64,15 @@ def run_train_vq(options: argparse.Namespace) -> None:
     """Run ``ggm train-vq``."""
     from ggm.commands.devices import check_device
     from ggm.data.images.files import open_images
+    from ggm.files import check_writable
     from ggm.training.vq import VQConfig, save_vq, train_vq
 
     config = VQConfig(
         **{name: getattr(options, name) for name in VQConfig.__dataclass_fields__ if hasattr(options, name)}
     )
     check_device(options.device)
-    images = open_images(options.source, column=options.column)
-    options.out.mkdir(parents=True, exist_ok=True)
+    images = open_images(options.source, column=options.column, progress=not options.quiet)
+    check_writable(options.out)
     result = train_vq(images, config, device=options.device, progress=not options.quiet)
     save_vq(result, images, options.out)
     recent = result.losses[-max(1, len(result.losses) // 10) :]
@@ -110,11 +111,18 @@ def check_infill(options: argparse.Namespace) -> None:
     ValueError
         If they do not.
     """
-    place = options.mask or options.box
-    if options.image is not None and not (place and options.out):
-        raise ValueError("--image: got it alone; allowed: with --out, and with --mask or --box")
-    if options.image is None and (place or options.out):
-        raise ValueError("--mask, --box, --out: got them without --image; allowed: with it")
+    places = [f"--{name}" for name in ("mask", "box") if getattr(options, name) is not None]
+    outputs = ["--out"] if options.out is not None else []
+    if options.image is None:
+        if places or outputs:
+            raise ValueError(f"{', '.join(places + outputs)}: got without --image; allowed: with --image")
+        return
+    wanted = [] if outputs else ["--out"]
+    wanted += [] if places else ["--mask or --box"]
+    if wanted:
+        raise ValueError(
+            f"--image: got it without {' and '.join(wanted)}; allowed: with {' and '.join(wanted)}"
+        )
 
 
 def infill_image(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggm.commands.provenance import to_json, versions
+from ggm.files import write_text
 
 _UNITS = {
     "scorer": "tokens of the language model",
@@ -63,7 +64,7 @@ def give(out: Path | None, values: dict[str, Any]) -> None:
     if out is None:
         print(text)
         return
-    out.write_text(text + "\n", encoding="utf-8")
+    write_text(out, text + "\n")
     for line in _summary(values):
         print(line)
 

@@ -198,7 +198,7 @@ def load_data(
     device : torch.device or str
         Where images become tokens.
     progress : bool
-        Whether to show a bar while they do.
+        Whether to show bars while data are read, and images become tokens.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def load_data(
         return _load_images(config, length, images, device, progress)
     if isinstance(config, PydocData):
         return _load_pydoc(config, length, tokenizer)
-    return _load_text(config, length, tokenizer)
+    return _load_text(config, length, tokenizer, progress)
 
 
 def _load_pydoc(config: PydocData, length: int, tokenizer: Any) -> Data:
@@ -233,9 +233,13 @@ def _load_pydoc(config: PydocData, length: int, tokenizer: Any) -> Data:
     return Data(train, held_out, tokenizer.get_vocab_size(), tokenizer)
 
 
-def _load_text(config: TextData, length: int, tokenizer: Any) -> Data:
+def _load_text(config: TextData, length: int, tokenizer: Any, progress: bool) -> Data:
     documents = text.open_documents(
-        config.source, subset=config.subset, split=config.split, streaming=config.streaming
+        config.source,
+        subset=config.subset,
+        split=config.split,
+        streaming=config.streaming,
+        progress=progress,
     )
     columns = documents.column_names
     if columns is not None and config.column not in columns:
@@ -251,7 +255,7 @@ def _load_text(config: TextData, length: int, tokenizer: Any) -> Data:
         _check_held_out(config.held_out, len(first))
         stream = text.TokenStream(*packing, skipped=config.held_out)
         return Data(stream, torch.stack(first[:-1]), vocab_size, tokenizer)
-    held_out, train = _split(text.PackedTokens(*packing), config.held_out)
+    held_out, train = _split(text.PackedTokens(*packing, progress=progress), config.held_out)
     return Data(train, held_out, vocab_size, tokenizer)
 
 
@@ -275,10 +279,16 @@ def _load_images(
     device: torch.device | str,
     progress: bool,
 ) -> Data:
-    images = open_images(config.source, subset=config.subset, split=config.split, column=config.column)
+    images = open_images(
+        config.source, subset=config.subset, split=config.split, column=config.column, progress=progress
+    )
     if tokenizer is None:
         tokenizer = open_vq(
-            config.tokenizer, config.size, subfolder=config.subfolder, normalize=config.normalize
+            config.tokenizer,
+            config.size,
+            subfolder=config.subfolder,
+            normalize=config.normalize,
+            progress=progress,
         )
     if not isinstance(tokenizer, VQTokenizer) or tokenizer.size != config.size:
         raise ValueError(f"data.size: got {config.size}; allowed: {tokenizer.size}, that of the run")

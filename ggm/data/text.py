@@ -6,6 +6,7 @@ tokenizer.json, tells how to read and write what a model was trained on.
 
 from __future__ import annotations
 
+import codecs
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 
 from ggm.extras import require
+from ggm.files import read_text
+from ggm.progress import library_bars
 
 END = "<|endoftext|>"
 TOKENIZER = "tokenizer.json"
@@ -43,7 +46,12 @@ def pydoc_documents() -> list[str]:
 
 
 def open_documents(
-    source: str, *, subset: str | None = None, split: str = "train", streaming: bool = False
+    source: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    progress: bool = False,
 ) -> Any:
     """Documents of a local file or of a data set on the Hugging Face Hub.
 
@@ -57,6 +65,8 @@ def open_documents(
         Split of a data set on the Hub.
     streaming : bool
         Whether to read as training goes, and to keep nothing on disk.
+    progress : bool
+        Whether `datasets` may show its bars.
 
     Returns
     -------
@@ -72,7 +82,7 @@ def open_documents(
     path = Path(source)
     if not path.exists() and path.suffix not in _READERS:
         try:
-            with quiet_hub():
+            with quiet_hub(), library_bars(progress):
                 return datasets.load_dataset(source, subset, split=split, streaming=streaming)
         except OSError as error:
             raise FileNotFoundError(
@@ -83,12 +93,21 @@ def open_documents(
     if not path.stat().st_size:
         raise ValueError(f"{source}: got an empty file; allowed: documents")
     reader, options = _READERS[path.suffix]
+    if reader != "parquet" and _has_mark(path):
+        options = {**options, "encoding": "utf-8-sig"}
     try:
-        return datasets.load_dataset(
-            reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
-        )
+        with library_bars(progress):
+            return datasets.load_dataset(
+                reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+            )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins with the byte order mark of UTF-8."""
+    with path.open("rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 @contextmanager
@@ -192,7 +211,7 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
         return read_tokenizer(path)
     try:
         with quiet_hub():
-            return tokenizers.Tokenizer.from_pretrained(name)
+            return _whole(tokenizers.Tokenizer.from_pretrained(name))
     except Exception as error:  # what the library raises
         raise FileNotFoundError(
             f"tokenizer: {name!r} is no file, and the Hub does not give it: {error}"
@@ -200,12 +219,26 @@ def make_tokenizer(name: str, documents: Iterable[str]) -> Any:
 
 
 def read_tokenizer(path: Path) -> Any:
-    """Tokenizer of a tokenizer.json."""
+    """Tokenizer of a tokenizer.json, which gives texts as they are: neither cut nor filled up.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or is none.
+    """
     tokenizers = require("tokenizers", extra="train")
+    text = read_text(path)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return _whole(tokenizers.Tokenizer.from_str(text))
     except Exception as error:  # what the library raises
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+
+
+def _whole(tokenizer: Any) -> Any:
+    """A tokenizer without the truncation and padding that it was saved with: documents are of any length."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -266,17 +299,20 @@ class PackedTokens:
     is found again by the next run.
     """
 
-    def __init__(self, texts: Texts, tokenizer: Any, end: int, length: int) -> None:
+    def __init__(
+        self, texts: Texts, tokenizer: Any, end: int, length: int, *, progress: bool = False
+    ) -> None:
         packing = {"tokenizer": tokenizer.to_str(), "end": end, "length": length}
         try:
-            packed = texts.documents.map(
-                _pack_columns,
-                batched=True,
-                input_columns=texts.column,
-                remove_columns=texts.documents.column_names,
-                fn_kwargs={"column": texts.column, **packing},
-                desc="packing",
-            )
+            with library_bars(progress):
+                packed = texts.documents.map(
+                    _pack_columns,
+                    batched=True,
+                    input_columns=texts.column,
+                    remove_columns=texts.documents.column_names,
+                    fn_kwargs={"column": texts.column, **packing},
+                    desc="packing",
+                )
         except ValueError as error:
             raise ValueError(f"{texts.source}: {error}") from error
         self._rows = packed.with_format("numpy")

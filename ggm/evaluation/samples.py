@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from ggm.data.text import decode, make_tokenizer
+from ggm.files import read_text
 
 # What one sample is in a .txt file, and how such a file is cut.
 TXT_CUTS = {"paragraph": re.compile(r"\n(?:[ \t]*\n)+"), "line": re.compile(r"\n"), "file": None}
@@ -145,7 +146,7 @@ def read_samples(path: Path, config: ReadConfig) -> Samples:
 
 def _read_lines(path: Path, config: ReadConfig) -> Samples:
     rows = []
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             rows.append(_row(line, f"{path}, line {number}"))
     if not rows:
@@ -159,13 +160,6 @@ def _read_lines(path: Path, config: ReadConfig) -> Samples:
         _column(rows, config.column, path) if has_text else None,
         _token_lists(_column(rows, "tokens", path), path) if has_tokens else None,
     )
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
@@ -198,7 +192,7 @@ def _token_lists(column: list[list[Any]], path: Path) -> list[list[int]]:
 
 
 def _read_text(path: Path, config: ReadConfig) -> Samples:
-    text = _text_of(path)
+    text = read_text(path)
     cut = TXT_CUTS[config.cut]
     parts = [text] if cut is None else cut.split(text)
     # A file ends with a line break, which is none of a text's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -16,8 +17,9 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.config import ConfigError
-from ggm.data.images.tokenizers import ImageTokenizer
+from ggm.data.images.tokenizers import IMAGES, WEIGHTS, ImageTokenizer
 from ggm.data.text import TOKENIZER as TOKENIZER
+from ggm.digests import check_digests, write_digests
 from ggm.extras import require
 from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
@@ -25,6 +27,8 @@ from ggm.model import GGM
 from ggm.model_config import GGMConfig
 
 PROGRESS = "progress.json"
+# Noise of a step has a coordinate of 32 bits.
+MAX_STEP = 2**31 - 1
 _OPTIMIZER = "optimizer.pt"
 _NAME = re.compile(r"step-(\d+)")
 # What torch raises for files that are cut short, and for contents that are not of the optimiser.
@@ -70,8 +74,8 @@ class Checkpoints:
     -----
     A folder holds config.json, model.safetensors (averaged weights), training.safetensors (the
     others), optimizer.pt, progress.json, tokenizer.json if the data are text, and images.json if they
-    are images, with a folder vq/ if a network draws them. A name that begins with a dot is of no use
-    to anyone: it is what a killed process left.
+    are images, with a folder vq/ if a network draws them; digests.json tells the SHA-256 of each. A
+    name that begins with a dot is of no use to anyone: it is what a killed process left.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -104,6 +108,7 @@ class Checkpoints:
             _write(aside, state, tokenizer)
             if images is not None:
                 images.save(aside)
+            write_digests(aside)
             for path in (*aside.rglob("*"), aside):
                 _flush(path)
             aside.rename(final)
@@ -172,9 +177,42 @@ def read_progress(folder: Path) -> tuple[int, float]:
     path = folder / PROGRESS
     values = read_json(path)
     step, seconds = values.get("step"), values.get("seconds")
-    if not isinstance(step, int) or not isinstance(seconds, (int, float)):
-        raise ValueError(f"{path}: got {reprlib.repr(values)}; allowed: numbers, step and seconds")
+    got = reprlib.repr(values)
+    # bool is an int, and JSON as Python reads it has NaN.
+    if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= MAX_STEP:
+        raise ValueError(f"{path}: got {got}; allowed: step, an integer from 1 to {MAX_STEP}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        raise ValueError(f"{path}: got {got}; allowed: seconds, a finite number from 0")
+    named = _NAME.fullmatch(folder.name)
+    if named and int(named[1]) != step:
+        raise ValueError(f"{path}: got step {step}; allowed: {int(named[1])}, that of the folder")
     return step, seconds
+
+
+def check_files(folder: Path, *, weights: bool = True) -> bool:
+    """Check that the files of a checkpoint are those that were written.
+
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint.
+    weights : bool
+        Whether weights and moments are checked, too: `GGM.from_pretrained` checks those that it reads.
+
+    Returns
+    -------
+    bool
+        Whether the checkpoint holds digests. One of an earlier version does not, and nothing is checked.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file is missing, or another one.
+    """
+    network = (path for path in (folder / WEIGHTS).rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in network]
+    large = (AVERAGED, TRAINING, _OPTIMIZER) if weights else ()
+    return check_digests(folder, (CONFIG, PROGRESS, TOKENIZER, IMAGES, *large, *names))
 
 
 def restore(state: TrainingState, folder: Path) -> None:

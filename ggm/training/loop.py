@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ggm.config import ConfigError
 from ggm.data.batches import Batch, batches
 from ggm.data.sources import Data
-from ggm.data.text import TokenStream
 from ggm.files import writing
 from ggm.model import GGM
 from ggm.progress import progress_bar
@@ -40,15 +38,10 @@ class Loop:
         metrics: Metrics | None,
         sharded: bool,
     ) -> None:
-        size = config.training.batch_size
-        if not isinstance(data.train, TokenStream) and len(data.train) < size:
-            raise ConfigError(
-                f"training.batch_size: got {size}; allowed: at most the {len(data.train)} sequences there are"
-            )
         self.config, self.accelerator, self.state, self.data = config, accelerator, state, data
         self.checkpoints, self.metrics = checkpoints, metrics
         # Sequences of a pass.
-        self.micro_batch = size // (accelerator.num_processes * config.accumulation)
+        self.micro_batch = config.training.batch_size // (accelerator.num_processes * config.accumulation)
         self.sharded = sharded
         if sharded:
             self.loss: Any = state.model

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from ggm.files import write_text, writing
+from ggm.files import read_text, write_text, writing
 
 
 class Metrics:
@@ -59,7 +59,7 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
     if not path.is_file():
         return
     # What a power cut leaves at the end need not be text.
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, text in enumerate(read_text(path, errors="replace").splitlines(), start=1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,24 @@ from ggm.backbones.attention import check_installed
 from ggm.config import ConfigError
 from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.sources import Data, load_data
-from ggm.data.text import read_tokenizer
+from ggm.data.text import TokenStream, read_tokenizer
 from ggm.data.unigram import unigram_law
+from ggm.digests import DIGESTS
 from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
-from ggm.training.checkpoints import TOKENIZER, Checkpoints, TrainingState, read_config, restore
+from ggm.training.checkpoints import (
+    TOKENIZER,
+    Checkpoints,
+    TrainingState,
+    check_files,
+    read_config,
+    restore,
+)
 from ggm.training.config import RUN_CONFIG, RunConfig, check_same_curve, write_config
 from ggm.training.in_memory import make_optimizer
+from ggm.training.lock import locked
 from ggm.training.loop import Loop
 from ggm.training.metrics import Metrics
 from ggm.training.signals import signals
@@ -94,6 +104,15 @@ def run(
     check_installed(config.model.backbone.attention)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
+    accelerator = _accelerator(config)
+    with _alone(accelerator, Path(config.out)):
+        return _train(config, accelerator, resume=resume, max_steps=max_steps, progress=progress)
+
+
+def _train(
+    config: RunConfig, accelerator: Any, *, resume: bool, max_steps: int | None, progress: bool
+) -> RunResult:
+    """Train in a folder that this run holds."""
     out = Path(config.out)
     checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
     last = checkpoints.latest()
@@ -103,9 +122,9 @@ def run(
         )
     if last is not None:
         check_same_curve(config, out / RUN_CONFIG)
-    with _tracking(config, last):
-        accelerator = _accelerator(config)
-    data = _load_data(config, accelerator, fresh=last is None, progress=progress)
+        _on_main(accelerator, lambda: _check_files(last))
+    data = _load_data(config, accelerator, last, progress=progress)
+    _check_batch_size(config, data)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
     first_device = torch.device("cpu") if sharded else accelerator.device
@@ -116,6 +135,8 @@ def run(
         from ggm.training.sharding import shard
 
         shard(state, config.training, accelerator.device)
+    with _tracking(config, last):
+        _start_tracker(config, accelerator)
     with signals() as received:
         metrics = None
         if accelerator.is_main_process:
@@ -129,6 +150,27 @@ def run(
     with _tracking(config, final):
         accelerator.end_training()
     return RunResult(state.step, final, stopped_by, accelerator.is_main_process)
+
+
+@contextmanager
+def _alone(accelerator: Any, out: Path) -> Iterator[None]:
+    """Hold the folder of a run, in its main process."""
+    with ExitStack() as held:
+        _on_main(accelerator, lambda: held.enter_context(locked(out)))
+        yield
+
+
+def _on_main(accelerator: Any, work: Callable[[], Any]) -> None:
+    """Do something in the main process; all raise what it raises there, OSError or ValueError."""
+    failure: list[Exception | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            work()
+        except (OSError, ValueError) as error:
+            failure = [error]
+    require("accelerate.utils", extra="train").broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
 
 
 @contextmanager
@@ -172,7 +214,8 @@ def _launched_sharded() -> bool:
 def _accelerator(config: RunConfig) -> Any:
     accelerate = require("accelerate", extra="train")
     tracker = None if config.tracker == "none" else config.tracker
-    wandb = require("wandb", extra="wandb") if tracker == "wandb" else None
+    if tracker == "wandb":
+        require("wandb", extra="wandb")
     if tracker == "tensorboard" and not accelerate.utils.is_tensorboard_available():
         tracker = None
     accelerator = accelerate.Accelerator(
@@ -198,14 +241,15 @@ def _accelerator(config: RunConfig) -> Any:
         raise ConfigError(
             "training.seconds: got a value with several processes; allowed: training.steps alone"
         )
-    if wandb is None:
-        accelerator.init_trackers("tensorboard")
-    else:
-        _start_wandb(config, accelerator, wandb)
     return accelerator
 
 
-def _start_wandb(config: RunConfig, accelerator: Any, wandb: Any) -> None:
+def _start_tracker(config: RunConfig, accelerator: Any) -> None:
+    """Begin with the tracker's files: once it is known that the run can start, so that none are left else."""
+    if config.tracker != "wandb":
+        accelerator.init_trackers("tensorboard")
+        return
+    wandb = require("wandb", extra="wandb")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     places = {"wandb": {"dir": str(out), "name": out.name}}
@@ -217,16 +261,24 @@ def _start_wandb(config: RunConfig, accelerator: Any, wandb: Any) -> None:
         ) from error
 
 
-def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bool) -> Data:
+def _check_files(checkpoint: Path) -> None:
+    """Check all files of a checkpoint; of one that has no digests, tell so."""
+    if not check_files(checkpoint):
+        print(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", file=sys.stderr)
+
+
+def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progress: bool) -> Data:
     """Load data; all processes, and all continuations, use the vocabulary that the first one made."""
     out = Path(config.out)
     kept = out / TOKENIZER
     with accelerator.main_process_first():
-        if fresh and accelerator.is_main_process:
+        if last is None and accelerator.is_main_process:
             kept.unlink(missing_ok=True)
             image_tokenizers.remove_tokenizer(out)
-        tokenizer = read_tokenizer(kept) if kept.is_file() else None
-        images = image_tokenizers.read_tokenizer(out)
+        # The files of a checkpoint are checked.
+        made = last or out
+        tokenizer = read_tokenizer(made / TOKENIZER) if (made / TOKENIZER).is_file() else None
+        images = image_tokenizers.read_tokenizer(made)
         data = load_data(
             config.data,
             config.model.chain.length,
@@ -240,6 +292,14 @@ def _load_data(config: RunConfig, accelerator: Any, *, fresh: bool, progress: bo
         if data.images is not None and images is None:
             data.images.save(out)
     return data
+
+
+def _check_batch_size(config: RunConfig, data: Data) -> None:
+    size = config.training.batch_size
+    if not isinstance(data.train, TokenStream) and len(data.train) < size:
+        raise ConfigError(
+            f"training.batch_size: got {size}; allowed: at most the {len(data.train)} sequences there are"
+        )
 
 
 def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig:

@@ -11,10 +11,11 @@ import torch
 from torch.nn.functional import mse_loss
 
 from ggm.data.batches import index_batches
-from ggm.data.images.files import Images, read_batches
+from ggm.data.images.files import Images, check_pictures, read_batches
 from ggm.data.images.pictures import write_grid
-from ggm.data.images.tokenizers import VQTokenizer, to_floats
+from ggm.data.images.tokenizers import VQTokenizer, save_network, to_floats
 from ggm.extras import require
+from ggm.files import filling
 from ggm.progress import progress_bar
 from ggm.training.in_memory import TrainingConfig, set_learning_rate
 from ggm_kernels.randomness import MAX_SEED
@@ -151,6 +152,7 @@ def train_vq(
         raise ValueError(f"batch: got {config.batch_size}; allowed: up to the {len(images)} images there are")
     torch.manual_seed(config.seed)
     model = make_vq(config).to(device)
+    check_pictures(images, config.size, "L" if config.grey else "RGB", progress=progress)
     model.quantize.legacy = False  # else it weighs commitment and codebook the other way round
     tokenizer = VQTokenizer(model, config.size)
     model.train().requires_grad_(True)
@@ -195,16 +197,13 @@ def save_vq(result: VQResult, images: Images, out: Path) -> None:
     Raises
     ------
     OSError
-        If the folder cannot be written to.
+        If the folder cannot be written to. What was there is as it was.
     """
     tokenizer = result.tokenizer
-    out.mkdir(parents=True, exist_ok=True)
     count = min(_SHOWN, len(images))
     shown = torch.linspace(0, len(images) - 1, count).round().long()
     (pixels,) = read_batches(images, shown, tokenizer.size, tokenizer.mode, _SHOWN)
-    write_grid(
-        out / RECONSTRUCTIONS,
-        torch.cat([pixels, tokenizer.decode(tokenizer.encode(pixels))]),
-        columns=count,
-    )
-    tokenizer.model.save_pretrained(out)
+    rows = torch.cat([pixels, tokenizer.decode(tokenizer.encode(pixels))])
+    with filling(out) as aside:
+        write_grid(aside / RECONSTRUCTIONS, rows, columns=count)
+        save_network(tokenizer.model, aside)

@@ -82,7 +82,7 @@ def test_missing_and_damaged_files(model, tmp_path, capsys):
     assert error(capsys, "train", missing) == f"ggm: error: {missing}: no such file or directory\n"
     (tmp_path / "config.json").write_text("{bad")
     assert f"{tmp_path / 'config.json'}: not JSON" in error(capsys, "sample", tmp_path)
-    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not JSON")):
+    for text, told in (("[1]", "got list"), ('{"vocab_size": 3}', "chain: missing"), ("\xff", "not UTF-8")):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
         assert f"{tmp_path / 'config.json'}: {told}" in error(capsys, "sample", tmp_path)
 
@@ -209,6 +209,18 @@ def test_infill_keeps_what_is_given_and_tells_its_cost_as_sample_does(tmp_path, 
     # Two batches, two sweeps, four positions: the gap, and what the model's length leaves.
     again, told = capsys.readouterr()
     assert again == out and "16 network evaluations, " in told and "site updates/s, " in told
+
+
+@pytest.mark.parametrize(("text", "gap"), [("abc", "_"), ("a_c", "b"), ("", "_")])
+def test_infill_without_a_gap_is_refused(text, gap, tmp_path, capsys):
+    tokenizer = char_tokenizer(["abc_ "])
+    config = GGMConfig(tokenizer.get_vocab_size(), ChainConfig(length=6, sweeps=2))
+    GGM(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / TOKENIZER).write_text(tokenizer.to_str())
+    told = error(capsys, "infill", tmp_path / "model", "--text", text, "--gap", gap)
+    assert told.strip().endswith(
+        f"--text: got no gap, {gap!r}, in it; allowed: one or more (--gap tells of which)"
+    )
 
 
 def test_a_backend_that_is_not_there(model, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 
 from ggm.data.text import open_documents
 from ggm.extras import require
+from ggm.progress import progress_bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_CHECKED = 64
 
 
 class Images(Protocol):
@@ -33,7 +36,9 @@ class Images(Protocol):
 
 
 class FolderImages:
-    """All pictures in a folder and in the folders within it.
+    """All pictures in a folder and in the folders within it; links to folders are followed.
+
+    A folder that several names lead to is read once.
 
     Parameters
     ----------
@@ -48,7 +53,7 @@ class FolderImages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        self._paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
         if not self._paths:
             raise FileNotFoundError(
                 f"{folder}: no images; allowed: names that end in {', '.join(SUFFIXES)}, at any depth"
@@ -74,19 +79,26 @@ class FolderImages:
 class DatasetImages:
     """A column of pictures of a data set that `datasets` reads."""
 
-    def __init__(self, rows: Any, column: str) -> None:
+    def __init__(self, rows: Any, column: str, source: str) -> None:
         if column not in rows.column_names:
             raise ValueError(f"data.column: got {column!r}; allowed: {', '.join(rows.column_names)}")
         if not isinstance(rows.features[column], require("datasets", extra="train").Image):
             raise ValueError(f"data.column: got {column!r}; allowed: a column of images")
-        self._rows, self._column = rows, column
+        self._rows, self._column, self._source = rows, column, source
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def open(self, index: int) -> Any:
         """Picture as a `PIL.Image.Image`."""
-        return self._rows[index][self._column]
+        where = f"{self._source}: row {index}, counted from 0"
+        try:
+            picture = self._rows[index][self._column]
+        except Exception as error:  # what `datasets` and Pillow raise
+            raise ValueError(f"{where}: not an image that can be read: {error}") from error
+        if picture is None:
+            raise ValueError(f"{where}: got nothing in column {self._column!r}; allowed: an image")
+        return _ready(picture, where)
 
     def fingerprint(self) -> str:
         """What `datasets` knows the rows by, and the column."""
@@ -94,7 +106,12 @@ class DatasetImages:
 
 
 def open_images(
-    source: str, *, subset: str | None = None, split: str = "train", column: str = "image"
+    source: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    column: str = "image",
+    progress: bool = False,
 ) -> Images:
     """Pictures of a folder, of a .parquet file, or of a data set on the Hugging Face Hub.
 
@@ -104,6 +121,8 @@ def open_images(
         A folder, a file, or a name on the Hub.
     subset, split, column : str
         Of a data set: its configuration, split, and column of images.
+    progress : bool
+        Whether to show bars while a data set is read.
 
     Raises
     ------
@@ -112,18 +131,37 @@ def open_images(
     """
     if Path(source).is_dir():
         return FolderImages(Path(source))
-    return DatasetImages(open_documents(source, subset=subset, split=split), column)
+    rows = open_documents(source, subset=subset, split=split, progress=progress)
+    return DatasetImages(rows, column, source)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files at any depth. Folders of the tree itself come before those that links lead to."""
+    folders, links, seen = deque([folder]), deque[Path](), set()
+    while folders or links:
+        here = (folders or links).popleft()
+        state = here.stat()
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        for path in sorted(here.iterdir()):
+            if not path.is_dir():
+                yield path
+            elif path.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
 
 
 def open_picture(path: Path) -> Any:
-    """Picture of a file, read as a whole.
+    """Picture of a file, read as a whole, upright, with 8 bits per number.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is damaged, or no picture.
+        If it is damaged, no picture, or of numbers that are not known to be brightness.
     """
     image = require("PIL.Image", extra="images")
     if not path.is_file():
@@ -131,13 +169,29 @@ def open_picture(path: Path) -> Any:
     try:
         with image.open(path) as picture:
             picture.load()
-            return picture
-    except (OSError, SyntaxError, image.DecompressionBombError) as error:
+    except Exception as error:  # what Pillow raises for damaged files is of many kinds
         raise ValueError(f"{path}: not an image that can be read: {error}") from error
+    return _ready(picture, str(path))
+
+
+def _ready(picture: Any, where: str) -> Any:
+    """A picture turned as cameras left it to the viewer to do, with 8 bits for each number.
+
+    Pillow itself makes 255 of all that is above it.
+    """
+    image, operations = (require(f"PIL.{name}", extra="images") for name in ("Image", "ImageOps"))
+    sixteen_bits = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG")
+    upright = operations.exif_transpose(picture)
+    if sixteen_bits:
+        grey = (numpy.asarray(upright).astype("float64") / 257).round()
+        return image.fromarray(grey.astype("uint8"))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{where}: got an image of mode {picture.mode!r}; allowed: 8 or 16 bits per number")
+    return upright
 
 
 def fit(picture: Any, size: int, mode: str) -> torch.Tensor:
-    """Bring a picture to a square: its shorter side resized, then the middle taken.
+    """Bring a picture of `Images` to a square: its shorter side resized, then the middle taken.
 
     Parameters
     ----------
@@ -154,8 +208,7 @@ def fit(picture: Any, size: int, mode: str) -> torch.Tensor:
         uint8 [size, size, 3 or 1].
     """
     image, operations = (require(f"PIL.{name}", extra="images") for name in ("Image", "ImageOps"))
-    upright = operations.exif_transpose(picture).convert(mode)
-    square = operations.fit(upright, (size, size), method=image.Resampling.LANCZOS)
+    square = operations.fit(picture.convert(mode), (size, size), method=image.Resampling.LANCZOS)
     return torch.from_numpy(numpy.array(square)).view(size, size, -1)
 
 
@@ -187,3 +240,16 @@ def read_batches(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for indices in order.split(batch):
             yield torch.stack(list(pool.map(load, indices.tolist())))
+
+
+def check_pictures(images: Images, size: int, mode: str, *, progress: bool = False) -> None:
+    """Read all pictures once, as `read_batches` does: what is wrong with one of them is told before the work.
+
+    Raises
+    ------
+    OSError, ValueError
+        For the first one that cannot be read; it tells which.
+    """
+    with progress_bar(progress, len(images), "reading images", unit="image") as bar:
+        for pixels in read_batches(images, torch.arange(len(images)), size, mode, _CHECKED):
+            bar.update(len(pixels))

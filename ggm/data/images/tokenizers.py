@@ -6,6 +6,7 @@ from there: a checkpoint tells how to draw what it samples.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -18,6 +19,7 @@ import torch
 from ggm.data.text import quiet_hub
 from ggm.extras import require
 from ggm.files import read_json, write_text
+from ggm.progress import library_bars
 
 IMAGES, WEIGHTS = "images.json", "vq"
 
@@ -148,8 +150,22 @@ class VQTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, for `read_tokenizer`; the network as diffusers does."""
-        self.model.save_pretrained(folder / WEIGHTS)
+        save_network(self.model, folder / WEIGHTS)
         _write(folder, kind="vq", size=self.size, normalize=self.normalize)
+
+
+def save_network(model: Any, folder: Path) -> None:
+    """Write a network into a folder as diffusers does.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written: the library of the file format has an error of its own for a full disk.
+    """
+    try:
+        model.save_pretrained(folder)
+    except require("safetensors", extra="images").SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(folder)) from error
 
 
 def to_floats(pixels: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -164,7 +180,9 @@ def to_pixels(floats: torch.Tensor, normalize: bool) -> torch.Tensor:
     return (floats.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
 
 
-def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bool = True) -> VQTokenizer:
+def open_vq(
+    name: str, size: int, *, subfolder: str | None = None, normalize: bool = True, progress: bool = False
+) -> VQTokenizer:
     """Tokenizer of a folder that diffusers wrote, or of a name on the Hugging Face Hub.
 
     Parameters
@@ -175,6 +193,8 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
         As in `VQTokenizer`.
     subfolder : str, optional
         Where in it the VQModel is.
+    progress : bool
+        Whether to show bars of what comes from the Hub.
 
     Raises
     ------
@@ -187,7 +207,7 @@ def open_vq(name: str, size: int, *, subfolder: str | None = None, normalize: bo
     """
     diffusers = require("diffusers", extra="images")
     try:
-        with warnings.catch_warnings(), quiet_hub():
+        with warnings.catch_warnings(), quiet_hub(), library_bars(progress):
             # Of huggingface_hub, on how diffusers calls it.
             warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             model = diffusers.VQModel.from_pretrained(name, subfolder=subfolder)

@@ -1,0 +1,81 @@
+"""SHA-256 of files, and of all files of a folder in a file of their own, so that a damaged one is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ggm.files import read_json
+
+DIGESTS = "digests.json"
+# Meant to be edited; nothing reads it.
+_LEFT_OUT = {DIGESTS, "README.md"}
+_PIECE = 2**20
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    piece = memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
+
+
+def write_digests(folder: Path) -> None:
+    """Write the digests of all files at any depth into a folder: digests.json.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read, or digests.json not be written.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    digests = {name: sha256(path) for name, path in names.items() if name not in _LEFT_OUT}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+
+
+def check_digests(folder: Path, names: Iterable[str]) -> bool:
+    """Check that files are as they were when `write_digests` was called.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the files.
+    names : iterable of str
+        Which of them, relative to the folder; those that are not there and have no digest are left out.
+
+    Returns
+    -------
+    bool
+        Whether there are digests; without them nothing is checked.
+
+    Raises
+    ------
+    OSError
+        If a file is missing.
+    ValueError
+        If a file is another one, or has no digest.
+    """
+    if not (folder / DIGESTS).is_file():
+        return False
+    digests = read_json(folder / DIGESTS)
+    for name in names:
+        path = folder / name
+        if name not in digests and not path.is_file():
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; {DIGESTS} names it")
+        if sha256(path) != digests.get(name):
+            raise ValueError(f"{path}: damaged or replaced: its SHA-256 is not that in {DIGESTS}")
+    return True
