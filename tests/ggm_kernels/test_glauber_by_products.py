@@ -78,7 +78,12 @@ def test_every_by_product_of_every_option(backend, vocab_size):
             for name, value in expected.items():
                 said = f"{name} {form}, {law}, {sorted(decision)}"
                 torch.testing.assert_close(
-                    result[name], value, equal_nan=True, rtol=1e-5, atol=1e-5, msg=lambda m, s=said: f"{s}: {m}"
+                    result[name],
+                    value,
+                    equal_nan=True,
+                    rtol=1e-5,
+                    atol=1e-5,
+                    msg=lambda m, s=said: f"{s}: {m}",
                 )
 
 

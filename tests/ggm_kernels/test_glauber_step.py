@@ -278,9 +278,7 @@ def test_by_products_are_what_they_are_called(backend, filters):
     assert all(value[0][frozen[0]].isnan().all() for value in by_products.values())
     torch.testing.assert_close(log_sum_exp[thawed], logits.logsumexp(1)[thawed], equal_nan=True)
     f = logits.gather(1, start.T)[:, 0] - logits.logsumexp(1) + math.log(0.2 / 0.8 * vocab_size)
-    torch.testing.assert_close(
-        keep_prob[thawed], f.sigmoid()[thawed], equal_nan=True, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(keep_prob[thawed], f.sigmoid()[thawed], equal_nan=True, rtol=1e-5, atol=1e-6)
     drawn = ~log_prob.isnan()
     assert not (frozen[0] & drawn).any() and not drawn[3:5].any()
     assert torch.equal(tokens[0][~drawn], start[0][~drawn])

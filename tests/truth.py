@@ -1,0 +1,230 @@
+"""`glauber_step` and the losses by their mathematics alone: NumPy in float64, and nothing of the package.
+
+Random words are Philox4x32-10 by its definition (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011),
+at the coordinates that ggm_kernels/randomness.py lays out. What float32 may decide either way (a word next to a
+probability, a mass next to top_p) is known as doubtful, and not judged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+RACE, KEEP = 1, 2  # streams
+_MASK = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+
+# Random words
+
+
+def philox4x32(counter: np.ndarray, seed: int) -> np.ndarray:
+    """Words [.., 4] of counters [.., 4], uint64 that hold 32 bits each."""
+    c0, c1, c2, c3 = np.moveaxis(counter.astype(np.uint64), -1, 0)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> _32) ^ c1 ^ np.uint64(k0),
+            p1 & _MASK,
+            (p0 >> _32) ^ c3 ^ np.uint64(k1),
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=-1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Coordinates of a row of a step."""
+
+    seed: int
+    step: int
+    sample_id: int
+    position: int
+
+    def words(self, stream: int, blocks: int) -> np.ndarray:
+        """The words of vocabulary blocks 0 .. blocks - 1, flat."""
+        counter = np.empty((blocks, 4), dtype=np.uint64)
+        counter[:, 0] = np.arange(blocks, dtype=np.uint64) | np.uint64(
+            stream << 20 | self.sample_id >> 32 << 24
+        )
+        counter[:, 1] = self.position
+        counter[:, 2] = self.sample_id & 0xFFFFFFFF
+        counter[:, 3] = self.step
+        return philox4x32(counter, self.seed).reshape(-1)
+
+
+def uniform(word: np.ndarray) -> np.ndarray:
+    """(word + 1/2) / 2**32 as float32 rounds it, at most 1 - 2**-24: this rounding is part of the noise."""
+    u = (word.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
+    return np.minimum(u, np.float32(1 - 2.0**-24)).astype(np.float64)
+
+
+# A row of a step
+
+
+@dataclass
+class Row:
+    """One row: its logits and all that decides what becomes of its token. A new option is a field here."""
+
+    g: np.ndarray  # logits [V]
+    present: int
+    place: Place
+    frozen: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    noise_rate: float | None = None
+    log_pi: float = 0.0  # of the present token
+    normalize: bool = False
+    precision: float = 1e-6  # what the logits are known to, relative to 1 + their size
+    doubts: list[str] = field(default_factory=list)
+
+    def doubt(self, cause: str, is_doubtful: bool) -> None:
+        if is_doubtful:
+            self.doubts.append(cause)
+
+
+def log_sum_exp(g: np.ndarray) -> float:
+    top = g.max()
+    return top + math.log(np.exp(g - top).sum()) if math.isfinite(top) else float(top)
+
+
+def has_law(row: Row) -> bool:
+    return not np.isnan(row.g).any() and row.g.max() > -math.inf
+
+
+def law(row: Row) -> np.ndarray:
+    """Logits of the law that is drawn from, up to a constant: 0 for the largest, -inf for what is left out."""
+    g = row.g
+    if row.temperature == 0:
+        z = np.full(len(g), -math.inf)
+        z[g.argmax()] = 0.0
+        top_two = np.sort(g)[-2:]
+        row.doubt("argmax", 0 < top_two[-1] - top_two[0] < row.precision * (1 + abs(top_two[-1])))
+        return z
+    top = g.max()
+    with np.errstate(invalid="ignore"):
+        z = np.where(g == top, 0.0, (g - top) / row.temperature)
+    for keep in (_top_k, _top_p, _min_p):  # in this order
+        z = np.where(keep(row, z), z, -math.inf)
+    return z
+
+
+def _near(a: float, b: float, row: Row) -> bool:
+    return a != b and math.isfinite(a) and abs(a - b) < row.precision * (1 + abs(a) + 1 / row.temperature)
+
+
+def _top_k(row: Row, z: np.ndarray) -> np.ndarray:
+    if row.top_k is None or row.top_k >= len(z):
+        return np.ones(len(z), dtype=bool)
+    ordered = np.sort(z)[::-1]
+    row.doubt("top_k", _near(ordered[row.top_k - 1], ordered[row.top_k], row))
+    return z >= ordered[row.top_k - 1]
+
+
+def _top_p(row: Row, z: np.ndarray) -> np.ndarray:
+    if row.top_p is None or row.top_p >= 1:
+        return np.ones(len(z), dtype=bool)
+    ordered = np.sort(z)[::-1]
+    probs = np.exp(ordered) / np.exp(ordered).sum()
+    mass_above = np.cumsum(probs) - probs
+    last = int((mass_above < row.top_p).sum()) - 1
+    # A group of equal logits stays as a whole, so what counts is the mass above each group.
+    first_of_group = np.r_[True, ordered[1:] != ordered[:-1]] & (probs > 0)
+    error = 10 * row.precision * (1 + 1 / row.temperature)
+    row.doubt("top_p", bool((abs(mass_above - row.top_p)[first_of_group][1:] < error).any()))
+    beyond = ordered[last + 1 :][:1]
+    row.doubt("top_p", any(_near(ordered[last], value, row) for value in beyond))
+    return z >= ordered[last]
+
+
+def _min_p(row: Row, z: np.ndarray) -> np.ndarray:
+    if not row.min_p:
+        return np.ones(len(z), dtype=bool)
+    bound = math.log(row.min_p)
+    row.doubt(
+        "min_p",
+        any(_near(value, bound, row) for value in z[(z < 0) & (abs(z - bound) < 1)]) and row.min_p < 1,
+    )
+    return z >= bound
+
+
+def race(row: Row, z: np.ndarray, token: int) -> float:
+    """By how much the score of `token` misses the best one: 0 for the winner, the first of equals.
+
+    Token v arrives at time E_v / exp(z_v). In one level: the groups of a second one are drawn here.
+    """
+    words = row.place.words(RACE, -(-len(z) // 4))[: len(z)]
+    scores = z - np.log(-np.log1p(-uniform(words)))
+    best = int(scores.argmax())
+    if token == best:
+        return 0.0
+    sizes = 1 + abs(z[best]) + (abs(z[token]) if math.isfinite(z[token]) else 0.0)
+    return (scores[best] - scores[token]) / sizes
+
+
+def log_odds(row: Row) -> float:
+    """Log-odds that the present token is signal: certain where it cannot be noise."""
+    if row.noise_rate <= 0 or row.log_pi == -math.inf:
+        return math.inf
+    g = row.g[row.present]
+    if row.normalize:
+        g = g - log_sum_exp(row.g)
+    if row.noise_rate >= 1 or g == -math.inf:
+        return -math.inf
+    return g + math.log1p(-row.noise_rate) - math.log(row.noise_rate) - row.log_pi
+
+
+def sigmoid(f: float) -> float:
+    return 1 / (1 + math.exp(-f)) if f >= 0 else math.exp(max(f, -740)) / (1 + math.exp(max(f, -740)))
+
+
+def keeps(row: Row) -> bool:
+    """Whether the present token is kept: the rarer outcome is held against a uniform near 0."""
+    if row.noise_rate is None:
+        return False
+    f = log_odds(row)
+    if math.isnan(f):
+        return True
+    word = row.place.words(KEEP, 1)[:1]
+    u = float(uniform(np.uint64(0xFFFFFFFF) - word if f < 0 else word)[0])
+    rarer = sigmoid(-abs(f))
+    error = (
+        10 * row.precision * (1 + abs(row.g[row.present])) + 1e-6 * (1 + abs(f)) if math.isfinite(f) else 0
+    )
+    row.doubt("keep", abs(u - rarer) <= error * rarer)
+    return u < rarer if f < 0 else not u < rarer
+
+
+# By-products: of a row that has a law and is not frozen, and the token drawn, or None where it was kept. One line each.
+
+
+def _log_prob(row: Row, drawn: int | None) -> float:
+    if drawn is None:
+        return math.nan
+    z = law(row)
+    return z[drawn] - log_sum_exp(z)
+
+
+BY_PRODUCTS = {
+    "log_sum_exp": lambda row, drawn: log_sum_exp(row.g),
+    "log_prob": _log_prob,
+    "keep_prob": lambda row, drawn: sigmoid(log_odds(row)),
+}
+
+
+# Losses
+
+
+def losses(f: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Terms of the loss and their derivatives for logits f [N, C]; a weight of 0 switches its term off."""
+    of_minus_f, of_f = np.logaddexp(0, -f), np.logaddexp(0, f)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(signal == 0, 0, signal * of_minus_f) + np.where(noise == 0, 0, noise * of_f)
+    of_signal = 1 / (1 + np.exp(np.clip(f, -700, 700)))  # sigmoid(-f)
+    return terms, noise * (1 - of_signal) - signal * of_signal
