@@ -6,8 +6,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,22 @@ def _build_with_fallback(
     """Build with CUDA where there is one; where that fails and nobody demands it, without."""
     plan = ninja_plan.Plan(root, cxx, cuda)
     try:
-        _run_ninja(plan, env)
+        run_ninja(root, partial(ninja_plan.write, plan), env)
         return plan, None
     except Unavailable as error:
         if cuda is None or want_cuda:
             raise
         plan = ninja_plan.Plan(root, cxx, None)
-        _run_ninja(plan, env)
+        run_ninja(root, partial(ninja_plan.write, plan), env)
         return plan, str(error)
 
 
-def _run_ninja(plan: ninja_plan.Plan, env: Mapping[str, str]) -> None:
+def run_ninja(root: Path, write: Callable[[], Path], env: Mapping[str, str]) -> None:
+    """Build what `write` writes down as a build.ninja; raise Unavailable with the compilers' complaint."""
     try:
         import ninja
 
-        file = ninja_plan.write(plan)
+        file = write()
     except ImportError as error:
         raise Unavailable(
             f"the Python package {error.name} is missing (pip install ninja pybind11, or build without "
@@ -101,7 +103,7 @@ def _run_ninja(plan: ninja_plan.Plan, env: Mapping[str, str]) -> None:
     command = [str(Path(ninja.BIN_DIR, "ninja")), "-f", str(file)]
     if env.get("MAX_JOBS"):
         command += ["-j", env["MAX_JOBS"]]
-    done = subprocess.run(command, cwd=plan.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     print(done.stdout, end="", file=sys.stderr)
     if done.returncode:
         raise Unavailable(f"the build failed: {first_error(done.stdout)}")

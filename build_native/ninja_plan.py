@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # Exact arithmetic that gives the same bits everywhere: no contraction to fused multiply-add.
-_NUMERICS = ["-ffp-contract=off", "-fno-math-errno"]
-_WARNINGS = ["-Wall", "-Wextra"]
+NUMERICS = ["-ffp-contract=off", "-fno-math-errno"]
+WARNINGS = ["-Wall", "-Wextra"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-Icsrc"]
 
 
@@ -56,22 +56,22 @@ def write(plan: Plan) -> Path:
     path = plan.build_dir / "build.ninja"
     with open(plan.root / path, "w") as file:
         writer = ninja_syntax.Writer(file)
-        writer.variable("builddir", _escape(plan.build_dir))
+        writer.variable("builddir", escape(plan.build_dir))
         _write_rules(writer, plan)
         objects = [*_bound_objects(writer, plan), *_cpu_objects(writer, plan)]
         objects += _cuda_objects(writer, plan)
-        writer.build(_escape(plan.library), "link", [_escape(obj) for obj in objects])
+        writer.build(escape(plan.library), "link", [escape(obj) for obj in objects])
     return path
 
 
 def _write_rules(writer: Writer, plan: Plan) -> None:
-    cxx = _shell(plan.cxx.command)
+    cxx = shell(plan.cxx.command)
     depfile = {"depfile": "$out.d", "deps": "gcc"}
     writer.rule("cxx", f"{cxx} $flags -MMD -MF $out.d -c $in -o $out", "C++ $out", **depfile)
-    link = f"{cxx} -shared $in -o $out {_shell(_link_flags(plan))}"
+    link = f"{cxx} -shared $in -o $out {shell(_link_flags(plan))}"
     writer.rule("link", link, "LINK $out")
     if plan.cuda:
-        nvcc = _shell([plan.cuda.command, *_host_compiler(plan)])
+        nvcc = shell([plan.cuda.command, *_host_compiler(plan)])
         writer.rule("nvcc", f"{nvcc} $flags -MD -MF $out.d -c $in -o $out", "CUDA $out", **depfile)
 
 
@@ -82,7 +82,7 @@ def _bound_objects(writer: Writer, plan: Plan) -> list[Path]:
     objects hold, the linker keeps the first, which must be one that every processor can run.
     """
     flags = [*_cxx_flags(plan), *_isa_defines(plan)]
-    python = ["-isystem", str(_stable_pybind11(plan)), "-isystem", sysconfig.get_path("include")]
+    python = ["-isystem", str(stable_pybind11(plan.root)), "-isystem", sysconfig.get_path("include")]
     cuda = ["-DGGM_WITH_CUDA"] if plan.cuda else []
     objects = [_compile(writer, plan, Path("csrc/cpu/dispatch.cpp"), "base", flags)]
     for source in _sources(plan, "csrc/*.cpp"):
@@ -103,7 +103,7 @@ def _cpu_objects(writer: Writer, plan: Plan) -> list[Path]:
 def _cuda_objects(writer: Writer, plan: Plan) -> list[Path]:
     if plan.cuda is None:
         return []
-    host = ",".join(["-fPIC", "-fvisibility=hidden", *_NUMERICS, *_WARNINGS])
+    host = ",".join(["-fPIC", "-fvisibility=hidden", *NUMERICS, *WARNINGS])
     flags = [*CUDA_FLAGS, *gencode_flags(plan.cuda.archs), "-Xcompiler", host]
     sources = _sources(plan, "csrc/cuda/*.cu")
     return [_compile(writer, plan, source, "cuda", flags, rule="nvcc") for source in sources]
@@ -113,13 +113,13 @@ def _compile(
     writer: Writer, plan: Plan, source: Path, kind: str, flags: list[str], rule: str = "cxx"
 ) -> Path:
     target = plan.build_dir / kind / source.with_suffix(".o").name
-    writer.build(_escape(target), rule, _escape(source), variables={"flags": _shell(flags)})
+    writer.build(escape(target), rule, escape(source), variables={"flags": shell(flags)})
     return target
 
 
 def _cxx_flags(plan: Plan) -> list[str]:
     openmp = ["-fopenmp"] if plan.cxx.openmp else []
-    return [*_COMMON, *_NUMERICS, *_WARNINGS, *openmp, "-Icsrc"]
+    return [*_COMMON, *NUMERICS, *WARNINGS, *openmp, "-Icsrc"]
 
 
 def _isa_defines(plan: Plan) -> list[str]:
@@ -142,7 +142,7 @@ def _host_compiler(plan: Plan) -> list[str]:
     return ["-ccbin", plan.cxx.command[0]] if len(plan.cxx.command) == 1 else []
 
 
-def _stable_pybind11(plan: Plan) -> Path:
+def stable_pybind11(root: Path) -> Path:
     """Copy pybind11's headers into the build folder.
 
     pip's isolation puts them under a new temporary path each time, which would rebuild everything.
@@ -150,10 +150,10 @@ def _stable_pybind11(plan: Plan) -> Path:
     import pybind11
 
     folder = Path("build", f"pybind11-{pybind11.__version__}")
-    if not (plan.root / folder).exists():
-        unfinished = plan.root / folder.with_name(folder.name + ".tmp")
+    if not (root / folder).exists():
+        unfinished = root / folder.with_name(folder.name + ".tmp")
         shutil.copytree(pybind11.get_include(), unfinished, dirs_exist_ok=True)
-        unfinished.rename(plan.root / folder)
+        unfinished.rename(root / folder)
     return folder
 
 
@@ -161,11 +161,11 @@ def _sources(plan: Plan, pattern: str) -> list[Path]:
     return sorted(path.relative_to(plan.root) for path in plan.root.glob(pattern))
 
 
-def _shell(words: Iterable[str]) -> str:
+def shell(words: Iterable[str]) -> str:
     """Quote words for the shell that ninja starts, and then for ninja."""
     return shlex.join(words).replace("$", "$$")
 
 
-def _escape(path: Path) -> str:
+def escape(path: Path) -> str:
     """Escape a path for ninja's build lines and variables."""
     return path.as_posix().replace("$", "$$").replace(" ", "$ ").replace(":", "$:")

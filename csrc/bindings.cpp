@@ -9,6 +9,15 @@
 #include "kernels.h"
 #include "numerics/counter.h"
 
+// Compiled twice: as _native, and with GGM_ON_HOST as _emulated, whose csrc/cuda runs on the CPU.
+#if defined(GGM_ON_HOST)
+#include "emulated/bindings.h"
+#define GGM_WITH_CUDA
+#define GGM_MODULE _emulated
+#else
+#define GGM_MODULE _native
+#endif
+
 namespace py = pybind11;
 
 namespace {
@@ -130,6 +139,13 @@ ggm::Factors factors(int dtype, uintptr_t hidden, int64_t hidden_stride, uintptr
           weight_stride,                  pointer<const void>(bias),   hidden_size};
 }
 
+// A class that Python makes by `make`, and that the other module, which has one of the same name, does not share.
+template <class Struct, class Make>
+void bind_struct(py::module_& module, const char* name, Make make) {
+  py::class_<Struct>(module, name, py::module_local()).def(py::init(make));
+}
+
+#if !defined(GGM_ON_HOST)
 // The states of some rows' races, between tiles.
 struct RaceStates {
   explicit RaceStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::race_start()) {}
@@ -147,6 +163,8 @@ std::vector<std::string> isas() {
   return names;
 }
 
+#endif
+
 #if defined(GGM_WITH_CUDA)
 ggm::RaceSlots race_slots(uintptr_t states, int64_t slots, int64_t slot_begin, int64_t parts) {
   return {pointer<ggm::RaceState>(states), slots, slot_begin, parts};
@@ -159,15 +177,18 @@ void check_cuda(const char* error) {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, module) {
-  py::class_<ggm::CorruptArgs>(module, "CorruptArgs").def(py::init(&corrupt_args));
-  py::class_<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs").def(py::init(&sigmoid_bce_args));
-  py::class_<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients").def(py::init(&sigmoid_bce_gradients));
-  py::class_<ggm::GlauberArgs>(module, "GlauberArgs").def(py::init(&glauber_args));
-  py::class_<ggm::LogitsTile>(module, "LogitsTile").def(py::init(&logits_tile));
-  py::class_<ggm::Factors>(module, "Factors").def(py::init(&factors));
-  py::class_<RaceStates>(module, "RaceStates").def(py::init<int64_t>());
+PYBIND11_MODULE(GGM_MODULE, module) {
+  bind_struct<ggm::CorruptArgs>(module, "CorruptArgs", &corrupt_args);
+  bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
+  bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
+  bind_struct<ggm::LogitsTile>(module, "LogitsTile", &logits_tile);
+  bind_struct<ggm::Factors>(module, "Factors", &factors);
 
+#if defined(GGM_ON_HOST)
+  emulated::bind(module);
+#else
+  py::class_<RaceStates>(module, "RaceStates").def(py::init<int64_t>());
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
@@ -209,6 +230,7 @@ PYBIND11_MODULE(_native, module) {
         ggm::cpu::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed});
       },
       release);
+#endif
 
 #if defined(GGM_WITH_CUDA)
   module.def("cuda_corrupt", [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
@@ -226,7 +248,7 @@ PYBIND11_MODULE(_native, module) {
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
              });
-  py::class_<ggm::RaceSlots>(module, "RaceSlots").def(py::init(&race_slots));
+  bind_struct<ggm::RaceSlots>(module, "RaceSlots", &race_slots);
   module.attr("RACE_STATE_BYTES") = sizeof(ggm::RaceState);
   module.def("cuda_glauber_parts", &ggm::cuda::glauber_parts);
   module.def("cuda_glauber_threshold", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,

@@ -17,7 +17,10 @@ _MODULES = {
     "cpu": "ggm_kernels.native",
     "cuda": "ggm_kernels.native",
     "triton": "ggm_kernels.triton",
+    "emulated": "ggm_kernels.native",
 }
+# Of the compiled backends the device type of their tensors; "emulated" is csrc/cuda on the CPU, for tests.
+_DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "emulated": "cpu"}
 # Order of preference on each device type; any other device is served by the reference.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
@@ -49,7 +52,7 @@ class Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """State of every backend: ``reference``, ``cpu``, ``cuda`` and ``triton``.
+    """State of every backend: ``reference``, ``cpu``, ``cuda``, ``triton``, and for tests ``emulated``.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def _best(op: str, device: torch.device) -> tuple[str, Callable]:
     for name in _PREFERENCE.get(device.type, ("reference",)):
         state = _state(name)
         if state and op in state.ops:
-            return name, getattr(_module(name), op)
+            return name, _function(name, op)
     raise AssertionError("the reference implements every op")
 
 
@@ -125,14 +128,22 @@ def _named(op: str, name: str, device: torch.device, hint: str) -> tuple[str, Ca
         raise BackendError(f"backend {name!r} is not available: {state.reason}{hint}")
     if op not in state.ops:
         raise BackendError(f"backend {name!r} does not implement {op} in this version{hint}")
-    if name in ("cpu", "cuda") and name != device.type:
-        raise ValueError(f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {name}{hint}")
+    expected = _DEVICE_TYPES.get(name, device.type)
+    if device.type != expected:
+        raise ValueError(
+            f"backend: got {name!r} for {device.type} tensors; allowed: tensors on {expected}{hint}"
+        )
     if name == "triton" and device.type != "cuda" and not _triton_interprets():
         raise ValueError(
             f"backend: got 'triton' for {device.type} tensors; allowed: cuda tensors, or any with "
             f"TRITON_INTERPRET=1 in the environment before Triton is imported{hint}"
         )
-    return name, getattr(_module(name), op)
+    return name, _function(name, op)
+
+
+def _function(name: str, op: str) -> Callable:
+    module = _module(name)
+    return module.kernel(name, op) if name in _DEVICE_TYPES else getattr(module, op)
 
 
 @cache

@@ -14,9 +14,12 @@ import ggm_kernels
 
 def served_on(op: str, device: str) -> list[str]:
     """Names of the available backends that implement `op` for tensors on `device`."""
-    served = {"cpu": ("reference", "cpu", "triton"), "cuda": ("reference", "cuda", "triton")}[device]
+    served = {
+        "cpu": ("reference", "cpu", "triton", "emulated"),
+        "cuda": ("reference", "cuda", "triton"),
+    }[device]
     if torch.cuda.is_available() and device == "cpu":
-        served = ("reference", "cpu")  # Triton is compiled there, not interpreted
+        served = ("reference", "cpu", "emulated")  # Triton is compiled there, not interpreted
     states = ggm_kernels.backends()
     return [name for name in served if states[name] and op in states[name].ops]
 

@@ -94,9 +94,9 @@ template <class Token, class Index>
 void launch(const CorruptArgs& args, int64_t pairs_per_row, int64_t pairs, unsigned grid, cudaStream_t stream) {
   const Index per_row = static_cast<Index>(pairs_per_row), all = static_cast<Index>(pairs);
   if (moves_in_pairs<Token>(args)) {
-    corrupt_kernel<Token, Index, true><<<grid, kThreads, 0, stream>>>(args, per_row, all);
+    start<corrupt_kernel<Token, Index, true>>({grid, kThreads, stream}, args, per_row, all);
   } else {
-    corrupt_kernel<Token, Index, false><<<grid, kThreads, 0, stream>>>(args, per_row, all);
+    start<corrupt_kernel<Token, Index, false>>({grid, kThreads, stream}, args, per_row, all);
   }
 }
 

@@ -146,7 +146,7 @@ template <class T, Mode kMode, Sums kSums>
 void launch_race(const Race& race, cudaStream_t queue) {
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(race.tile.rows * race.slots.parts, INT32_MAX));
   const int64_t most = std::min<int64_t>(race.part_tokens, race.tile.tokens);
-  race_kernel<T, kMode, kSums><<<grid, threads_for(most, Chunk<T>::kSize, kThreads), 0, queue>>>(race);
+  start<race_kernel<T, kMode, kSums>>({grid, threads_for(most, Chunk<T>::kSize, kThreads), queue}, race);
 }
 
 template <class T, Mode kMode>
@@ -219,7 +219,7 @@ const char* glauber_settle(const GlauberArgs& args, const LogitsTile& tile, cons
   int width = 1;
   while (width < kWarp && width < slots.slots) width *= 2;
   const unsigned grid = grid_for(tile.rows * width, device);
-  settle_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args, tile, slots, width);
+  start<settle_kernel>({grid, kThreads, static_cast<cudaStream_t>(stream)}, args, tile, slots, width);
   return message(cudaGetLastError());
 }
 

@@ -1,7 +1,12 @@
-// What every launch needs: the right device for its duration, a grid that fills it, the error in words.
+// What every launch needs: the right device for its duration, a grid that fills it, the error in words. And the one
+// place that starts kernels, on a GPU or, where GGM_ON_HOST is defined, on the CPU (csrc/emulated).
 #pragma once
 
+#if defined(GGM_ON_HOST)
+#include "emulated/device.h"
+#else
 #include <cuda_runtime.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -35,6 +40,22 @@ class DeviceGuard {
 };
 
 inline const char* message(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+struct Launch {
+  unsigned grid;
+  int threads;
+  cudaStream_t queue;
+};
+
+// Every kernel loops over its items with the grid as its stride, so that any grid does.
+template <auto kKernel, class... Arguments>
+void start(const Launch& launch, const Arguments&... arguments) {
+#if defined(GGM_ON_HOST)
+  emulated::run<kKernel>(launch.grid, launch.threads, __PRETTY_FUNCTION__, arguments...);
+#else
+  kKernel<<<launch.grid, launch.threads, 0, launch.queue>>>(arguments...);
+#endif
+}
 
 // Blocks for a grid-stride loop over `items`: all of them, or eight full waves of the device.
 inline unsigned grid_for(int64_t items, int device) {

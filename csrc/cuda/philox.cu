@@ -23,7 +23,7 @@ __global__ void philox_kernel(PhiloxArgs args) {
 const char* philox(const PhiloxArgs& args, void* stream, int device) {
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return message(guard.error());
-  philox_kernel<<<grid_for(args.count, device), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  start<philox_kernel>({grid_for(args.count, device), kThreads, static_cast<cudaStream_t>(stream)}, args);
   return message(cudaGetLastError());
 }
 

@@ -1,5 +1,5 @@
 // Forward and the gradient of hidden: one warp a row, its lanes side by side along hidden_size, sixteen bytes
-// each. The gradient of the weight: candidates come sorted by token, a block takes all entries of one token in
+// each. From logits: lanes side by side along the candidates. The gradient of the weight: candidates come sorted by token, a block takes all entries of one token in
 // their order, so sums do not depend on timing. Every kernel moves each gathered row once.
 #include "cuda/launch.h"
 #include "kernels.h"
@@ -38,6 +38,7 @@ __device__ __forceinline__ float noise_at(const SigmoidBceArgs& args, int64_t ro
 template <class T, int kSize>
 __device__ __forceinline__ float warp_dot(const T* a, const T* b, int64_t size, int lane) {
   float sum = 0.0f;
+#pragma unroll 2  // 64 bytes of a lane on the way; four times would spill
   for (int64_t i = static_cast<int64_t>(lane) * kSize; i < size; i += kWarp * kSize) {
     const Pack<T, kSize> x = *reinterpret_cast<const Pack<T, kSize>*>(a + i);
     const Pack<T, kSize> y = *reinterpret_cast<const Pack<T, kSize>*>(b + i);
@@ -49,27 +50,67 @@ __device__ __forceinline__ float warp_dot(const T* a, const T* b, int64_t size, 
   return sum;
 }
 
+// Over `width` neighbouring lanes, a power of two, in each of them.
+__device__ __forceinline__ double sum_of_lanes(double value, int width) {
+  for (int distance = width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, distance);
+  return value;
+}
+
+// Loss of one candidate, of the logit f before its row's offset; keeps the logit for the gradients.
+__device__ __forceinline__ float finish_candidate(const SigmoidBceArgs& args, float* candidate_logits, int64_t row,
+                                                  int64_t column, float f) {
+  if (args.offset != nullptr) f += args.offset[row];
+  candidate_logits[row * args.count + column] = f;
+  return candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+}
+
+// A warp a row. Its lanes share each product; of every 32 candidates each finishes one. Losses add up in double: a
+// row may have as many candidates as there are tokens.
 template <class T, int kSize>
 __global__ void __launch_bounds__(kThreads, 4) forward_kernel(SigmoidBceArgs args, float* loss, float* candidate_logits) {
   const int lane = threadIdx.x % kWarp;
   const int64_t stride = int64_t{gridDim.x} * kRowsPerBlock;
   for (int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp; row < args.rows; row += stride) {
     const T* hidden = static_cast<const T*>(args.hidden) + row * args.hidden_stride;
-    float total = 0.0f;
-    for (int64_t column = 0; column < args.count; ++column) {
-      const int64_t token = candidate_at(args, row * args.count + column);
-      float f = 0.0f;
-      if (legal(args, token)) {
-        f = args.linear ? warp_dot<T, kSize>(hidden, static_cast<const T*>(args.weight) + token * args.weight_stride,
-                                             args.hidden_size, lane)
-                        : to_float(hidden[token]);
+    double total = 0.0;
+#pragma unroll 1
+    for (int64_t begin = 0; begin < args.count; begin += kWarp) {
+      const int turns = static_cast<int>(min(int64_t{kWarp}, args.count - begin));
+      float own = 0.0f;
+#pragma unroll 1
+      for (int turn = 0; turn < turns; ++turn) {
+        const int64_t token = candidate_at(args, row * args.count + begin + turn);
+        if (!legal(args, token)) continue;
+        const T* weight = static_cast<const T*>(args.weight) + token * args.weight_stride;
+        float f = warp_dot<T, kSize>(hidden, weight, args.hidden_size, lane);
         if (args.bias != nullptr) f += to_float(static_cast<const T*>(args.bias)[token]);
+        own = lane == turn ? f : own;
       }
-      if (args.offset != nullptr) f += args.offset[row];
-      if (lane == 0) candidate_logits[row * args.count + column] = f;
-      total += candidate_loss(f, signal_at(args, row, column), noise_at(args, row, column));
+      if (lane < turns) total += finish_candidate(args, candidate_logits, row, begin + lane, own);
     }
-    if (lane == 0) loss[row] = total;
+    total = sum_of_lanes(total, kWarp);
+    if (lane == 0) loss[row] = static_cast<float>(total);
+  }
+}
+
+// From logits: `width` lanes a row, a power of two, its candidates dealt out among them.
+template <class T>
+__global__ void __launch_bounds__(kThreads) gather_kernel(SigmoidBceArgs args, float* loss, float* candidate_logits,
+                                                          int width) {
+  const int lane = threadIdx.x % width;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x / width;
+  int64_t first = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp * (kWarp / width);  // row of the warp
+  for (; first < args.rows; first += stride) {
+    const int64_t row = first + threadIdx.x % kWarp / width;
+    double total = 0.0;
+    for (int64_t column = lane; row < args.rows && column < args.count; column += width) {
+      const int64_t token = candidate_at(args, row * args.count + column);
+      const T* logits = static_cast<const T*>(args.hidden) + row * args.hidden_stride;
+      const float f = legal(args, token) ? to_float(logits[token]) : 0.0f;
+      total += finish_candidate(args, candidate_logits, row, column, f);
+    }
+    total = sum_of_lanes(total, width);
+    if (lane == 0 && row < args.rows) loss[row] = static_cast<float>(total);
   }
 }
 
@@ -179,7 +220,7 @@ template <class T, int kSize>
 void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, const int64_t* tokens,
                      const int64_t* order, int device, cudaStream_t queue) {
   if (gradients.hidden != nullptr) {
-    hidden_kernel<T, kSize><<<grid_for(args.rows * kWarp, device), kThreads, 0, queue>>>(args, gradients);
+    start<hidden_kernel<T, kSize>>({grid_for(args.rows * kWarp, device), kThreads, queue}, args, gradients);
   }
   if (gradients.weight != nullptr || gradients.bias != nullptr) {
     const int64_t size = args.rows * args.count;
@@ -187,18 +228,24 @@ void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
     const int64_t packs = (args.hidden_size + kSize - 1) / kSize;
     const int threads = static_cast<int>(std::clamp<int64_t>((packs + kWarp - 1) / kWarp * kWarp, kWarp, kThreads));
     const unsigned grid = grid_for(size * kThreads, device);
-    token_kernel<T, kSize><<<grid, threads, 0, queue>>>(args, gradients, tokens, order, size);
+    start<token_kernel<T, kSize>>({grid, threads, queue}, args, gradients, tokens, order, size);
   }
 }
 
 template <class T>
 void launch_forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int device, cudaStream_t queue) {
   constexpr int kSize = 16 / sizeof(T);
+  if (!args.linear) {
+    int width = 1;
+    while (width < kWarp && width < args.count) width *= 2;
+    start<gather_kernel<T>>({grid_for(args.rows * width, device), kThreads, queue}, args, loss, candidate_logits, width);
+    return;
+  }
   const unsigned grid = grid_for(args.rows * kWarp, device);
   if (moves_in_packs<T, kSize>(args, {})) {
-    forward_kernel<T, kSize><<<grid, kThreads, 0, queue>>>(args, loss, candidate_logits);
+    start<forward_kernel<T, kSize>>({grid, kThreads, queue}, args, loss, candidate_logits);
   } else {
-    forward_kernel<T, 1><<<grid, kThreads, 0, queue>>>(args, loss, candidate_logits);
+    start<forward_kernel<T, 1>>({grid, kThreads, queue}, args, loss, candidate_logits);
   }
 }
 
@@ -208,7 +255,7 @@ void launch_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
   constexpr int kSize = 16 / sizeof(T);
   if (gradients.logits != nullptr) {
     const int64_t size = args.rows * args.count;
-    logits_kernel<T><<<grid_for(size, device), kThreads, 0, queue>>>(args, gradients, tokens, order, size);
+    start<logits_kernel<T>>({grid_for(size, device), kThreads, queue}, args, gradients, tokens, order, size);
   } else if (moves_in_packs<T, kSize>(args, gradients)) {
     launch_backward<T, kSize>(args, gradients, tokens, order, device, queue);
   } else {

@@ -184,7 +184,7 @@ template <class T>
 void launch_threshold(const GlauberArgs& args, const LogitsTile& tile, float2* thresholds, cudaStream_t queue) {
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(tile.rows, INT32_MAX));
   const int threads = threads_for(tile.tokens, Chunk<T>::kSize, kSelectThreads);
-  threshold_kernel<T><<<grid, threads, 0, queue>>>(args, tile, thresholds);
+  start<threshold_kernel<T>>({grid, threads, queue}, args, tile, thresholds);
 }
 
 }  // namespace

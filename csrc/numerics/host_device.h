@@ -5,6 +5,15 @@
 
 #if defined(__CUDACC__)
 #define GGM_HD static __host__ __device__ __forceinline__
+
+// What CUDA has no name for. csrc/emulated/device.h has a stand-in of each intrinsic that a __CUDA_ARCH__ branch uses.
+#if defined(__CUDA_ARCH__)
+static __device__ __forceinline__ float max_nan(float a, float b) {
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
+}
+#endif
 #else
 // Always inlined: a header compiled for several instruction sets must leave no symbol that the linker
 // could share between them.

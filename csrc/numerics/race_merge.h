@@ -20,9 +20,7 @@ GGM_HD RaceState merge(RaceState a, RaceState b, float inverse_temperature) {
 // The larger of two, and NaN where one is NaN: finds a NaN at no cost on the way to the maximum.
 GGM_HD float larger_or_nan(float a, float b) {
 #if defined(__CUDA_ARCH__)
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
+  return max_nan(a, b);
 #else
   return a > b || a != a ? a : b;
 #endif

@@ -1,12 +1,17 @@
-"""The backends "cpu" and "cuda": every op in the compiled core."""
+"""The backends "cpu", "cuda" and "emulated": every op in the compiled core.
+
+"emulated" is csrc/cuda on the CPU, for tests: tensors of the CPU take the way of those on a GPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
-from ggm_kernels.native import cuda_glauber_step
-from ggm_kernels.native import glauber_step as cpu_glauber_step
-from ggm_kernels.native.compiled import LOAD_ERROR, core
+from ggm_kernels.native import cuda_glauber_step, glauber_step
+from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -15,15 +20,28 @@ from ggm_kernels.native.sigmoid_bce import (
     sigmoid_bce_backward,
 )
 
-__all__ = [
-    "corrupt",
-    "glauber_step",
-    "linear_glauber_step",
-    "linear_sigmoid_bce",
-    "linear_sigmoid_bce_backward",
-    "sigmoid_bce",
-    "sigmoid_bce_backward",
-]
+__all__ = ["core", "describe", "kernel", "ops", "why_not"]
+
+_KERNELS = {"cpu": CPU, "cuda": CUDA, "emulated": EMULATED}
+
+# Of each op the function that serves it on checked arguments, after the kernels to call.
+_COMMON: dict[str, Callable] = {
+    "corrupt": corrupt,
+    "sigmoid_bce": sigmoid_bce,
+    "sigmoid_bce_backward": sigmoid_bce_backward,
+    "linear_sigmoid_bce": linear_sigmoid_bce,
+    "linear_sigmoid_bce_backward": linear_sigmoid_bce_backward,
+}
+_ON_CPU: dict[str, Callable] = {
+    **_COMMON,
+    "glauber_step": glauber_step.glauber_step,
+    "linear_glauber_step": glauber_step.linear_glauber_step,
+}
+_ON_DEVICE: dict[str, Callable] = {
+    **_COMMON,
+    "glauber_step": cuda_glauber_step.glauber_step,
+    "linear_glauber_step": cuda_glauber_step.linear_glauber_step,
+}
 
 # What each op is called in the compiled core.
 _OPS = {
@@ -37,18 +55,19 @@ _OPS = {
 }
 
 
-def glauber_step(tokens: torch.Tensor, *rest) -> bool | None:
-    """`glauber_step` on checked arguments; on CPU False where a value is out of range."""
-    return (cuda_glauber_step if tokens.is_cuda else cpu_glauber_step).glauber_step(tokens, *rest)
+def kernel(backend: str, op: str) -> Callable:
+    """Function that serves an op on checked arguments.
 
-
-def linear_glauber_step(tokens: torch.Tensor, *rest) -> bool | None:
-    """`linear_glauber_step` on checked arguments; on CPU False where a value is out of range."""
-    return (cuda_glauber_step if tokens.is_cuda else cpu_glauber_step).linear_glauber_step(tokens, *rest)
+    Of csrc/cpu it returns None (a step: False) where a value is out of range, with nothing written.
+    """
+    kernels = _KERNELS[backend]
+    return partial((_ON_DEVICE if kernels.are_device_code else _ON_CPU)[op], kernels)
 
 
 def why_not(backend: str) -> str | None:
-    """Why the backend "cpu" or "cuda" cannot serve, and how to get it; None if it can."""
+    """Why a backend cannot serve, and how to get it; None if it can."""
+    if backend == "emulated":
+        return EMULATED_LOAD_ERROR
     if core is None:
         return f"no compiled core: {LOAD_ERROR}"
     if backend == "cpu":
@@ -66,9 +85,13 @@ def describe(backend: str) -> str:
     """What the backend runs on."""
     if backend == "cpu":
         return f"C++, instruction set {core.isa()}, {torch.get_num_threads()} threads"
+    if backend == "emulated":
+        return "CUDA C++ on the CPU, for tests"
     return f"CUDA C++, {torch.cuda.get_device_name()}"
 
 
 def ops(backend: str) -> frozenset[str]:
     """The ops that the backend implements."""
-    return frozenset(op for op, name in _OPS.items() if hasattr(core, f"{backend}_{name}"))
+    kernels = _KERNELS[backend]
+    prefix = "cuda" if kernels.are_device_code else "cpu"
+    return frozenset(op for op, name in _OPS.items() if hasattr(kernels.core, f"{prefix}_{name}"))

@@ -1,11 +1,13 @@
-"""The compiled core: loading it, and what every call of it needs: pointers, queues, memory."""
+"""The compiled core: loading it, and what every call of it needs: kernels, pointers, queues, memory."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import mmap
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,62 @@ def _load() -> tuple[Any, str | None]:
     return _native, None
 
 
+def _load_emulated() -> tuple[Any, str | None]:
+    """The module of csrc/emulated, which only a checkout builds and only tests use, or why there is none."""
+    path = os.environ.get("GGM_KERNELS_EMULATED")
+    if not path:
+        return (
+            None,
+            "for tests of csrc/cuda on the CPU; `make emulated` in a checkout builds it",
+        )
+    spec = importlib.util.spec_from_file_location("_emulated", path)
+    if spec is None or spec.loader is None:
+        return None, f"GGM_KERNELS_EMULATED is no extension module: {path}"
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        return None, f"GGM_KERNELS_EMULATED: {error}"
+    return module, None
+
+
 core, LOAD_ERROR = _load()
+emulated, EMULATED_LOAD_ERROR = _load_emulated()
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels that serve a call: those of csrc/cpu, or those of csrc/cuda, on a GPU or emulated.
+
+    Attributes
+    ----------
+    core : module
+        Whose structs and functions are called.
+    are_device_code : bool
+        Whether they are those of csrc/cuda, which take memory of their device, a stream and its index.
+    """
+
+    core: Any
+    are_device_code: bool
+
+    def step_arguments(self, step: int | torch.Tensor) -> tuple[int, int]:
+        """Value and device address of the step: one is meant, the other 0."""
+        if isinstance(step, int):
+            return step, 0
+        if not self.are_device_code or (self is CUDA and not step.is_cuda):
+            return int(step), 0
+        return 0, step.data_ptr()
+
+    def queue(self, device: torch.device) -> tuple[int, int]:
+        """Stream and index of the device."""
+        if self is not CUDA:
+            return 0, 0
+        return torch.cuda.current_stream(device).cuda_stream, device.index
+
+
+CPU = Kernels(core, False)
+CUDA = Kernels(core, True)
+EMULATED = Kernels(emulated, True)
 
 
 def rows_contiguous(matrix: torch.Tensor) -> torch.Tensor:
@@ -72,15 +129,3 @@ def zeros(
 def address(tensor: torch.Tensor | None) -> int:
     """Address of the data; null for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def step_arguments(step: int | torch.Tensor) -> tuple[int, int]:
-    """Value and device address of the step: one is meant, the other 0."""
-    if isinstance(step, int):
-        return step, 0
-    return (0, step.data_ptr()) if step.is_cuda else (int(step), 0)
-
-
-def queue(device: torch.device) -> tuple[int, int]:
-    """Stream and index of a CUDA device."""
-    return torch.cuda.current_stream(device).cuda_stream, device.index

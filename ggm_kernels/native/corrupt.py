@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ggm_kernels.native.compiled import address, core, empty, queue, step_arguments
+from ggm_kernels.native.compiled import Kernels, address, empty
 
 
 def corrupt(
+    kernels: Kernels,
     tokens: torch.Tensor,
     keep_prob: torch.Tensor,
     vocab_size: int,
@@ -18,11 +19,11 @@ def corrupt(
     noise_table: torch.Tensor | None,
     stream: int,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """`corrupt` on checked, contiguous arguments; on CPU None where a value is out of range."""
+    """`corrupt` on checked, contiguous arguments; of csrc/cpu None where a value is out of range."""
     noisy = empty(tokens, tokens.dtype)
     is_signal = empty(tokens, torch.bool)
-    step_value, step_pointer = step_arguments(step)
-    args = core.CorruptArgs(
+    step_value, step_pointer = kernels.step_arguments(step)
+    args = kernels.core.CorruptArgs(
         tokens.data_ptr(),
         tokens.element_size(),
         keep_prob.data_ptr(),
@@ -40,8 +41,8 @@ def corrupt(
         step_pointer,
         stream,
     )
-    if tokens.is_cuda:
-        core.cuda_corrupt(args, *queue(tokens.device))
-    elif not core.cpu_corrupt(args, torch.get_num_threads()):
+    if kernels.are_device_code:
+        kernels.core.cuda_corrupt(args, *kernels.queue(tokens.device))
+    elif not kernels.core.cpu_corrupt(args, torch.get_num_threads()):
         return None
     return noisy, is_signal

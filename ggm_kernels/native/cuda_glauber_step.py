@@ -1,4 +1,4 @@
-"""`glauber_step` and `linear_glauber_step` in the compiled core, on CUDA. Nothing here synchronises."""
+"""`glauber_step` and `linear_glauber_step` in the compiled core, in CUDA. Nothing here synchronises."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ggm_kernels.native.compiled import DTYPES, address, core, queue, rows_contiguous
+from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
 from ggm_kernels.native.glauber_step import Step
 from ggm_kernels.ops.glauber_step import Update
 from ggm_kernels.reference.precision import without_autocast
@@ -16,22 +16,27 @@ _BUFFER_ROWS = 4096  # more rows make a product no faster
 _MULTIPLE = 256  # tokens in a tile: chunks stay aligned, products fast
 
 
-def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> None:
+def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> None:
     """`glauber_step` on checked arguments."""
-    step = _Step(tokens, update, logits.shape[2])
+    step = _Step(kernels, tokens, update, logits.shape[2])
     step.run_rows(rows_contiguous(logits), 0)
 
 
+def linear_glauber_step(kernels: Kernels, *arguments) -> None:
+    """`linear_glauber_step` on checked arguments."""
+    _linear_glauber_step(*arguments, kernels)
+
+
 @without_autocast
-def linear_glauber_step(
+def _linear_glauber_step(
     tokens: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     update: Update,
+    kernels: Kernels,
 ) -> None:
-    """`linear_glauber_step` on checked arguments."""
-    step = _Step(tokens, update, weight.shape[0])
+    step = _Step(kernels, tokens, update, weight.shape[0])
     rows = hidden.flatten(0, 1)
     if rows.shape[0] == 0:
         return
@@ -107,10 +112,10 @@ def _product(
 class _Step(Step):
     """A step's arguments in the form of the core, and its parts as calls."""
 
-    def __init__(self, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
-        super().__init__(tokens, update, vocab_size)
+    def __init__(self, kernels: Kernels, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
+        super().__init__(kernels, tokens, update, vocab_size)
         self._device = tokens.device
-        self._queue = queue(tokens.device)
+        self._queue = kernels.queue(tokens.device)
 
     def run_rows(self, logits: torch.Tensor, row_begin: int) -> None:
         """Whole steps of the rows of logits [groups, group, V], from row `row_begin` of the step on."""
@@ -121,7 +126,7 @@ class _Step(Step):
         thresholds = None
         if self.has_filter:
             thresholds = torch.empty(rows, 2, dtype=torch.float32, device=self._device)
-            core.cuda_glauber_threshold(self.args, tile, thresholds.data_ptr(), *self._queue)
+            self.core.cuda_glauber_threshold(self.args, tile, thresholds.data_ptr(), *self._queue)
         parts = self.parts(rows, logits.shape[2])
         states = self.states(rows, parts)
         self.race(tile, states, 0, parts, thresholds)
@@ -129,27 +134,26 @@ class _Step(Step):
 
     def parts(self, rows: int, tokens: int) -> int:
         """In how many parts to race so many tokens of so many rows."""
-        return core.cuda_glauber_parts(rows, tokens, self._queue[1])
+        return self.core.cuda_glauber_parts(rows, tokens, self._queue[1])
 
     def states(self, rows: int, slots: int) -> torch.Tensor:
         """Memory for the states of races, uninitialised."""
-        return torch.empty(rows, slots, core.RACE_STATE_BYTES, dtype=torch.uint8, device=self._device)
+        return torch.empty(rows, slots, self.core.RACE_STATE_BYTES, dtype=torch.uint8, device=self._device)
 
-    @staticmethod
-    def tile(logits: torch.Tensor, row_begin: int, token_begin: int):
+    def tile(self, logits: torch.Tensor, row_begin: int, token_begin: int):
         """Logits [groups, group, tokens] of rows from `row_begin` on, tokens from `token_begin` on."""
         groups, group, tokens = logits.shape
-        return core.LogitsTile(
+        return self.core.LogitsTile(
             logits.data_ptr(), DTYPES[logits.dtype], max(1, group), logits.stride(0), logits.stride(1),
             row_begin, 0, groups * group, token_begin, tokens,
         )  # fmt: skip
 
     def race(self, tile, states, slot: int, parts: int, thresholds: torch.Tensor | None = None) -> None:
         """Race the tokens of a tile in `parts` parts, which go to the slots from `slot` on."""
-        slots = core.RaceSlots(states.data_ptr(), states.shape[1], slot, parts)
-        core.cuda_glauber_race(self.args, tile, slots, address(thresholds), *self._queue)
+        slots = self.core.RaceSlots(states.data_ptr(), states.shape[1], slot, parts)
+        self.core.cuda_glauber_race(self.args, tile, slots, address(thresholds), *self._queue)
 
     def settle(self, tile, states: torch.Tensor) -> None:
         """Write what the races of a tile's rows have brought."""
-        slots = core.RaceSlots(states.data_ptr(), states.shape[1], 0, 0)
-        core.cuda_glauber_settle(self.args, tile, slots, *self._queue)
+        slots = self.core.RaceSlots(states.data_ptr(), states.shape[1], 0, 0)
+        self.core.cuda_glauber_settle(self.args, tile, slots, *self._queue)

@@ -4,44 +4,48 @@ from __future__ import annotations
 
 import torch
 
-from ggm_kernels.native.compiled import DTYPES, address, core, queue, rows_contiguous, zeros
+from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous, zeros
 from ggm_kernels.ops.sigmoid_bce import entries_by_logit
 
 
-def sigmoid_bce(logits, candidates, signal_weight, noise_weight, offset):
-    """`sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
-    return _loss(logits, None, candidates, signal_weight, noise_weight, None, offset, logits.shape[1])
+def sigmoid_bce(kernels: Kernels, logits, candidates, signal_weight, noise_weight, offset):
+    """`sigmoid_bce` on checked arguments; of csrc/cpu None where a candidate is out of range."""
+    vocab_size = logits.shape[1]
+    return _loss(kernels, logits, None, candidates, signal_weight, noise_weight, None, offset, vocab_size)
 
 
-def linear_sigmoid_bce(hidden, weight, candidates, signal_weight, noise_weight, bias, offset):
-    """`linear_sigmoid_bce` on checked arguments; on CPU None where a candidate is out of range."""
-    return _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, weight.shape[0])
+def linear_sigmoid_bce(
+    kernels: Kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset
+):
+    """`linear_sigmoid_bce` on checked arguments; of csrc/cpu None where a candidate is out of range."""
+    vocab_size = weight.shape[0]
+    return _loss(kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size)
 
 
 def sigmoid_bce_backward(
-    grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
+    kernels: Kernels, grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype
 ) -> torch.Tensor:
     """Gradient of the logits [N, vocab_size]."""
     grad_logits = zeros((grad.shape[0], vocab_size), dtype, grad.shape[0], grad.device)
     grad, candidates = grad.contiguous(), candidates.contiguous()
     args = _sigmoid_bce_args(
-        grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
+        kernels, grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
     )
-    gradients = core.SigmoidBceGradients(
+    gradients = kernels.core.SigmoidBceGradients(
         grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
     )
-    if grad.is_cuda:
+    if kernels.are_device_code:
         entries, order = entries_by_logit(candidates, vocab_size)
-        core.cuda_sigmoid_bce_backward(
-            args, gradients, entries.data_ptr(), order.data_ptr(), *queue(grad.device)
+        kernels.core.cuda_sigmoid_bce_backward(
+            args, gradients, entries.data_ptr(), order.data_ptr(), *kernels.queue(grad.device)
         )
     else:
-        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+        kernels.core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
     return grad_logits
 
 
 def linear_sigmoid_bce_backward(
-    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
+    kernels: Kernels, grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of hidden, weight and bias, each None where `needs` says so."""
     grad, candidates = grad.contiguous(), candidates.contiguous()
@@ -50,9 +54,9 @@ def linear_sigmoid_bce_backward(
     grad_weight = zeros(weight.shape, weight.dtype, candidates.numel(), weight.device) if needs[1] else None
     grad_bias = zeros(weight.shape[:1], weight.dtype, candidates.numel(), weight.device) if needs[2] else None
     args = _sigmoid_bce_args(
-        hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
+        kernels, hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
-    gradients = core.SigmoidBceGradients(
+    gradients = kernels.core.SigmoidBceGradients(
         grad.data_ptr(),
         candidate_logits.data_ptr(),
         address(grad_hidden),
@@ -60,19 +64,21 @@ def linear_sigmoid_bce_backward(
         address(grad_bias),
         0,
     )
-    if hidden.is_cuda:
+    if kernels.are_device_code:
         tokens = order = None
         if needs[1] or needs[2]:
             tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
-        core.cuda_sigmoid_bce_backward(
-            args, gradients, address(tokens), address(order), *queue(hidden.device)
+        kernels.core.cuda_sigmoid_bce_backward(
+            args, gradients, address(tokens), address(order), *kernels.queue(hidden.device)
         )
     else:
-        core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
+        kernels.core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
     return grad_hidden, grad_weight, grad_bias
 
 
-def _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
+def _loss(
+    kernels: Kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
+):
     hidden, candidates = rows_contiguous(hidden), candidates.contiguous()
     weight = None if weight is None else rows_contiguous(weight)
     bias = None if bias is None else bias.contiguous()
@@ -80,18 +86,20 @@ def _loss(hidden, weight, candidates, signal_weight, noise_weight, bias, offset,
     loss = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     candidate_logits = hidden.new_empty(candidates.shape, dtype=torch.float32)
     args = _sigmoid_bce_args(
-        hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
+        kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
     )
     outputs = loss.data_ptr(), candidate_logits.data_ptr()
-    if hidden.is_cuda:
-        core.cuda_sigmoid_bce(args, *outputs, *queue(hidden.device))
-    elif not core.cpu_sigmoid_bce(args, *outputs, torch.get_num_threads()):
+    if kernels.are_device_code:
+        kernels.core.cuda_sigmoid_bce(args, *outputs, *kernels.queue(hidden.device))
+    elif not kernels.core.cpu_sigmoid_bce(args, *outputs, torch.get_num_threads()):
         return None
     return loss, candidate_logits
 
 
-def _sigmoid_bce_args(hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size):
-    return core.SigmoidBceArgs(
+def _sigmoid_bce_args(
+    kernels: Kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
+):
+    return kernels.core.SigmoidBceArgs(
         DTYPES[hidden.dtype],
         weight is not None,
         hidden.data_ptr(),

@@ -1,9 +1,9 @@
 """`sigmoid_bce` and `linear_sigmoid_bce` in Triton.
 
 Forward and the gradient of hidden: a program takes a block of rows and gathers the weights of one
-candidate each at a time. The gradient of the weight: candidates sorted by token (stable), then one program
-per token, which sums in the order of the rows, so the result is the same on every run. That of logits: the
-same, sorted by logit.
+candidate each at a time; from logits, of many candidates. The gradient of the weight: candidates sorted by
+token (stable), then one program per token, which sums in the order of the rows, so the result is the same on
+every run. That of logits: the same, sorted by logit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ggm_kernels.ops.sigmoid_bce import entries_by_logit
 
 _ROWS = 8  # rows of one program
 _MAX_COLUMNS = 512  # elements of hidden handled at once
+_MAX_CANDIDATES = 128  # of one row, from logits
 _ENTRIES = 256  # candidates of one program where each has a single number
 
 
@@ -69,11 +70,31 @@ def _forward(hidden, weight, candidates, signal_weight, noise_weight, bias, offs
     if rows == 0:
         return loss, candidate_logits
     with torch.cuda.device_of(hidden):
+        if weight is None:
+            columns = min(_MAX_CANDIDATES, triton.next_power_of_2(max(1, count)))
+            _gather_kernel[(triton.cdiv(rows, _ROWS),)](
+                hidden,
+                *hidden.stride(),
+                offset,
+                candidates,
+                signal_weight,
+                *signal_weight.stride(),
+                noise_weight,
+                *noise_weight.stride(),
+                loss,
+                candidate_logits,
+                rows,
+                hidden.shape[1],
+                count,
+                ROWS=_ROWS,
+                COLUMNS=columns,
+            )
+            return loss, candidate_logits
         _forward_kernel[(triton.cdiv(rows, _ROWS),)](
             hidden,
             *hidden.stride(),
             weight,
-            *((0, 0) if weight is None else weight.stride()),
+            *weight.stride(),
             bias,
             offset,
             candidates,
@@ -84,7 +105,7 @@ def _forward(hidden, weight, candidates, signal_weight, noise_weight, bias, offs
             loss,
             candidate_logits,
             rows,
-            weight.shape[0] if weight is not None else hidden.shape[1],
+            weight.shape[0],
             COUNT=count,
             HIDDEN_SIZE=hidden.shape[1],
             ROWS=_ROWS,
@@ -105,6 +126,13 @@ def _softplus_pair(f):
     rest = one_plus - 1.0
     both = tl.where(rest == 0.0, e, tl.log(one_plus) * (e / tl.where(rest == 0.0, 1.0, rest)))
     return tl.maximum(-f, 0.0) + both, tl.maximum(f, 0.0) + both
+
+
+@triton.jit
+def _candidate_loss(f, signal, noise):
+    """Weighted loss of candidates. A weight of 0 switches its term off, also where that term is infinite."""
+    of_signal, of_noise = _softplus_pair(f)
+    return tl.where(signal == 0.0, 0.0, signal * of_signal) + tl.where(noise == 0.0, 0.0, noise * of_noise)
 
 
 @triton.jit(do_not_specialize=["rows", "vocab_size"])
@@ -135,24 +163,20 @@ def _forward_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    loss = tl.zeros([ROWS], dtype=tl.float32)
+    loss = tl.zeros([ROWS], dtype=tl.float64)  # a row may have as many candidates as there are tokens
     for column in range(COUNT):
         token = tl.load(candidates_ptr + row * COUNT + column, mask=inside, other=0).to(tl.int64)
         # An id out of range is the caller's error; it must not become an access out of bounds.
         legal = inside & (token >= 0) & (token < vocab_size)
-        if weight_ptr is None:
-            at = hidden_ptr + row * hidden_row_stride + token * hidden_stride
-            f = tl.load(at, mask=legal, other=0.0).to(tl.float32)
-        else:
-            f = tl.zeros([ROWS], dtype=tl.float32)
-            for start in range(0, HIDDEN_SIZE, COLUMNS):
-                d = start + tl.arange(0, COLUMNS)
-                mask = legal[:, None] & (d < HIDDEN_SIZE)[None, :]
-                h_at = hidden_ptr + row[:, None] * hidden_row_stride + d[None, :] * hidden_stride
-                w_at = weight_ptr + token[:, None] * weight_row_stride + d[None, :] * weight_stride
-                h = tl.load(h_at, mask=mask, other=0.0).to(tl.float32)
-                w = tl.load(w_at, mask=mask, other=0.0).to(tl.float32)
-                f += tl.sum(h * w, axis=1)
+        f = tl.zeros([ROWS], dtype=tl.float32)
+        for start in range(0, HIDDEN_SIZE, COLUMNS):
+            d = start + tl.arange(0, COLUMNS)
+            mask = legal[:, None] & (d < HIDDEN_SIZE)[None, :]
+            h_at = hidden_ptr + row[:, None] * hidden_row_stride + d[None, :] * hidden_stride
+            w_at = weight_ptr + token[:, None] * weight_row_stride + d[None, :] * weight_stride
+            h = tl.load(h_at, mask=mask, other=0.0).to(tl.float32)
+            w = tl.load(w_at, mask=mask, other=0.0).to(tl.float32)
+            f += tl.sum(h * w, axis=1)
         if bias_ptr is not None:
             f += tl.load(bias_ptr + token, mask=legal, other=0.0).to(tl.float32)
         if offset_ptr is not None:
@@ -161,11 +185,54 @@ def _forward_kernel(
         signal_at = signal_ptr + row * signal_row_stride + column * signal_stride
         signal = tl.load(signal_at, mask=inside, other=0.0)
         noise = tl.load(noise_ptr + row * noise_row_stride + column * noise_stride, mask=inside, other=0.0)
-        of_signal, of_noise = _softplus_pair(f)
-        # A weight of 0 switches its term off, also where that term is infinite.
-        loss += tl.where(signal == 0.0, 0.0, signal * of_signal)
-        loss += tl.where(noise == 0.0, 0.0, noise * of_noise)
-    tl.store(loss_ptr + row, loss, mask=inside)
+        loss += _candidate_loss(f, signal, noise).to(tl.float64)
+    tl.store(loss_ptr + row, loss.to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "vocab_size", "count"])
+def _gather_kernel(
+    logits_ptr,
+    logits_row_stride,
+    logits_stride,
+    offset_ptr,
+    candidates_ptr,
+    signal_ptr,
+    signal_row_stride,
+    signal_stride,
+    noise_ptr,
+    noise_row_stride,
+    noise_stride,
+    loss_ptr,
+    candidate_logits_ptr,
+    rows,
+    vocab_size,
+    count,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Losses from logits, `COLUMNS` candidates of each row at a time."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    loss = tl.zeros([ROWS], dtype=tl.float64)
+    start = 0
+    while start < count:
+        column = start + tl.arange(0, COLUMNS)
+        there = inside[:, None] & (column < count)[None, :]
+        at = row[:, None] * count + column[None, :]
+        token = tl.load(candidates_ptr + at, mask=there, other=0).to(tl.int64)
+        legal = there & (token >= 0) & (token < vocab_size)
+        logit_at = logits_ptr + row[:, None] * logits_row_stride + token * logits_stride
+        f = tl.load(logit_at, mask=legal, other=0.0).to(tl.float32)
+        if offset_ptr is not None:
+            f += tl.load(offset_ptr + row, mask=inside, other=0.0)[:, None]
+        tl.store(candidate_logits_ptr + at, f, mask=there)
+        signal_at = signal_ptr + row[:, None] * signal_row_stride + column[None, :] * signal_stride
+        noise_at = noise_ptr + row[:, None] * noise_row_stride + column[None, :] * noise_stride
+        signal = tl.load(signal_at, mask=there, other=0.0)
+        noise = tl.load(noise_at, mask=there, other=0.0)
+        loss += tl.sum(_candidate_loss(f, signal, noise).to(tl.float64), axis=1)
+        start += COLUMNS
+    tl.store(loss_ptr + row, loss.to(tl.float32), mask=inside)
 
 
 def _candidate_gradients(grad, candidate_logits, signal_weight, noise_weight) -> torch.Tensor:

@@ -59,8 +59,16 @@ def strides(*names: str) -> dict:
 
 def sigmoid_bce_kernels(arch: int) -> None:
     for dtype, optional in itertools.product(DTYPES, [True, False]):
+        gather = {
+            "logits_ptr": dtype, **strides("logits"), "offset_ptr": "*fp32" if optional else None,
+            "candidates_ptr": "*i64", "signal_ptr": "*fp32", **strides("signal"), "noise_ptr": "*fp32",
+            **strides("noise"), "loss_ptr": "*fp32", "candidate_logits_ptr": "*fp32", "rows": "i32",
+            "vocab_size": "i32", "count": "i32", "ROWS": SIGMOID_BCE._ROWS,
+            "COLUMNS": SIGMOID_BCE._MAX_CANDIDATES if optional else 1,
+        }  # fmt: skip
+        compiles(SIGMOID_BCE._gather_kernel, arch, gather)
         forward = {
-            "hidden_ptr": dtype, **strides("hidden"), "weight_ptr": dtype if optional else None,
+            "hidden_ptr": dtype, **strides("hidden"), "weight_ptr": dtype,
             **strides("weight"), "bias_ptr": dtype if optional else None,
             "offset_ptr": "*fp32" if optional else None, "candidates_ptr": "*i64", "signal_ptr": "*fp32",
             **strides("signal"), "noise_ptr": "*fp32", **strides("noise"), "loss_ptr": "*fp32",

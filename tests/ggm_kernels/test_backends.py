@@ -34,7 +34,7 @@ def run_python(code: str, **environment: str) -> str:
 
 def test_every_backend_is_reported():
     states = backends()
-    assert list(states) == ["reference", "cpu", "cuda", "triton"]
+    assert list(states) == ["reference", "cpu", "cuda", "triton", "emulated"]
     assert states["reference"]
     for state in states.values():
         assert state.reason
@@ -54,7 +54,7 @@ def test_the_environment_chooses_unless_the_call_does(monkeypatch):
     monkeypatch.setenv("GGM_KERNELS_BACKEND", "nonsense")
     assert kernel("corrupt", "reference", torch.device("cpu"))[0] == "reference"
     with pytest.raises(
-        ValueError, match="backend: got 'nonsense'; allowed: 'reference', 'cpu', 'cuda', 'triton'"
+        ValueError, match="backend: got 'nonsense'; allowed: 'reference', 'cpu', 'cuda', 'triton', 'emulated'"
     ):
         corrupt(TOKENS, KEEP, 3, seed=1)
     with pytest.raises(ValueError, match="it is what GGM_KERNELS_BACKEND says"):

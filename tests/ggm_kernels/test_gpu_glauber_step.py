@@ -1,4 +1,4 @@
-"""What only a GPU can show of `glauber_step` and `linear_glauber_step`. Run with -m gpu."""
+"""Steps by device code against the reference on the CPU: on a GPU with -m gpu, emulated where that is built."""
 
 import math
 import sys
@@ -9,20 +9,9 @@ from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, backends, glauber_step, linear_glauber_step
 
-pytestmark = pytest.mark.gpu
-BACKENDS = ["cuda", "triton", "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FILTERS = [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.02}, {"top_k": 40, "top_p": 0.8, "min_p": 0.01}]
 BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
-
-
-@pytest.fixture(params=BACKENDS)
-def step_backend(request) -> str:
-    state = backends()[request.param]
-    assert state, state.reason
-    if "glauber_step" not in state.ops:
-        pytest.skip(f"{request.param} does not implement it")
-    return request.param
 
 
 def rows_of(count, vocab_size, dtype=torch.float32, batch=2):
@@ -71,45 +60,47 @@ def assert_nearly_equal(ours, theirs, of=100000):
 @pytest.mark.parametrize("vocab_size", [1, 3, 17, 4099, 50257, 50304])
 @pytest.mark.parametrize("keeping", [False, True])
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_glauber_step_equals_the_cpu(step_backend, dtype, vocab_size, keeping, filters):
-    arguments = rows_of(500 if vocab_size < 1000 else 20, vocab_size, dtype) | filters
+def test_glauber_step_equals_the_cpu(device_backend, device, dtype, vocab_size, keeping, filters):
+    many = 500 if device == "cuda" else 100
+    arguments = rows_of(many if vocab_size < 1000 else many // 25, vocab_size, dtype) | filters
     arguments = with_keeping(arguments) if keeping else arguments
     expected = step_on("cpu", "reference", arguments)
-    assert_nearly_equal(step_on("cuda", step_backend, arguments), expected)
+    assert_nearly_equal(step_on(device, device_backend, arguments), expected)
     step = torch.tensor(arguments["step"])
-    assert_nearly_equal(step_on("cuda", step_backend, arguments, step=step), expected)
+    assert_nearly_equal(step_on(device, device_backend, arguments, step=step), expected)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 0.3, 30.0, 1e30])
-def test_glauber_step_equals_the_cpu_at_any_temperature(step_backend, temperature):
+def test_glauber_step_equals_the_cpu_at_any_temperature(device_backend, device, temperature):
     arguments = rows_of(500, 301) | {"temperature": temperature}
     expected = step_on("cpu", "reference", arguments)
-    assert_nearly_equal(step_on("cuda", step_backend, arguments), expected)
+    assert_nearly_equal(step_on(device, device_backend, arguments), expected)
 
 
-def test_glauber_step_of_many_rows_equals_the_cpu(step_backend):
-    arguments = rows_of(100000, 33)
+def test_glauber_step_of_many_rows_equals_the_cpu(device_backend, device):
+    arguments = rows_of(100000 if device == "cuda" else 3000, 33)
     expected = step_on("cpu", "reference", arguments)
-    assert int((step_on("cuda", step_backend, arguments) != expected).sum()) <= 2
+    assert int((step_on(device, device_backend, arguments) != expected).sum()) <= 2
 
 
-def test_glauber_step_of_the_largest_vocabulary_equals_the_cpu(step_backend):
+def test_glauber_step_of_the_largest_vocabulary_equals_the_cpu(device_backend, device):
     arguments = rows_of(2, 2**22, batch=1)
     expected = step_on("cpu", "reference", arguments)
-    assert_nearly_equal(step_on("cuda", step_backend, arguments), expected)
+    assert_nearly_equal(step_on(device, device_backend, arguments), expected)
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 9, "top_p": 0.9, "temperature": 0.7}], ids=str)
-def test_by_products_of_a_step_equal_the_cpu(step_backend, filters):
+def test_by_products_of_a_step_equal_the_cpu(device_backend, device, filters):
     inf, nan = math.inf, math.nan
     arguments = with_keeping(rows_of(400, 5000)) | filters
     logits = arguments["logits"]
     logits[:, ::7, 3:4000], logits[:, 1::7], logits[:, 2::7, 4999] = -inf, -inf, inf
     logits[:, 3::7, 4:6], logits[:, 4::7, 4998] = inf, nan
     expected = {name: torch.zeros(2, 400) for name in BY_PRODUCTS}
-    ours = {name: torch.zeros(2, 400, device="cuda") for name in BY_PRODUCTS}
+    ours = {name: torch.zeros(2, 400, device=device) for name in BY_PRODUCTS}
     assert_nearly_equal(
-        step_on("cuda", step_backend, arguments, **ours), step_on("cpu", "reference", arguments, **expected)
+        step_on(device, device_backend, arguments, **ours),
+        step_on("cpu", "reference", arguments, **expected),
     )
     for name in BY_PRODUCTS:
         same = (ours[name].cpu() - expected[name]).abs() < 1e-4
@@ -117,38 +108,36 @@ def test_by_products_of_a_step_equal_the_cpu(step_backend, filters):
         assert int((~same).sum()) <= 1  # a near tie has another token
 
 
-def test_layouts_of_a_step(step_backend):
+def test_layouts_of_a_step(device_backend, device):
     arguments = with_keeping(rows_of(40, 2000))
     expected = step_on("cpu", "reference", arguments)
-    on_gpu = {
-        name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
+    moved = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
     }
-    tokens = on_gpu.pop("tokens").T.contiguous().T.int()
-    on_gpu["logits"] = on_gpu["logits"].permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    on_gpu["positions"] = on_gpu["positions"].T.contiguous().T.int()
-    strided = torch.zeros(*tokens.shape, 2, dtype=torch.int32, device="cuda")
+    tokens = moved.pop("tokens").T.contiguous().T.int()
+    moved["logits"] = moved["logits"].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    moved["positions"] = moved["positions"].T.contiguous().T.int()
+    strided = torch.zeros(*tokens.shape, 2, dtype=torch.int32, device=device)
     strided[..., 1] = tokens
-    glauber_step(strided[..., 1], **on_gpu, backend=step_backend)
+    glauber_step(strided[..., 1], **moved, backend=device_backend)
     assert_nearly_equal(strided[..., 1].cpu(), expected)
     assert not strided[..., 0].any()
 
 
 @pytest.mark.parametrize("op", [glauber_step, linear_glauber_step])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 5}], ids=str)
-def test_illegal_ids_of_a_step_do_no_harm(step_backend, op, filters):
-    if step_backend == "reference":
-        pytest.skip("PyTorch's own indexing asserts on the device")
+def test_illegal_ids_of_a_step_do_no_harm(device_kernels, device, op, filters):
     arguments = with_keeping(rows_of(20, 301)) | filters
     if op is linear_glauber_step:
         arguments |= {"hidden": torch.randn(2, 20, 16), "weight": torch.randn(301, 16)}
         del arguments["logits"]
-    expected = step_on("cuda", step_backend, arguments, op)
+    expected = step_on(device, device_kernels, arguments, op)
     tokens, positions = arguments["tokens"].clone(), arguments["positions"].clone()
     bad_tokens = torch.tensor([-1, 301, 2**40, -(2**62)])
     tokens[0, positions[0, :4]] = bad_tokens
     positions[1, :4] = torch.tensor([-1, tokens.shape[1], 2**40, -(2**62)])
-    result = step_on("cuda", step_backend, arguments | {"tokens": tokens, "positions": positions}, op)
-    torch.cuda.synchronize()
+    result = step_on(device, device_kernels, arguments | {"tokens": tokens, "positions": positions}, op)
     assert torch.equal(result[0, positions[0, :4]], bad_tokens)
     good = positions[0, 4:], positions[1, 4:]
     for row in range(2):
@@ -160,8 +149,8 @@ def test_illegal_ids_of_a_step_do_no_harm(step_backend, op, filters):
 @pytest.mark.parametrize("filters", [{}, {"top_k": 50, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("count", [3, 200])
 @pytest.mark.parametrize("op", [glauber_step, linear_glauber_step])
-def test_a_captured_step_follows_its_step(step_backend, op, count, filters):
-    if step_backend == "reference":
+def test_a_captured_step_follows_its_step(gpu_backend, op, count, filters):
+    if gpu_backend == "reference":
         pytest.skip("the reference makes tensors from Python numbers, which a capture does not allow")
     tokens = torch.randint(5000, (1, count), device="cuda")
     if op is glauber_step:
@@ -171,7 +160,7 @@ def test_a_captured_step_follows_its_step(step_backend, op, count, filters):
     arguments = {
         "positions": torch.arange(count, device="cuda"),
         "seed": 1,
-        "backend": step_backend,
+        "backend": gpu_backend,
         **filters,
     }
     start, step = tokens.clone(), torch.tensor(0, device="cuda")
@@ -195,17 +184,18 @@ def test_a_captured_step_follows_its_step(step_backend, op, count, filters):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [1, 20, 32, 200, 3000])
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.5, "top_p": 0.9}], ids=str)
-def test_linear_glauber_step_is_the_step_on_the_product(step_backend, dtype, count, filters):
+def test_linear_glauber_step_is_the_step_on_the_product(device_backend, device, dtype, count, filters):
     arguments = rows_of(count, 5003, dtype) | filters
     del arguments["logits"]
     hidden, weight = torch.randn(2, count, 200, dtype=dtype), torch.randn(5003, 200, dtype=dtype) / 14
     for bias in (None, torch.randn(5003, dtype=dtype)):
         product = {"hidden": hidden, "weight": weight, "bias": bias}
-        ours = step_on("cuda", step_backend, arguments | product, linear_glauber_step)
-        logits = linear(*(None if value is None else value.cuda() for value in product.values()))
-        assert_nearly_equal(ours, step_on("cuda", step_backend, arguments, logits=logits), of=1000)
+        ours = step_on(device, device_backend, arguments | product, linear_glauber_step)
+        logits = linear(*(None if value is None else value.to(device) for value in product.values()))
+        assert_nearly_equal(ours, step_on(device, device_backend, arguments, logits=logits), of=1000)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_paths_of_the_linear_step_in_triton_agree(dtype, monkeypatch):
     assert backends()["triton"]  # loads the module
@@ -226,8 +216,8 @@ def test_paths_of_the_linear_step_in_triton_agree(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 50}], ids=str)
-def test_the_linear_step_holds_no_whole_product(step_backend, filters):
-    if step_backend == "reference":
+def test_the_linear_step_holds_no_whole_product(gpu_backend, filters):
+    if gpu_backend == "reference":
         pytest.skip("the oracle is not made for this")
     hidden = torch.randn(1, 8192, 256, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(50257, 256, device="cuda", dtype=torch.bfloat16)
@@ -235,7 +225,7 @@ def test_the_linear_step_holds_no_whole_product(step_backend, filters):
         torch.zeros(1, 8192, dtype=torch.int64, device="cuda"),
         torch.arange(8192, device="cuda"),
     )
-    arguments = {"seed": 1, "step": 0, "backend": step_backend, **filters}
+    arguments = {"seed": 1, "step": 0, "backend": gpu_backend, **filters}
     linear_glauber_step(tokens, hidden, weight, positions, **arguments)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -244,13 +234,13 @@ def test_the_linear_step_holds_no_whole_product(step_backend, filters):
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}], ids=str)
-def test_a_step_beyond_2_31_logits(step_backend, filters):
-    if step_backend == "reference":
+def test_a_step_beyond_2_31_logits(gpu_backend, filters):
+    if gpu_backend == "reference":
         pytest.skip("the oracle is not made for this")
     count, vocab_size, last = 43000, 50257, 20
     logits = torch.empty(1, count, vocab_size, dtype=torch.bfloat16, device="cuda").normal_()
     positions = torch.arange(count, device="cuda")
-    arguments = {"seed": 1, "step": 0, "backend": step_backend, **filters}
+    arguments = {"seed": 1, "step": 0, "backend": gpu_backend, **filters}
     tokens = torch.zeros(1, count, dtype=torch.int64, device="cuda")
     glauber_step(tokens, logits, positions, **arguments)
     tail = torch.zeros_like(tokens)

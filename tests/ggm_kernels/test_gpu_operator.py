@@ -3,19 +3,11 @@
 import pytest
 import torch
 
-from ggm_kernels import backends, corrupt, glauber_step, linear_glauber_step, linear_sigmoid_bce
+from ggm_kernels import corrupt, glauber_step, linear_glauber_step, linear_sigmoid_bce
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-BACKENDS = ["cuda", "triton", "reference"]
 VOCAB_SIZE, WIDTH = 301, 32
-
-
-@pytest.fixture(params=BACKENDS)
-def gpu_backend(request) -> str:
-    state = backends()[request.param]
-    assert state, state.reason
-    return request.param
 
 
 def ids(*shape: int) -> torch.Tensor:
