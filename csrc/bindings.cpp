@@ -28,21 +28,23 @@ T* pointer(uintptr_t address) {
 }
 
 ggm::CorruptArgs corrupt_args(uintptr_t tokens, int64_t token_bytes, uintptr_t keep_prob, bool keep_per_position,
-                              uintptr_t frozen, uintptr_t sample_ids, uintptr_t noise, uintptr_t noisy,
-                              uintptr_t is_signal, int64_t batch, int64_t length, int64_t vocab_size, uint64_t seed,
-                              int64_t step, uintptr_t step_pointer, uint32_t stream) {
+                              int64_t keep_row_stride, uintptr_t frozen, uintptr_t sample_ids, uintptr_t noise,
+                              int64_t mask_id, uintptr_t noisy, uintptr_t is_signal, int64_t batch, int64_t length,
+                              int64_t vocab_size, int64_t token_bound, uint64_t seed, int64_t step,
+                              uintptr_t step_pointer, uint32_t stream) {
   return {pointer<const void>(tokens),
           token_bytes,
           pointer<const float>(keep_prob),
           keep_per_position,
+          keep_row_stride,
           pointer<const uint8_t>(frozen),
           pointer<const int64_t>(sample_ids),
-          pointer<const ggm::AliasRow>(noise),
+          {pointer<const ggm::AliasRow>(noise), mask_id, vocab_size},
           pointer<void>(noisy),
           pointer<uint8_t>(is_signal),
           batch,
           length,
-          vocab_size,
+          token_bound,
           seed,
           step,
           pointer<const int64_t>(step_pointer),
@@ -196,6 +198,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
+  module.def(
+      "cpu_alias_table",
+      [](uintptr_t scaled, uintptr_t table, uintptr_t stacks, int64_t vocab_size) {
+        ggm::cpu::alias_table(pointer<double>(scaled), pointer<ggm::AliasRow>(table), pointer<uint32_t>(stacks),
+                              vocab_size);
+      },
+      release);
   module.def(
       "cpu_sigmoid_bce",
       [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits, int threads) {

@@ -12,16 +12,17 @@ namespace ggm {
 struct CorruptArgs {
   const void* tokens;         // int32 or int64, by token_bytes
   int64_t token_bytes;        // 4 or 8
-  const float* keep_prob;     // [batch], or [batch, length] where keep_per_position
+  const float* keep_prob;     // [batch] by its stride, or [batch, length] contiguous where keep_per_position
   bool keep_per_position;
+  int64_t keep_row_stride;  // 0: one for all
   const uint8_t* frozen;      // [batch, length] or null
   const int64_t* sample_ids;  // [batch], or null for 0 .. batch - 1
-  const AliasRow* noise;      // [vocab_size], or null for uniform
+  NoiseSource noise;
   void* noisy;                // as tokens
   uint8_t* is_signal;         // [batch, length]
   int64_t batch;
   int64_t length;
-  int64_t vocab_size;
+  int64_t token_bound;  // tokens are below it
   uint64_t seed;
   int64_t step;
   const int64_t* step_pointer;  // device memory that holds the step, or null (cuda only)
@@ -136,6 +137,9 @@ namespace cpu {
 // False, with the outputs unspecified, where a token, keep probability, sample id or step is out of range.
 bool corrupt(const CorruptArgs& args, int threads);
 void philox(const PhiloxArgs& args);
+
+// scaled [vocab_size]: probabilities times vocab_size, overwritten; stacks [vocab_size]: memory to work in.
+void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size);
 
 // Loss [rows] and candidate logits [rows, count]; false where a candidate is out of range.
 bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);

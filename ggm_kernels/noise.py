@@ -7,7 +7,7 @@ import torch
 from ggm_kernels import checks
 from ggm_kernels.randomness import MAX_VOCAB
 
-_ACCEPT_ALL = 2**32 - 1
+_CPU = torch.device("cpu")
 
 
 class NoiseLaw:
@@ -19,11 +19,18 @@ class NoiseLaw:
         Probabilities, shape [V], any floating dtype, each in [0, 1], summing to 1 within 1e-3
         (they are normalised in float64). A token of probability 0 is never drawn.
 
+    Attributes
+    ----------
+    vocab_size : int
+        Number of tokens V.
+    mask_id : int or None
+        The only token that is ever drawn, if there is just one: such a law needs no table.
+
     Notes
     -----
-    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU,
-    so every backend and device draws the same token from the same random words. A draw spends one
-    32-bit word on the column and one on acceptance.
+    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU when
+    it is first needed, so every backend and device draws the same token from the same random words. A draw
+    spends one 32-bit word on the column and one on acceptance.
 
     Raises
     ------
@@ -43,25 +50,70 @@ class NoiseLaw:
         if abs(total - 1.0) > 1e-3:
             raise ValueError(f"probs: got a sum of {total:.6g}; allowed: 1 within 1e-3")
         exact = exact / total
-        self.probs = exact
-        self._table = {torch.device("cpu"): _alias_table(exact)}
-        self._log_probs = {torch.device("cpu"): exact.log().to(torch.float32)}
+        self._set(probs.numel(), int(exact.argmax()) if float(exact.max()) == 1.0 else None)
+        self._probs = exact
+
+    @classmethod
+    def absorbing(cls, vocab_size: int, mask_id: int) -> NoiseLaw:
+        """The law that always draws `mask_id`: masked (absorbing) diffusion, at the cost of uniform noise.
+
+        Parameters
+        ----------
+        vocab_size : int
+            Number of tokens V, 1 to 2**31 - 1: of logits, where a network has no logit for the mask.
+        mask_id : int
+            The mask, 0 to V. V itself stands beside the tokens 0 .. V - 1 that a network gives logits for;
+            then calls with this law take it as a token, and `probs` and `log_probs` have V + 1 entries.
+
+        Returns
+        -------
+        NoiseLaw
+            Equal, draw for draw, to ``NoiseLaw(one_hot(mask_id))``. Nothing of size V is made unless asked for.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not an int or out of range.
+        """
+        vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=MAX_VOCAB + 1)
+        law = cls.__new__(cls)
+        law._set(vocab_size, checks.integer("mask_id", mask_id, low=0, high=vocab_size + 1))
+        return law
+
+    def _set(self, vocab_size: int, mask_id: int | None) -> None:
+        self.vocab_size, self.mask_id = vocab_size, mask_id
+        self._probs: torch.Tensor | None = None
+        self._table: dict[torch.device, torch.Tensor] = {}
+        self._log_probs: dict[torch.device, torch.Tensor] = {}
 
     @property
-    def vocab_size(self) -> int:
-        """Number of tokens V."""
-        return self.probs.numel()
+    def token_bound(self) -> int:
+        """Tokens are below it: V, or V + 1 where the mask stands beside them."""
+        return self.vocab_size + (self.mask_id == self.vocab_size)
+
+    @property
+    def probs(self) -> torch.Tensor:
+        """The law: float64 [token_bound] on the CPU."""
+        if self._probs is None:
+            self._probs = torch.zeros(self.token_bound, dtype=torch.float64, device=_CPU)
+            self._probs[self.mask_id] = 1.0
+        return self._probs
 
     def table(self, device: torch.device) -> torch.Tensor:
-        """Alias table on `device`: int32 [V, 2], columns (acceptance threshold as uint32 bits, alias)."""
+        """Alias table on `device`: int32 [token_bound, 2], columns (threshold as uint32 bits, alias)."""
+        if not self._table:
+            self._table[_CPU] = _alias_table(self.probs)
         return _on_device(self._table, device)
 
     def log_probs(self, device: torch.device) -> torch.Tensor:
-        """Natural logarithm of the law on `device`: float32 [V], -inf where the probability is 0."""
+        """Natural logarithm of the law on `device`: float32 [token_bound], -inf where it is 0."""
+        if not self._log_probs:
+            self._log_probs[_CPU] = self.probs.log().to(torch.float32)
         return _on_device(self._log_probs, device)
 
     def __repr__(self) -> str:
-        return f"NoiseLaw(V={self.vocab_size})"
+        mask = "" if self.mask_id is None else f", mask_id={self.mask_id}"
+        return f"NoiseLaw(V={self.vocab_size}{mask})"
 
 
 def check_noise(noise: NoiseLaw | None, vocab_size: int) -> None:
@@ -76,27 +128,21 @@ def check_noise(noise: NoiseLaw | None, vocab_size: int) -> None:
         )
 
 
+def drawn_by(noise: NoiseLaw | None, device: torch.device) -> tuple[torch.Tensor | None, int | None]:
+    """Alias table and mask of a law, as ops draw from it: at most one of them; neither is uniform."""
+    if noise is None:
+        return None, None
+    return (noise.table(device), None) if noise.mask_id is None else (None, noise.mask_id)
+
+
 def _on_device(copies: dict[torch.device, torch.Tensor], device: torch.device) -> torch.Tensor:
     if device not in copies:
-        copies[device] = copies[torch.device("cpu")].to(device)
+        copies[device] = copies[_CPU].to(device)
     return copies[device]
 
 
 def _alias_table(probs: torch.Tensor) -> torch.Tensor:
-    size = probs.numel()
-    scaled = (probs * size).tolist()
-    threshold = [_ACCEPT_ALL] * size
-    alias = list(range(size))
-    small = [token for token, value in enumerate(scaled) if value < 1.0]
-    large = [token for token, value in enumerate(scaled) if value >= 1.0]
-    while small and large:
-        under, over = small.pop(), large[-1]
-        threshold[under] = min(int(scaled[under] * 2.0**32), _ACCEPT_ALL)
-        alias[under] = over
-        scaled[over] -= 1.0 - scaled[under]
-        if scaled[over] < 1.0:
-            small.append(large.pop())
-    # What is left in `small` is there by rounding: its scaled probability is 1 up to a few ulp. Only a
-    # token of probability 0 must not keep its column, and rounding cannot lift it that far.
-    table = torch.tensor([threshold, alias], dtype=torch.int64, device="cpu").T
-    return torch.where(table >= 2**31, table - 2**32, table).to(torch.int32).contiguous()
+    # Here, because the package of the core imports the ops, which import this module.
+    from ggm_kernels.native.alias_table import alias_table
+
+    return alias_table(probs * probs.numel())

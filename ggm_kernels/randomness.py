@@ -52,6 +52,10 @@ class Stream(IntEnum):
     FROZEN = 7
     DATA_ORDER = 8
     REDENOISE = 9
+    COMMIT = 13
+
+
+STREAMS_OF_OPS = (Stream.CORRUPT, Stream.RACE, Stream.KEEP, Stream.COMMIT)
 
 
 def check_seed(seed: int) -> int:

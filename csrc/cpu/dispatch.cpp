@@ -11,6 +11,7 @@ struct Isa {
   bool (*supported)();
   bool (*corrupt)(const CorruptArgs&, int);
   void (*philox)(const PhiloxArgs&);
+  void (*alias_table)(double*, AliasRow*, uint32_t*, int64_t);
   bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
   bool (*glauber_check)(const GlauberArgs&);
@@ -21,7 +22,7 @@ struct Isa {
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
-  {#name, supported, name::corrupt, name::philox, name::sigmoid_bce, name::sigmoid_bce_backward, \
+  {#name, supported, name::corrupt, name::philox, name::alias_table, name::sigmoid_bce, name::sigmoid_bce_backward, \
    name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
@@ -66,6 +67,9 @@ const Isa* in_use = nth_supported(0);
 
 bool corrupt(const CorruptArgs& args, int threads) { return in_use->corrupt(args, threads); }
 void philox(const PhiloxArgs& args) { in_use->philox(args); }
+void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size) {
+  in_use->alias_table(scaled, table, stacks, vocab_size);
+}
 bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
   return in_use->sigmoid_bce(args, loss, candidate_logits, threads);
 }

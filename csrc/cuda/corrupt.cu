@@ -29,11 +29,12 @@ __device__ __forceinline__ Token corrupt_one(const CorruptArgs& args, int64_t ro
                                              uint64_t sample_id, uint32_t decide, uint32_t draw, Token token,
                                              bool& is_signal) {
   const int64_t at = row * args.length + position;
-  is_signal = keeps(decide, kept_words(args.keep_prob[args.keep_per_position ? at : row])) != 0;
+  is_signal = keeps(decide, kept_words(args.keep_prob[args.keep_per_position ? at : row * args.keep_row_stride])) != 0;
   if (args.frozen != nullptr) is_signal |= args.frozen[at] != 0;
-  uint32_t noise = uniform_token(draw, static_cast<uint32_t>(args.vocab_size));
-  if (args.noise != nullptr && !is_signal) {
-    noise = alias_token(noise, acceptance_word(args, step, sample_id, position), args.noise[noise]);
+  uint32_t noise = args.noise.mask_id >= 0 ? static_cast<uint32_t>(args.noise.mask_id)
+                                           : uniform_token(draw, static_cast<uint32_t>(args.noise.vocab_size));
+  if (args.noise.table != nullptr && !is_signal) {
+    noise = alias_token(noise, acceptance_word(args, step, sample_id, position), args.noise.table[noise]);
   }
   return is_signal ? token : static_cast<Token>(noise);
 }

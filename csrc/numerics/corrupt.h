@@ -47,4 +47,11 @@ GGM_HD uint32_t alias_token(uint32_t column, uint32_t accept_word, AliasRow row)
   return accept_word < row.threshold ? column : row.alias;
 }
 
+// What noise tokens are drawn from.
+struct NoiseSource {
+  const AliasRow* table;  // [vocab_size], or null: uniform, or one token alone
+  int64_t mask_id;        // that token, or -1
+  int64_t vocab_size;
+};
+
 }  // namespace ggm

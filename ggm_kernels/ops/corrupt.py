@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, kernel, requested
-from ggm_kernels.noise import NoiseLaw, check_noise
+from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
 from ggm_kernels.ops.library import register
 from ggm_kernels.randomness import Stream
 
 _SCHEMA = (
     "corrupt(Tensor tokens, Tensor keep_prob, SymInt vocab_size, SymInt seed, SymInt step, "
-    "Tensor? step_tensor, Tensor? sample_ids, Tensor? frozen, Tensor? noise_table, int stream, str backend) "
+    "Tensor? step_tensor, Tensor? sample_ids, Tensor? frozen, Tensor? noise_table, int stream, str backend, "
+    "SymInt? mask_id=None) "
     "-> (Tensor, Tensor)"
 )
 
 
 def corrupt(
     tokens: torch.Tensor,
-    keep_prob: torch.Tensor,
+    keep_prob: float | torch.Tensor,
     vocab_size: int,
     *,
     seed: int,
@@ -37,9 +40,10 @@ def corrupt(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids in [0, vocab_size), int32 or int64, shape [B, L].
-    keep_prob : torch.Tensor
-        Probability of keeping, float32, bfloat16 or float16, shape [B] or [B, L], values in [0, 1].
+        Token ids in [0, vocab_size), int32 or int64, shape [B, L]. With ``NoiseLaw.absorbing(V, V)`` also V.
+    keep_prob : float or torch.Tensor
+        Probability of keeping in [0, 1]: a float, or float64, float32, bfloat16 or float16 of shape [], [B],
+        [B, 1] or [B, L]. It is taken as float32.
     vocab_size : int
         Number of tokens V, 1 to 2**31 - 1.
     seed : int
@@ -52,7 +56,7 @@ def corrupt(
     frozen : torch.Tensor, optional
         bool [B, L]: positions that are always kept.
     noise : NoiseLaw, optional
-        Law of noise tokens over V tokens; None is uniform.
+        Law of noise tokens over V tokens; None is uniform. ``NoiseLaw.absorbing(V, mask_id)`` masks.
     backend : str, optional
         "reference", "cpu", "cuda" or "triton"; None is the best that is there.
 
@@ -69,7 +73,7 @@ def corrupt(
     TypeError, ValueError
         For an argument of wrong type, shape, device or range.
     IndexError
-        For a token outside [0, vocab_size), on CPU, and on GPU if GGM_KERNELS_CHECK=1.
+        For a token outside its range, on CPU, and on GPU if GGM_KERNELS_CHECK=1.
 
     Notes
     -----
@@ -116,7 +120,7 @@ def random_tokens(
     vocab_size : int
         Tokens are drawn from [0, vocab_size), 1 to 2**31 - 1.
     stream : Stream
-        Which use this is; never `Stream.CORRUPT`, `Stream.RACE` or `Stream.KEEP`.
+        Which use this is; never one that an op draws from: `CORRUPT`, `RACE`, `KEEP`, `COMMIT`.
     seed, step, noise, backend
         As in `corrupt`.
 
@@ -130,35 +134,31 @@ def random_tokens(
     TypeError, ValueError
         For an argument of wrong type, shape, device or range.
     """
-    if Stream(stream) in (Stream.CORRUPT, Stream.RACE, Stream.KEEP):
+    if Stream(stream) in randomness.STREAMS_OF_OPS:
         raise ValueError(f"stream: got {Stream(stream).name}; allowed: a stream that no op draws from itself")
     checks.tensor("sample_ids", sample_ids, dtypes=checks.INTEGERS, dims=(1,))
     length = checks.integer("length", length, low=0, high=randomness.MAX_POSITION)
     batch, device = sample_ids.shape[0], sample_ids.device
     tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
-    keep_prob = torch.zeros(batch, dtype=torch.float32, device=device)
     noisy, _ = _call(
-        tokens, keep_prob, vocab_size, seed, step, sample_ids, None, noise, Stream(stream), backend
+        tokens, 0.0, vocab_size, seed, step, sample_ids, None, noise, Stream(stream), backend
     )
     return noisy
 
 
 def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, stream, backend):
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
-    checks.tensor("keep_prob", keep_prob, dtypes=checks.FLOATS, shapes=[tokens.shape[:1], tokens.shape])
-    checks.same_device("keep_prob", keep_prob, "tokens", tokens)
+    keep_prob = _check_keep_prob(keep_prob, tokens)
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_VOCAB + 1)
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     check_noise(noise, vocab_size)
-    noise_table = None if noise is None else noise.table(tokens.device)
-    if keep_prob.dtype is not torch.float32:
-        keep_prob = keep_prob.to(torch.float32)
+    noise_table, mask_id = drawn_by(noise, tokens.device)
     return _op(
         tokens.contiguous(),
-        keep_prob.contiguous(),
+        keep_prob.contiguous(),  # [], [B] or [B, L]
         vocab_size,
         seed,
         step,
@@ -168,7 +168,23 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
         noise_table,
         int(stream),
         requested(backend),
+        mask_id,
     )
+
+
+def _check_keep_prob(keep_prob: float | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    if isinstance(keep_prob, Real):
+        value = checks.number("keep_prob", keep_prob, low=0.0, high=1.0)
+        return torch.full((), value, dtype=torch.float32, device=tokens.device)
+    if not isinstance(keep_prob, torch.Tensor):
+        raise TypeError(f"keep_prob: got {type(keep_prob).__name__}; allowed: a float or a torch.Tensor")
+    batch = tokens.shape[:1]
+    shapes = [torch.Size(()), batch, (*batch, 1), tokens.shape]
+    checks.tensor("keep_prob", keep_prob, dtypes=(*checks.FLOATS, torch.float64), shapes=shapes)
+    checks.same_device("keep_prob", keep_prob, "tokens", tokens)
+    if keep_prob.dim() == 2 and keep_prob.shape[1] == 1:
+        keep_prob = keep_prob[:, 0]
+    return keep_prob.detach()
 
 
 def _run(
@@ -183,22 +199,38 @@ def _run(
     noise_table,
     stream,
     backend,
+    mask_id=None,
 ):
     name, run = kernel("corrupt", backend, tokens.device)
     step = step if step_tensor is None else step_tensor
-    if name != "cpu" and checks_values(tokens.device):
-        _check_values(tokens, keep_prob, vocab_size, step_tensor, sample_ids)
-    result = run(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise_table, stream)
+    # 1 + 1e-9 in float64 is no probability, but is 1 in float32: what the cpu kernel sees is too late.
+    sees_values = name == "cpu" and keep_prob.dtype is not torch.float64
+    if not sees_values and checks_values(tokens.device):
+        _check_values(tokens, keep_prob, vocab_size, mask_id, step_tensor, sample_ids)
+    result = run(
+        tokens,
+        keep_prob.to(torch.float32),
+        vocab_size,
+        seed,
+        step,
+        sample_ids,
+        frozen,
+        noise_table,
+        mask_id,
+        stream,
+    )
     if result is None:  # the cpu kernel met a bad value: name it
-        _check_values(tokens, keep_prob, vocab_size, step_tensor, sample_ids)
+        _check_values(tokens, keep_prob, vocab_size, mask_id, step_tensor, sample_ids)
         raise AssertionError("the cpu kernel refused values that the checks accept")
     return result
 
 
-def _check_values(tokens, keep_prob, vocab_size, step, sample_ids) -> None:
+def _check_values(tokens, keep_prob, vocab_size, mask_id, step, sample_ids) -> None:
     randomness.check_coordinate_values(step, sample_ids)
     checks.values_in_range("keep_prob", keep_prob, 0.0, 1.0, ValueError, closed=True)
-    checks.values_in_range("tokens", tokens, 0, vocab_size, IndexError)
+    # A mask beside the tokens of the network is one of those that are noised.
+    bound = vocab_size + (mask_id == vocab_size)
+    checks.values_in_range("tokens", tokens, 0, bound, IndexError)
 
 
 def _fake(
@@ -213,6 +245,7 @@ def _fake(
     noise_table,
     stream,
     backend,
+    mask_id=None,
 ):
     return torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.bool)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.reference import philox
+from ggm_kernels.reference.noise import noise_tokens
 
 
 def corrupt(
@@ -16,6 +17,7 @@ def corrupt(
     sample_ids: torch.Tensor | None,
     frozen: torch.Tensor | None,
     noise_table: torch.Tensor | None,
+    mask_id: int | None,
     stream: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep token i of sequence b with probability keep_prob[b, i], else draw it from the noise law."""
@@ -28,9 +30,5 @@ def corrupt(
     is_signal = decide < (keep_prob.double() * 2.0**32).long()
     if frozen is not None:
         is_signal = is_signal | frozen
-    noise = draw * vocab_size >> 32
-    if noise_table is not None:
-        accept = philox.acceptance_words(stream, seed, step, sample_ids, length)
-        threshold, alias = noise_table[noise].long().unbind(-1)
-        noise = torch.where(accept < (threshold & 0xFFFFFFFF), noise, alias)
+    noise = noise_tokens(draw, stream, seed, step, sample_ids, vocab_size, noise_table, mask_id)
     return torch.where(is_signal, tokens, noise.to(tokens.dtype)), is_signal

@@ -22,6 +22,7 @@ def corrupt(
     sample_ids: torch.Tensor | None,
     frozen: torch.Tensor | None,
     noise_table: torch.Tensor | None,
+    mask_id: int | None,
     stream: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`corrupt` on checked, contiguous arguments."""
@@ -46,7 +47,8 @@ def corrupt(
             vocab_size,
             seed,
             step,
-            KEEP_PER_POSITION=keep_prob.dim() == 2,
+            mask_id,
+            KEEP_DIMS=keep_prob.dim(),
             STEP_IS_POINTER=isinstance(step, torch.Tensor),
             STREAM=stream,
             BLOCK=block,
@@ -59,7 +61,7 @@ def _device_of(tensor: torch.Tensor):
     return torch.cuda.device_of(tensor)
 
 
-@triton.jit(do_not_specialize=["length", "blocks_per_row", "vocab_size", "seed", "step"])
+@triton.jit(do_not_specialize=["length", "blocks_per_row", "vocab_size", "seed", "step", "mask_id"])
 def _kernel(
     tokens_ptr,
     keep_prob_ptr,
@@ -73,7 +75,8 @@ def _kernel(
     vocab_size,
     seed,
     step,
-    KEEP_PER_POSITION: tl.constexpr,
+    mask_id,
+    KEEP_DIMS: tl.constexpr,
     STEP_IS_POINTER: tl.constexpr,
     STREAM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -89,7 +92,10 @@ def _kernel(
     pair = start // 2 + tl.arange(0, BLOCK // 2)
     w0, w1, w2, w3 = words_at(seed, step_value, sample_id, pair, _TOKEN_BLOCK, STREAM)
     decide = tl.interleave(w0, w2)
-    noise = tl.umulhi(tl.interleave(w1, w3), vocab_size.to(tl.uint32)).to(tl.int64)
+    if mask_id is not None:
+        noise = tl.zeros((BLOCK,), tl.int64) + mask_id
+    else:
+        noise = tl.umulhi(tl.interleave(w1, w3), vocab_size.to(tl.uint32)).to(tl.int64)
     if noise_table_ptr is not None:
         quad = start // 4 + tl.arange(0, BLOCK // 4)
         w0, w1, w2, w3 = words_at(seed, step_value, sample_id, quad, _ACCEPTANCE_BLOCK, STREAM)
@@ -98,10 +104,10 @@ def _kernel(
         alias = tl.load(noise_table_ptr + 2 * noise + 1).to(tl.int64)
         noise = tl.where(accept < threshold, noise, alias)
 
-    if KEEP_PER_POSITION:
+    if KEEP_DIMS == 2:
         keep_prob = tl.load(keep_prob_ptr + at, mask=inside, other=0.0)
     else:
-        keep_prob = tl.load(keep_prob_ptr + row)
+        keep_prob = tl.load(keep_prob_ptr + row * KEEP_DIMS)
     # Exact: a product with a power of two, then truncation.
     threshold = (tl.minimum(tl.maximum(keep_prob, 0.0), 1.0) * 4294967296.0).to(tl.int64)
     is_signal = decide.to(tl.int64) < threshold

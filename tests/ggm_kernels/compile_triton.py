@@ -48,7 +48,7 @@ def corrupt_kernels(arch: int) -> None:
             "frozen_ptr": "*i1" if optional else None, "noise_table_ptr": "*i32" if optional else None,
             "noisy_ptr": tokens, "is_signal_ptr": "*i1", "length": "i32", "blocks_per_row": "i32",
             "vocab_size": "i32", "seed": "i64" if optional else "i32", "step": "*i64" if pointer else "i32",
-            "KEEP_PER_POSITION": optional, "STEP_IS_POINTER": pointer, "STREAM": 0, "BLOCK": 1024,
+            "mask_id": None if optional else "i32", "KEEP_DIMS": 2 if optional else 1, "STEP_IS_POINTER": pointer, "STREAM": 0, "BLOCK": 1024,
         }  # fmt: skip
         compiles(CORRUPT._kernel, arch, arguments)
 

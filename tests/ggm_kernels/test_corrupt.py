@@ -143,6 +143,62 @@ def test_strided_inputs(backend):
     assert_same(strided, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_shapes_and_types_of_the_probability(backend, dtype):
+    tokens, keep_prob = batch_of(5, 300, 17)
+    keep_prob = keep_prob.to(dtype)
+    arguments = {"vocab_size": 17, "seed": 3, "backend": backend}
+    expected = corrupt(tokens, keep_prob.float(), **arguments, noise=None)
+    for form in (keep_prob, keep_prob[:, None], keep_prob[:, None].expand(5, 300)):
+        assert_same(corrupt(tokens, form, **arguments), expected)
+    one = float(keep_prob[2])
+    expected = corrupt(tokens, torch.full((5,), one), **arguments)
+    for form in (one, keep_prob[2], torch.full((5, 300), one, dtype=dtype)):
+        assert_same(corrupt(tokens, form, **arguments), expected)
+    column = tokens[:, :1]  # [B, 1] is [B, L]
+    assert_same(corrupt(column, keep_prob[:, None], **arguments), corrupt(column, keep_prob, **arguments))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_shapes_of_the_probability_of_empty_batches(backend, shape):
+    for form in (0.5, torch.tensor(0.5), torch.rand(shape[0]), torch.rand(shape[0], 1), torch.rand(shape)):
+        assert corrupt(torch.zeros(shape).long(), form, 17, seed=1, backend=backend)[0].shape == shape
+
+
+# A single noise token
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("mask_id", [0, 4, 16])
+def test_absorbing_noise_is_its_alias_table(backend, mask_id, dtype):
+    tokens, keep_prob = batch_of(3, 1025, 17, dtype)
+    arguments = {"vocab_size": 17, "seed": 5, "step": 2, "frozen": tokens == 3, "backend": backend}
+    table = NoiseLaw.absorbing(17, mask_id).table(torch.device("cpu"))
+    by_table = torch.ops.ggm_kernels.corrupt(
+        tokens, keep_prob, 17, 5, 2, None, None, tokens == 3, table, 0, backend
+    )
+    for law in (NoiseLaw.absorbing(17, mask_id), NoiseLaw(torch.eye(17)[mask_id])):
+        noisy, is_signal = corrupt(tokens, keep_prob, noise=law, **arguments)
+        assert_same((noisy, is_signal), by_table)
+        assert (noisy[~is_signal] == mask_id).all()
+        assert torch.equal(is_signal, corrupt(tokens, keep_prob, **arguments)[1])  # as uniform noise decides
+
+
+@pytest.mark.parametrize("vocab_size", VOCABS)
+def test_a_mask_beside_the_tokens(backend, vocab_size):
+    tokens, keep_prob = batch_of(2, 300, vocab_size)
+    tokens[:, ::7] = vocab_size  # masked already
+    law = NoiseLaw.absorbing(vocab_size, vocab_size)
+    noisy, is_signal = corrupt(tokens, keep_prob, vocab_size, seed=5, noise=law, backend=backend)
+    assert torch.equal(noisy, torch.where(is_signal, tokens, vocab_size))
+    tokens[1, 3] = vocab_size + 1
+    with pytest.raises(IndexError, match=rf"tokens\[1, 3\]: got {vocab_size + 1}"):
+        corrupt(tokens, keep_prob, vocab_size, seed=5, noise=law, backend=backend)
+    tokens[1, 3] = vocab_size  # no token where another law, or none, is meant
+    with pytest.raises(IndexError, match=rf"tokens\[0, 0\]: got {vocab_size}; allowed: \[0, {vocab_size}\)"):
+        corrupt(tokens, keep_prob, vocab_size, seed=5, backend=backend)
+
+
 # What it means
 
 
@@ -268,7 +324,7 @@ def test_random_tokens_have_streams_of_their_own(backend):
     )
 
 
-@pytest.mark.parametrize("stream", [Stream.CORRUPT, Stream.RACE, Stream.KEEP])
+@pytest.mark.parametrize("stream", [Stream.CORRUPT, Stream.RACE, Stream.KEEP, Stream.COMMIT])
 def test_random_tokens_keep_off_the_streams_of_ops(stream):
     with pytest.raises(ValueError, match="stream: got"):
         random_tokens(torch.arange(2), 3, 5, stream=stream, seed=1)
@@ -296,6 +352,9 @@ def test_opcheck(backend):
     torch.library.opcheck(
         op, (tokens, keep_prob, 17, 1, 0, torch.tensor(4), None, tokens > 3, None, 0, backend)
     )
+    torch.library.opcheck(
+        op, (tokens, keep_prob[0].double(), 17, 1, 0, None, None, None, None, 0, backend, 17)
+    )
 
 
 def test_compiles_as_one_graph_and_seeds_do_not_recompile(backend):
@@ -312,6 +371,19 @@ def test_compiles_as_one_graph_and_seeds_do_not_recompile(backend):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # constant, then symbolic
 
 
+def test_compiles_with_every_form_of_probability_and_absorbing_noise(backend):
+    torch._dynamo.reset()
+    tokens, keep_prob = batch_of(3, 9, 17)
+    law = NoiseLaw.absorbing(17, 17)
+
+    def draw(tokens, keep_prob):
+        return corrupt(tokens, keep_prob, 17, seed=1, noise=law, backend=backend)
+
+    compiled = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    for form in (0.25, 0.5, 0.75, keep_prob[0].double(), keep_prob.double(), keep_prob[:, None]):
+        assert_same(compiled(tokens, form), draw(tokens, form))
+
+
 # Errors before work
 
 TOKENS, KEEP = batch_of(2, 3, 7)
@@ -325,9 +397,15 @@ TOKENS, KEEP = batch_of(2, 3, 7)
         ({"tokens": TOKENS[0]}, ValueError, r"tokens: got shape \(3,\); allowed: a 2-d tensor"),
         ({"tokens": TOKENS.to_sparse()}, TypeError, "tokens: got layout torch.sparse_coo"),
         ({"tokens": TOKENS.to("meta")}, ValueError, "keep_prob: got device cpu; allowed: meta"),
-        ({"keep_prob": 0.5}, TypeError, "keep_prob: got float"),
-        ({"keep_prob": KEEP.double()}, TypeError, "keep_prob: got dtype torch.float64"),
-        ({"keep_prob": KEEP[:1]}, ValueError, r"keep_prob: got shape \(1,\); allowed: \(2,\) or \(2, 3\)"),
+        ({"keep_prob": [0.5, 0.5]}, TypeError, "keep_prob: got list; allowed: a float or a torch.Tensor"),
+        ({"keep_prob": True}, TypeError, "keep_prob: got bool; allowed: a float"),
+        ({"keep_prob": 1.1}, ValueError, "keep_prob: got 1.1; allowed: finite and 0 <= keep_prob <= 1"),
+        ({"keep_prob": float("nan")}, ValueError, "keep_prob: got nan"),
+        ({"keep_prob": TOKENS}, TypeError, "keep_prob: got dtype torch.int64"),
+        ({"keep_prob": KEEP[:1]}, ValueError, r"keep_prob: got shape \(1,\); allowed: \(\) or \(2,\) or \(2, 1\) or \(2, 3\)"),
+        ({"keep_prob": torch.tensor(1.5)}, ValueError, "keep_prob: got 1.5; allowed"),
+        ({"keep_prob": torch.tensor([[0.1], [-0.5]])}, ValueError, r"keep_prob\[1\]: got -0.5"),
+        ({"keep_prob": torch.tensor([0.5, 1 + 1e-12], dtype=torch.float64)}, ValueError, r"keep_prob\[1\]: got 1.000000000001"),
         ({"keep_prob": torch.tensor([0.1, 1.5])}, ValueError, r"keep_prob\[1\]: got 1.5; allowed: \[0.0, 1.0\]"),
         ({"keep_prob": torch.tensor([-0.1, 1.0])}, ValueError, r"keep_prob\[0\]: got -0.1"),
         ({"keep_prob": torch.full((2, 3), float("nan"))}, ValueError, r"keep_prob\[0, 0\]: got nan"),

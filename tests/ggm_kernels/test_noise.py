@@ -1,11 +1,17 @@
 """NoiseLaw: the alias table carries the law."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggm_kernels import NoiseLaw
+from ggm_kernels import NoiseLaw, native
+from ggm_kernels.native.alias_table import alias_table
+from ggm_kernels.reference import alias_table as reference
+
+CPU = torch.device("cpu")
 
 
 def law_of_table(noise: NoiseLaw) -> torch.Tensor:
@@ -31,6 +37,68 @@ def test_a_token_of_probability_zero_has_no_mass_at_all():
     law = law_of_table(NoiseLaw(probs / probs.sum()))
     assert (law[::3] == 0).all()
     assert (law[1::3] > 0).all()
+
+
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+@pytest.mark.parametrize("isa", native.core.isas() if native.core else [])
+@pytest.mark.parametrize("size", [1, 2, 3, 100, 4097])
+@pytest.mark.parametrize("power", [0, 1, 30])
+def test_the_core_builds_the_table_of_the_reference(isa, size, power):
+    weights = torch.rand(size, generator=torch.Generator().manual_seed(size)).double().pow(power)
+    weights[::5] *= size > 3
+    scaled = weights / weights.sum() * size
+    before = native.core.isa()
+    native.core.select_isa(isa)
+    try:
+        assert torch.equal(alias_table(scaled), reference.alias_table(scaled))
+    finally:
+        native.core.select_isa(before)
+
+
+@pytest.mark.skipif(native.core is None, reason="no compiled core")
+def test_a_law_of_a_large_vocabulary_is_quickly_made():
+    probs = torch.rand(262144).softmax(0)
+    python = min(timed(lambda: reference.alias_table(probs.double() * 262144)) for _ in range(2))
+    ours = min(timed(lambda: NoiseLaw(probs).table(CPU)) for _ in range(7))
+    assert ours < python / 10
+
+
+def timed(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def test_absorbing():
+    law = NoiseLaw.absorbing(5, 3)
+    assert (law.vocab_size, law.mask_id, law.token_bound, repr(law)) == (5, 3, 5, "NoiseLaw(V=5, mask_id=3)")
+    dense = NoiseLaw(torch.eye(5)[3])
+    assert dense.mask_id == 3 and NoiseLaw(torch.full((2,), 0.5)).mask_id is None
+    for ours, theirs in [(law.probs, dense.probs), (law.log_probs(CPU), dense.log_probs(CPU))]:
+        assert torch.equal(ours, theirs)
+    assert torch.equal(law.table(CPU), dense.table(CPU))
+
+
+def test_absorbing_beside_the_tokens():
+    law = NoiseLaw.absorbing(5, 5)
+    assert (law.vocab_size, law.mask_id, law.token_bound) == (5, 5, 6)
+    assert law.probs.tolist() == [0, 0, 0, 0, 0, 1]
+    assert NoiseLaw.absorbing(2**31 - 1, 2**31 - 1).mask_id == 2**31 - 1  # nothing of that size is made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((5, 6), ValueError, "mask_id: got 6; allowed: 0 <= mask_id < 6"),
+        ((5, -1), ValueError, "mask_id: got -1"),
+        ((5, 2.0), TypeError, "mask_id: got float"),
+        ((0, 0), ValueError, "vocab_size: got 0; allowed: 1 <= vocab_size"),
+        ((2**31, 0), ValueError, "vocab_size: got 2147483648"),
+    ],
+)
+def test_bad_masks(arguments, error, message):
+    with pytest.raises(error, match=message):
+        NoiseLaw.absorbing(*arguments)
 
 
 def test_log_probs():
