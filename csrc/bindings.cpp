@@ -51,6 +51,37 @@ ggm::CorruptArgs corrupt_args(uintptr_t tokens, int64_t token_bytes, uintptr_t k
           stream};
 }
 
+ggm::CommitArgs commit_args(
+    uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t proposal,
+    int64_t proposal_bytes, int64_t proposal_row_stride, int64_t proposal_stride, uintptr_t score, int dtype,
+    int64_t score_row_stride, int64_t score_stride, uintptr_t eligible, int64_t eligible_row_stride,
+    int64_t eligible_stride, uintptr_t accepted, int64_t accepted_row_stride, int64_t accepted_stride, int64_t count,
+    uintptr_t counts, int64_t counts_stride, float threshold, uintptr_t thresholds, int64_t thresholds_stride,
+    float budget, uintptr_t budgets, int64_t budgets_stride, bool has_budget, bool noises_rest, uintptr_t noise,
+    int64_t mask_id, int64_t vocab_size, uintptr_t sample_ids, int64_t batch, int64_t length, uint64_t seed,
+    int64_t step, uintptr_t step_pointer) {
+  return {{pointer<void>(tokens), token_row_stride, token_stride},
+          token_bytes,
+          {pointer<const void>(proposal), proposal_row_stride, proposal_stride},
+          proposal_bytes,
+          {pointer<const void>(score), score_row_stride, score_stride},
+          static_cast<ggm::Float>(dtype),
+          {pointer<const uint8_t>(eligible), eligible_row_stride, eligible_stride},
+          {pointer<uint8_t>(accepted), accepted_row_stride, accepted_stride},
+          {count, pointer<const int64_t>(counts), counts_stride},
+          {threshold, pointer<const float>(thresholds), thresholds_stride},
+          {budget, pointer<const float>(budgets), budgets_stride},
+          has_budget,
+          noises_rest,
+          {pointer<const ggm::AliasRow>(noise), mask_id, vocab_size},
+          pointer<const int64_t>(sample_ids),
+          batch,
+          length,
+          seed,
+          step,
+          pointer<const int64_t>(step_pointer)};
+}
+
 ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight,
                                      int64_t weight_stride, uintptr_t bias, uintptr_t offset, uintptr_t candidates,
                                      int64_t candidate_bytes, uintptr_t signal_weight, int64_t signal_row_stride,
@@ -181,6 +212,7 @@ void check_cuda(const char* error) {
 
 PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CorruptArgs>(module, "CorruptArgs", &corrupt_args);
+  bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
@@ -198,6 +230,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
+  module.def("cpu_commit", &ggm::cpu::commit, release);
   module.def(
       "cpu_alias_table",
       [](uintptr_t scaled, uintptr_t table, uintptr_t stacks, int64_t vocab_size) {
@@ -244,6 +277,9 @@ PYBIND11_MODULE(GGM_MODULE, module) {
 #if defined(GGM_WITH_CUDA)
   module.def("cuda_corrupt", [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
     check_cuda(ggm::cuda::corrupt(args, pointer<void>(stream), device));
+  });
+  module.def("cuda_commit", [](const ggm::CommitArgs& args, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::commit(args, pointer<void>(stream), device));
   });
   module.def("cuda_sigmoid_bce", [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits,
                                     uintptr_t stream, int device) {

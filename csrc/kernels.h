@@ -124,6 +124,45 @@ struct Factors {
   int64_t hidden_size;
 };
 
+// A matrix by its strides, which count elements; null data: there is none.
+template <class T>
+struct Matrix {
+  T* data;
+  int64_t row_stride, stride;
+};
+
+// A number, or one for every row: [batch] by a stride that may be 0.
+template <class T>
+struct PerRow {
+  T value;
+  const T* values;  // or null
+  int64_t stride;
+};
+
+// commit: all matrices are [batch, length].
+struct CommitArgs {
+  Matrix<void> tokens;  // int32 or int64, by token_bytes; written
+  int64_t token_bytes;
+  Matrix<const void> proposal;  // likewise
+  int64_t proposal_bytes;
+  Matrix<const void> score;
+  Float dtype;  // of score
+  Matrix<const uint8_t> eligible;  // or null data: all
+  Matrix<uint8_t> accepted;        // or null data; written
+  PerRow<int64_t> count;    // the largest 64-bit integer: no limit
+  PerRow<float> threshold;  // -inf: none
+  PerRow<float> budget;
+  bool has_budget;
+  bool noises_rest;
+  NoiseSource noise;
+  const int64_t* sample_ids;  // [batch], or null for 0 .. batch - 1
+  int64_t batch;
+  int64_t length;
+  uint64_t seed;
+  int64_t step;
+  const int64_t* step_pointer;  // device memory that holds the step, or null (cuda only)
+};
+
 // philox: n counters [n, 4] to n blocks of words [n, 4], for known-answer tests.
 struct PhiloxArgs {
   const uint32_t* counters;
@@ -137,6 +176,9 @@ namespace cpu {
 // False, with the outputs unspecified, where a token, keep probability, sample id or step is out of range.
 bool corrupt(const CorruptArgs& args, int threads);
 void philox(const PhiloxArgs& args);
+
+// False, and nothing written, where a count, threshold, budget, sample id or the step is out of range.
+bool commit(const CommitArgs& args, int threads);
 
 // scaled [vocab_size]: probabilities times vocab_size, overwritten; stacks [vocab_size]: memory to work in.
 void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size);
@@ -171,6 +213,7 @@ namespace cuda {
 // Launch on `stream` of `device`; null, or what CUDA said went wrong.
 const char* corrupt(const CorruptArgs& args, void* stream, int device);
 const char* philox(const PhiloxArgs& args, void* stream, int device);
+const char* commit(const CommitArgs& args, void* stream, int device);
 const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, void* stream, int device);
 // tokens: all rows * count candidates, sorted, those of one token in order; order: their indices. Both are needed
 // where the gradient of weight or bias is. Where that of the logits is, tokens holds the flat index of the logit that

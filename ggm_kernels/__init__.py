@@ -3,6 +3,7 @@
 from ggm_kernels._version import __version__ as __version__
 from ggm_kernels.backends import Backend, backends
 from ggm_kernels.noise import NoiseLaw
+from ggm_kernels.ops.commit import commit
 from ggm_kernels.ops.corrupt import corrupt, random_tokens
 from ggm_kernels.ops.glauber_step import glauber_step, linear_glauber_step
 from ggm_kernels.ops.sigmoid_bce import linear_sigmoid_bce, sigmoid_bce
@@ -13,6 +14,7 @@ __all__ = [
     "NoiseLaw",
     "Stream",
     "backends",
+    "commit",
     "corrupt",
     "glauber_step",
     "linear_glauber_step",

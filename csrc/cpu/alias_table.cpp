@@ -18,11 +18,11 @@ void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t voca
   int64_t small = 0, large = vocab_size;
   for (int64_t token = 0; token < vocab_size; ++token) {
     table[token] = {kAcceptAll, static_cast<uint32_t>(token)};
-    if (scaled[token] < 1.0) {
-      stacks[small++] = static_cast<uint32_t>(token);
-    } else {
-      stacks[--large] = static_cast<uint32_t>(token);
-    }
+    // On both, and one of them grows: a branch would be mispredicted every other time.
+    const bool is_small = scaled[token] < 1.0;
+    stacks[small] = stacks[large - 1] = static_cast<uint32_t>(token);
+    small += is_small;
+    large -= !is_small;
   }
   while (small > 0 && large < vocab_size) {
     const uint32_t under = stacks[--small], over = stacks[large];

@@ -11,6 +11,7 @@ struct Isa {
   bool (*supported)();
   bool (*corrupt)(const CorruptArgs&, int);
   void (*philox)(const PhiloxArgs&);
+  bool (*commit)(const CommitArgs&, int);
   void (*alias_table)(double*, AliasRow*, uint32_t*, int64_t);
   bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
@@ -22,8 +23,8 @@ struct Isa {
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
-  {#name, supported, name::corrupt, name::philox, name::alias_table, name::sigmoid_bce, name::sigmoid_bce_backward, \
-   name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
+  {#name, supported, name::corrupt, name::philox, name::commit, name::alias_table, name::sigmoid_bce,             \
+   name::sigmoid_bce_backward, name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -67,6 +68,7 @@ const Isa* in_use = nth_supported(0);
 
 bool corrupt(const CorruptArgs& args, int threads) { return in_use->corrupt(args, threads); }
 void philox(const PhiloxArgs& args) { in_use->philox(args); }
+bool commit(const CommitArgs& args, int threads) { return in_use->commit(args, threads); }
 void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size) {
   in_use->alias_table(scaled, table, stacks, vocab_size);
 }

@@ -8,6 +8,7 @@
   namespace ggm::cpu::name {                                                                                   \
   bool corrupt(const CorruptArgs& args, int threads);                                                          \
   void philox(const PhiloxArgs& args);                                                                         \
+  bool commit(const CommitArgs& args, int threads);                                                            \
   void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size);                     \
   bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);             \
   void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);    \

@@ -1,6 +1,7 @@
 // The decisions of corrupt, from random words.
 #pragma once
 
+#include "numerics/counter.h"
 #include "numerics/host_device.h"
 #include "numerics/philox.h"
 
@@ -53,5 +54,21 @@ struct NoiseSource {
   int64_t mask_id;        // that token, or -1
   int64_t vocab_size;
 };
+
+// The noise token of one position of a token stream; seed and coordinates as in counter.h.
+GGM_HD uint32_t noise_token(const NoiseSource& noise, uint64_t seed, uint32_t stream, uint32_t step,
+                            uint64_t sample_id, uint32_t position) {
+  if (noise.mask_id >= 0) return static_cast<uint32_t>(noise.mask_id);
+  const PhiloxKeys<uint32_t> keys = philox_keys(seed);
+  const PhiloxBlock<uint32_t> pair =
+      philox4x32(counter_word0(stream, sample_id, kTokenBlock), position / 2, counter_word2(sample_id), step, keys);
+  const uint32_t token = uniform_token(position % 2 == 0 ? pair.w1 : pair.w3, static_cast<uint32_t>(noise.vocab_size));
+  if (noise.table == nullptr) return token;
+  const PhiloxBlock<uint32_t> four = philox4x32(counter_word0(stream, sample_id, kAcceptanceBlock), position / 4,
+                                                counter_word2(sample_id), step, keys);
+  const uint32_t word = position % 4;
+  const uint32_t accept = word == 0 ? four.w0 : word == 1 ? four.w1 : word == 2 ? four.w2 : four.w3;
+  return alias_token(token, accept, noise.table[token]);
+}
 
 }  // namespace ggm

@@ -24,6 +24,8 @@ constexpr uint32_t kAcceptanceBlock = 1;
 // vocabulary block v >> 2, a keep decision word 0 of block 0; the position block is the position.
 constexpr uint32_t kRaceStream = 1;
 constexpr uint32_t kKeepStream = 2;
+// Noise of the positions that commit leaves over, words as in a corrupting stream.
+constexpr uint32_t kCommitStream = 13;
 
 GGM_HD uint32_t counter_word0(uint32_t stream, uint64_t sample_id, uint32_t vocab_block) {
   const uint32_t sample_high = static_cast<uint32_t>(sample_id >> 32);

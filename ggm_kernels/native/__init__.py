@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from ggm_kernels.native import cuda_glauber_step, glauber_step
+from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
 from ggm_kernels.native.sigmoid_bce import (
@@ -26,6 +27,7 @@ _KERNELS = {"cpu": CPU, "cuda": CUDA, "emulated": EMULATED}
 
 # Of each op the function that serves it on checked arguments, after the kernels to call.
 _COMMON: dict[str, Callable] = {
+    "commit": commit,
     "corrupt": corrupt,
     "sigmoid_bce": sigmoid_bce,
     "sigmoid_bce_backward": sigmoid_bce_backward,
@@ -45,6 +47,7 @@ _ON_DEVICE: dict[str, Callable] = {
 
 # What each op is called in the compiled core.
 _OPS = {
+    "commit": "commit",
     "corrupt": "corrupt",
     "sigmoid_bce": "sigmoid_bce",
     "sigmoid_bce_backward": "sigmoid_bce_backward",

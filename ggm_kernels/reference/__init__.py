@@ -1,5 +1,6 @@
 """The oracle: every op in plain PyTorch, readable as its formula, on any device."""
 
+from ggm_kernels.reference.commit import commit
 from ggm_kernels.reference.corrupt import corrupt
 from ggm_kernels.reference.glauber_step import glauber_step, linear_glauber_step
 from ggm_kernels.reference.sigmoid_bce import (
@@ -10,6 +11,7 @@ from ggm_kernels.reference.sigmoid_bce import (
 )
 
 __all__ = [
+    "commit",
     "corrupt",
     "glauber_step",
     "linear_glauber_step",

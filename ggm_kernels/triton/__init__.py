@@ -1,5 +1,6 @@
 """The ops in Triton. Import only where `triton` is installed."""
 
+from ggm_kernels.triton.commit import commit
 from ggm_kernels.triton.corrupt import corrupt
 from ggm_kernels.triton.glauber_step import glauber_step
 from ggm_kernels.triton.linear_glauber_step import linear_glauber_step
@@ -11,6 +12,7 @@ from ggm_kernels.triton.sigmoid_bce import (
 )
 
 __all__ = [
+    "commit",
     "corrupt",
     "glauber_step",
     "linear_glauber_step",

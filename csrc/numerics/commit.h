@@ -1,0 +1,95 @@
+// Which positions of a row commit accepts. Candidates stand in one order, by score from the largest on and by position
+// where scores are equal, and what is accepted is a prefix of it: as long as it has room for one more (is_open).
+// Radix selection finds where it ends without sorting. Costs are summed as integers, so that any order of additions
+// gives the same sum.
+#pragma once
+
+#include "numerics/half.h"
+#include "numerics/host_device.h"
+
+namespace ggm {
+
+// Keys ascend where scores descend. Scores are not NaN; -0 is 0.
+GGM_HD uint32_t score_key(float score) {
+  const uint32_t bits = score == 0.0f ? 0u : float_bits(score);
+  return bits >> 31 != 0 ? bits : ~bits & 0x7FFFFFFFu;
+}
+GGM_HD float key_score(uint32_t key) { return float_of(key >> 31 != 0 ? key : ~key & 0x7FFFFFFFu); }
+
+GGM_HD bool is_finite(float value) { return (float_bits(value) & 0x7F800000u) != 0x7F800000u; }
+
+// A key that no score has (NaN with its sign), of what is no candidate. The last of all.
+constexpr uint32_t kNoCandidate = 0xFFFFFFFFu;
+
+// NaN, and what is below the threshold, is no candidate; a threshold that is NaN leaves none.
+GGM_HD uint32_t candidate_key(float score, bool is_eligible, float threshold) {
+  return is_eligible && score >= threshold ? score_key(score) : kNoCandidate;
+}
+
+// Bits of |score| as they count for the unit of the row's costs.
+GGM_HD uint32_t magnitude_bits(uint32_t key) {
+  const float score = key_score(key);
+  return key != kNoCandidate && is_finite(score) ? float_bits(score) & 0x7FFFFFFFu : 0u;
+}
+
+GGM_HD double power_of_two(int exponent) {
+  const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
+  double power;
+  memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+GGM_HD int bit_length(uint64_t value) {
+  int bits = 0;
+  for (; value != 0; value >>= 1) ++bits;
+  return bits;
+}
+
+// Units per nat, a power of two so large that the costs of `length` candidates, none larger than `largest`, stay below
+// 2^62 together.
+GGM_HD double cost_scale(uint32_t largest_magnitude_bits, int64_t length) {
+  const int field = static_cast<int>(largest_magnitude_bits >> 23);
+  const int exponent = (field > 0 ? field : 1) - 127;  // the largest is below 2^(exponent + 1)
+  return power_of_two(61 - exponent - bit_length(static_cast<uint64_t>(length)));
+}
+
+// Cost, -score, in units: exact but for its bits below one unit. Infinite costs count nothing here: a score of inf is
+// certain, and behind one of -inf, which is the last, nothing is open.
+GGM_HD int64_t cost_units(float score, double scale) {
+  return is_finite(score) ? static_cast<int64_t>(-static_cast<double>(score) * scale) : 0;
+}
+
+// Largest sum that is within the budget; a negative one, or NaN, is below that of no candidate at all.
+GGM_HD int64_t budget_units(float budget, double scale) {
+  if (!(budget >= 0.0f)) return -1;
+  const double units = static_cast<double>(budget) * scale;
+  return units < 0x1p62 ? static_cast<int64_t>(units) : int64_t{1} << 62;
+}
+
+struct Limits {
+  int64_t count;         // that many, at most
+  int64_t budget_units;  // of the costs of those before; unused without a budget
+  bool has_budget, is_unbounded;  // unbounded: an infinite budget
+};
+
+// Candidates before a place in the order, and their cost.
+struct Prefix {
+  int64_t count, units;
+};
+
+// Whether a candidate after the prefix is accepted. Once false, it is false for all longer ones: costs ascend.
+GGM_HD bool is_open(const Limits& limits, const Prefix& before) {
+  return before.count < limits.count && (!limits.has_budget || before.units <= limits.budget_units);
+}
+
+// How many of equal scores are accepted, none of which stands in the prefix; it is open.
+GGM_HD int64_t equals_accepted(const Limits& limits, const Prefix& before, float score, int64_t units) {
+  const int64_t by_count = limits.count - before.count;
+  if (!limits.has_budget || limits.is_unbounded) return by_count;
+  if (!is_finite(score) && score < 0.0f) return 1;
+  if (units <= 0) return by_count;
+  const int64_t by_budget = (limits.budget_units - before.units) / units + 1;
+  return by_budget < by_count ? by_budget : by_count;
+}
+
+}  // namespace ggm
