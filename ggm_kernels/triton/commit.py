@@ -26,14 +26,14 @@ def commit(tokens: torch.Tensor, proposal: torch.Tensor, score: torch.Tensor, ch
         return
     block = min(_MAX_BLOCK, max(16, triton.next_power_of_2(length)))
     with torch.cuda.device_of(tokens):
-        _kernel[(batch,)](
+        _commit_kernel[(batch,)](
             tokens, *tokens.stride(), proposal, *proposal.stride(), score, *score.stride(),
             *_matrix(choice.eligible), *_matrix(choice.accepted),
             *_per_row(_NO_COUNT if choice.count is None else choice.count),
             *_per_row(float("-inf") if choice.threshold is None else choice.threshold),
             *_per_row(choice.budget), choice.noise_table, choice.mask_id, choice.vocab_size, choice.sample_ids,
             length, length.bit_length(), choice.seed, choice.step,
-            HAS_LIMIT=choice.count is not None or choice.budget is not None,
+            IS_WHOLE=length <= block, HAS_LIMIT=choice.count is not None or choice.budget is not None,
             COUNT_IS_POINTER=isinstance(choice.count, torch.Tensor),
             THRESHOLD_IS_POINTER=isinstance(choice.threshold, torch.Tensor),
             BUDGET_IS_POINTER=isinstance(choice.budget, torch.Tensor),
@@ -86,10 +86,11 @@ def _load_keys(score_ptr, score_stride, eligible_ptr, eligible_stride, position,
 def _noise(seed, step, sample_id, start, noise_table_ptr, mask_id, vocab_size, STREAM: tl.constexpr, BLOCK: tl.constexpr):
     """Noise tokens of the block of positions from `start` on, int64."""
     if mask_id is not None:
-        return tl.zeros((BLOCK,), tl.int64) + mask_id
-    pair = start // 2 + tl.arange(0, BLOCK // 2)
-    w0, w1, w2, w3 = words_at(seed, step, sample_id, pair, _TOKEN_BLOCK, STREAM)
-    noise = tl.umulhi(tl.interleave(w1, w3), vocab_size.to(tl.uint32)).to(tl.int64)
+        noise = tl.zeros((BLOCK,), tl.int64) + mask_id
+    else:
+        pair = start // 2 + tl.arange(0, BLOCK // 2)
+        w0, w1, w2, w3 = words_at(seed, step, sample_id, pair, _TOKEN_BLOCK, STREAM)
+        noise = tl.umulhi(tl.interleave(w1, w3), vocab_size.to(tl.uint32)).to(tl.int64)
     if noise_table_ptr is not None:
         quad = start // 4 + tl.arange(0, BLOCK // 4)
         w0, w1, w2, w3 = words_at(seed, step, sample_id, quad, _ACCEPTANCE_BLOCK, STREAM)
@@ -101,7 +102,7 @@ def _noise(seed, step, sample_id, start, noise_table_ptr, mask_id, vocab_size, S
 
 
 @triton.jit(do_not_specialize=["count", "vocab_size", "length", "length_bits", "seed", "step", "mask_id"])
-def _kernel(
+def _commit_kernel(
     tokens_ptr,
     tokens_row_stride,
     tokens_stride,
@@ -131,6 +132,7 @@ def _kernel(
     length_bits,
     seed,
     step,
+    IS_WHOLE: tl.constexpr,
     HAS_LIMIT: tl.constexpr,
     COUNT_IS_POINTER: tl.constexpr,
     THRESHOLD_IS_POINTER: tl.constexpr,
@@ -169,26 +171,35 @@ def _kernel(
             exponent = tl.maximum(largest >> 23, 1).to(tl.int64) - 127
             scale = ((61 - exponent - length_bits + 1023) << 52).to(tl.float64, bitcast=True)
             is_valid = limit >= 0.0
-            units = tl.where(is_valid, limit, 0.0).to(tl.float64) * scale
-            most_units = tl.minimum(units, 4611686018427387904.0).to(tl.int64)
+            scaled = tl.where(is_valid, limit, 0.0).to(tl.float64) * scale
+            most_units = tl.minimum(scaled, 4611686018427387904.0).to(tl.int64)
             most_units = tl.where(is_valid, most_units, -1)
         end = tl.zeros((), tl.int64)
         count_before = tl.zeros((), tl.int64)
         units_before = tl.zeros((), tl.int64)
+        if IS_WHOLE:  # one block: its keys and costs stay in registers
+            row_keys = _load_keys(score_ptr, score_stride, eligible_ptr, eligible_stride, lanes, length, least)
+            row_units = _cost_units(_key_score(row_keys), scale)
         for bit in range(32):
             trial = end + (tl.full((), 1, tl.int64) << (31 - bit))
-            counts = tl.zeros((), tl.int64)
             units = tl.zeros((), tl.int64)
-            start = tl.zeros((), tl.int64)
-            while start < length:
-                keys = _load_keys(
-                    score_ptr, score_stride, eligible_ptr, eligible_stride, start + lanes, length, least
-                )
-                is_before = keys < trial
-                counts += tl.sum(is_before.to(tl.int64), 0)
+            if IS_WHOLE:
+                is_before = row_keys < trial
+                counts = tl.sum(is_before.to(tl.int64), 0)
                 if budget is not None:
-                    units += tl.sum(tl.where(is_before, _cost_units(_key_score(keys), scale), 0), 0)
-                start += BLOCK
+                    units = tl.sum(tl.where(is_before, row_units, 0), 0)
+            else:
+                counts = tl.zeros((), tl.int64)
+                start = tl.zeros((), tl.int64)
+                while start < length:
+                    keys = _load_keys(
+                        score_ptr, score_stride, eligible_ptr, eligible_stride, start + lanes, length, least
+                    )
+                    is_before = keys < trial
+                    counts += tl.sum(is_before.to(tl.int64), 0)
+                    if budget is not None:
+                        units += tl.sum(tl.where(is_before, _cost_units(_key_score(keys), scale), 0), 0)
+                    start += BLOCK
             is_open = counts < most
             if budget is not None:
                 # Nothing is open behind a score of -inf, the last key, whose cost no finite budget covers.

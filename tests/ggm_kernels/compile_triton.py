@@ -11,10 +11,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ggm_kernels.triton import corrupt, sigmoid_bce  # noqa: F401  (loads the modules below)
+from ggm_kernels.triton import commit, corrupt, sigmoid_bce  # noqa: F401  (loads the modules below)
 from ggm_kernels.triton.race import settle_kernel
 from ggm_kernels.triton.threshold import threshold_kernel
 
+COMMIT = sys.modules["ggm_kernels.triton.commit"]
 CORRUPT = sys.modules["ggm_kernels.triton.corrupt"]
 SIGMOID_BCE = sys.modules["ggm_kernels.triton.sigmoid_bce"]
 GLAUBER_STEP = sys.modules["ggm_kernels.triton.glauber_step"]
@@ -51,6 +52,26 @@ def corrupt_kernels(arch: int) -> None:
             "mask_id": None if optional else "i32", "KEEP_DIMS": 2 if optional else 1, "STEP_IS_POINTER": pointer, "STREAM": 0, "BLOCK": 1024,
         }  # fmt: skip
         compiles(CORRUPT._kernel, arch, arguments)
+
+
+def commit_kernels(arch: int) -> None:
+    flags = [True, False]
+    for dtype, everything, noises in itertools.product(DTYPES, flags, flags):
+        tokens, mask = ("*i32" if everything else "*i64"), ("*i1" if everything else None)
+        arguments = {
+            "tokens_ptr": tokens, **strides("tokens"), "proposal_ptr": "*i64", **strides("proposal"),
+            "score_ptr": dtype, **strides("score"), "eligible_ptr": mask, **strides("eligible"),
+            "accepted_ptr": mask, **strides("accepted"), "count": "*i64" if everything else "i32",
+            "count_stride": 1, "threshold": "*fp32" if everything else "fp32", "threshold_stride": 1,
+            "budget": "*fp32" if everything else "fp32" if noises else None, "budget_stride": 1,
+            "noise_table_ptr": "*i32" if everything else None, "mask_id": None if everything else "i32",
+            "vocab_size": "i32", "sample_ids_ptr": "*i64" if everything else None, "length": "i32",
+            "length_bits": "i32", "seed": "i64" if everything else "i32",
+            "step": "*i64" if everything else "i32", "IS_WHOLE": noises, "HAS_LIMIT": True, "COUNT_IS_POINTER": everything,
+            "THRESHOLD_IS_POINTER": everything, "BUDGET_IS_POINTER": everything,
+            "STEP_IS_POINTER": everything, "NOISES_REST": noises, "STREAM": COMMIT._STREAM, "BLOCK": 1024,
+        }  # fmt: skip
+        compiles(COMMIT._commit_kernel, arch, arguments)
 
 
 def strides(*names: str) -> dict:
@@ -182,6 +203,7 @@ def linear_glauber_step_kernels(arch: int) -> None:
 
 if __name__ == "__main__":
     corrupt_kernels(int(sys.argv[1]))
+    commit_kernels(int(sys.argv[1]))
     sigmoid_bce_kernels(int(sys.argv[1]))
     glauber_step_kernels(int(sys.argv[1]))
     linear_glauber_step_kernels(int(sys.argv[1]))

@@ -23,6 +23,7 @@ def test_every_kernel_compiles(arch, tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     kernels = set(result.stdout.split()) - {"compiled"}
     assert kernels == {
-        "_kernel", "_forward_kernel", "_gather_kernel", "_hidden_kernel", "_token_kernel", "_logits_kernel", "_gradient_kernel",
+        "_kernel", "_commit_kernel", "_forward_kernel", "_gather_kernel", "_hidden_kernel", "_token_kernel",
+        "_logits_kernel", "_gradient_kernel",
         "_race_kernel", "settle_kernel", "threshold_kernel", "_race_product_kernel",
     }  # fmt: skip
