@@ -11,7 +11,7 @@ import torch
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
-from ggm_kernels.ops.library import register
+from ggm_kernels.ops.library import count_writing, register
 
 _SCHEMA = (
     "commit(Tensor(a!) tokens, Tensor proposal, Tensor score, SymInt? count, Tensor? count_tensor, "
@@ -228,6 +228,7 @@ def _run(
     if run(tokens, proposal, score, choice) is False:  # the cpu kernel met a bad value: name it
         _check_values(choice)
         raise AssertionError("the cpu kernel refused values that the checks accept")
+    count_writing(tokens, *([] if accepted is None else [accepted]))
 
 
 def _check_values(choice: Choice) -> None:

@@ -12,7 +12,7 @@ import torch
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_rows, checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise
-from ggm_kernels.ops.library import register
+from ggm_kernels.ops.library import count_writing, register
 
 _UPDATE_SCHEMA = (
     "Tensor positions, SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, "
@@ -341,7 +341,7 @@ def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tupl
             _run_on_copies(rows_name, run, tokens, rows, update, by_products)
         else:
             run(tokens, *rows, update)
-    _count_writing(*written.values())
+    count_writing(*written.values())
 
 
 def _run_on_copies(
@@ -355,11 +355,6 @@ def _run_on_copies(
     tokens.copy_(result)
     for name, value in by_products.items():
         value.copy_(results[name])
-
-
-def _count_writing(*tensors: torch.Tensor) -> None:
-    """Tell autograd, which may have saved these tensors for a backward, that they were written."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
 
 def _fake(*arguments):

@@ -32,6 +32,11 @@ def _refuse_vmap(name: str) -> Callable:
     return refuse
 
 
+def count_writing(*tensors: torch.Tensor) -> None:
+    """Tell autograd, which may have saved these tensors for a backward, that they were written."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+
+
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> Callable:
     """Register the backward formula of the op `name`, whose gradients refuse to be differentiated again.
 
