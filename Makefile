@@ -15,7 +15,7 @@ TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench guard docs lint types cuda-check gpu clean
+.PHONY: help demo test bench guard sanitize docs lint types cuda-check gpu clean
 # An install that failed must not look like one that is done.
 .DELETE_ON_ERROR:
 
@@ -34,6 +34,9 @@ bench: $(VENV)/.test  ## run all benchmarks
 
 guard: $(VENV)/.test  ## fail where an op is no longer so many times as fast as PyTorch (a minute)
 	$(BIN)/python -m benchmarks.guard
+
+sanitize: $(VENV)/.test  ## CPU kernels under AddressSanitizer and UBSan, on each instruction set (20 minutes)
+	$(BIN)/python -m build_native.sanitize
 
 docs: $(VENV)/.docs  ## build the pages into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -24,6 +24,16 @@ WARNINGS = ["-Wall", "-Wextra"]
 CUDA_FLAGS = ["-O3", "-std=c++17", "-Icsrc"]
 
 
+# Slower code that ends the process where it leaves an array or the rules of C++.
+_SANITIZED = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-g",
+    "-O1",
+]
+
+
 @dataclass(frozen=True)
 class Plan:
     """One configuration of the native core; `cuda` is None for a build without it."""
@@ -31,6 +41,7 @@ class Plan:
     root: Path
     cxx: CxxCompiler
     cuda: CudaCompiler | None
+    sanitized: bool = False
 
     @property
     def build_dir(self) -> Path:
@@ -39,6 +50,7 @@ class Plan:
         CUDA is no part of the name: with and without it the CPU objects are the same.
         """
         config = repr((self.cxx, sys.version, sysconfig.get_path("include")))
+        config += "sanitized" * self.sanitized
         digest = hashlib.sha256(config.encode()).hexdigest()[:12]
         return Path("build", f"native-{sys.implementation.cache_tag}-{digest}")
 
@@ -118,8 +130,9 @@ def _compile(
 
 
 def _cxx_flags(plan: Plan) -> list[str]:
-    openmp = ["-fopenmp"] if plan.cxx.openmp else []
-    return [*_COMMON, *NUMERICS, *WARNINGS, *openmp, "-Icsrc"]
+    openmp = ["-DGGM_WITH_GOMP"] if plan.cxx.openmp else []
+    sanitizers = _SANITIZED if plan.sanitized else []
+    return [*_COMMON, *NUMERICS, *WARNINGS, *openmp, *sanitizers, "-Icsrc"]
 
 
 def _isa_defines(plan: Plan) -> list[str]:
@@ -127,7 +140,8 @@ def _isa_defines(plan: Plan) -> list[str]:
 
 
 def _link_flags(plan: Plan) -> list[str]:
-    flags = ["-fopenmp"] if plan.cxx.openmp else []
+    flags = ["-lgomp"] if plan.cxx.openmp else []
+    flags += _SANITIZED if plan.sanitized else []
     if sys.platform == "darwin":
         flags += ["-undefined", "dynamic_lookup"]  # Python itself resolves its symbols
     if plan.cuda:

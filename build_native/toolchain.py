@@ -64,7 +64,8 @@ def find_cxx(env: Mapping[str, str]) -> CxxCompiler:
         version=_first_line([*command, "--version"]),
         isa_flags=isa_flags,
         isa_left_out=left_out,
-        openmp=_compiles(command, ["-fopenmp", "-shared", "-fPIC"]),
+        # PyTorch's runtime, with every compiler: csrc/cpu/parallel.h. That of clang would be a second one.
+        openmp=_compiles(command, ["-shared", "-fPIC", "-lgomp"]),
     )
 
 

@@ -41,7 +41,7 @@ def describe(info: dict[str, Any]) -> list[tuple[str, str]]:
         ("built", f"{info['built_at']} in {native['seconds']} s {made_for}"),
         ("compiler", info["compiler"]),
         ("CPU levels", _isa_text(info["isa"])),
-        ("OpenMP", "yes" if info["openmp"] else "no: the compiler does not take -fopenmp"),
+        ("OpenMP", "yes" if info["openmp"] else "no: libgomp is not there to link with"),
         ("CUDA", _cuda_text(info["cuda"])),
     ]
 

@@ -226,6 +226,18 @@ def test_levels_are_linked_from_low_to_high(tmp_path):
     assert "-march=native" not in text
 
 
+def test_no_compiler_brings_an_openmp_runtime_of_its_own(tmp_path):
+    """clang's would be a second one beside that of PyTorch: loops are shared out by csrc/cpu/parallel.h."""
+    pytest.importorskip("ninja")
+    for path in (ROOT / "csrc" / "cpu").iterdir():
+        assert not any(line.lstrip().startswith("#pragma omp") for line in path.read_text().splitlines()), (
+            path
+        )
+    cxx = toolchain.CxxCompiler(("clang++",), "clang 14", {"v2": ()})
+    text = (tmp_path / ninja_plan.write(ninja_plan.Plan(toy_checkout(tmp_path), cxx, None))).read_text()
+    assert "-lgomp" in text and "-fopenmp" not in text
+
+
 # --- what is told --------------------------------------------------------------------------------
 
 RECORD = {

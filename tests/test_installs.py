@@ -71,6 +71,25 @@ def test_install_without_compiler_drops_the_earlier_library(checkout, fresh_pyth
     assert "cpu        no" in told
 
 
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang")
+def test_an_install_with_clang_shares_the_threads_of_torch(checkout, fresh_python):
+    pip_install(fresh_python, str(checkout), GGM_CUDA="0", GGM_NATIVE="1", CXX="clang++")
+    code = """
+import re, torch, ggm_kernels
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+ggm_kernels.corrupt(torch.zeros(64, 1024, dtype=torch.int64), torch.zeros(64), 3, seed=1, backend="cpu")
+print(len(os.listdir("/proc/self/task")) - before)
+torch.rand(1000, 1000) @ torch.rand(1000, 1000)
+print(len(set(re.findall(r"\\S*lib(?:g|i)?omp\\S*", open("/proc/self/maps").read()))))
+"""
+    told = subprocess.check_output(
+        [fresh_python, "-c", "import os" + code], text=True, cwd=fresh_python.parent
+    )
+    threads, runtimes = told.split()
+    assert (int(threads), int(runtimes)) == (2, 1)
+
+
 @needs_nvcc
 def test_install_with_nvcc(checkout, fresh_python):
     pip_install(fresh_python, str(checkout), GGM_CUDA="1")

@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/noise_words.h"
+#include "cpu/parallel.h"
 
 namespace ggm::cpu::GGM_ISA {
 namespace {
@@ -193,11 +194,9 @@ void write_row(const CommitArgs& args, int64_t row, const uint32_t* is_accepted,
 bool commit(const CommitArgs& args, int threads) {
   if (!is_valid(args)) return false;
   const VectorKeys philox = vector_keys(args.seed);
-#pragma omp parallel num_threads(threads) if (args.batch * args.length >= kParallelFrom)
-  {
+  on_threads(threads, args.batch * args.length >= kParallelFrom, [&](const Member& member) {
     const Keys keys(args.length);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < args.batch; ++row) {
+    member.in_parts(args.batch, [&](int64_t row) {
       fill_keys(args, row, keys.all);
       mark_accepted(keys.all, args.length, find_end(args, row, keys));
       if (args.token_bytes == 8) {
@@ -205,8 +204,8 @@ bool commit(const CommitArgs& args, int threads) {
       } else {
         write_row<int32_t>(args, row, keys.all, philox);
       }
-    }
-  }
+    });
+  });
   return true;
 }
 

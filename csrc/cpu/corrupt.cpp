@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/noise_words.h"
+#include "cpu/parallel.h"
 
 namespace ggm::cpu::GGM_ISA {
 namespace {
@@ -85,17 +86,15 @@ bool corrupt_all(const CorruptArgs& args, int threads) {
   const int64_t tasks = args.batch * tasks_per_row;
   const VectorKeys keys = vector_keys(args.seed);
   bool valid = true;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : valid) \
-    if (args.batch * args.length >= kParallelFrom)
-  for (int64_t task = 0; task < tasks; ++task) {
+  for_each(tasks, threads, args.batch * args.length >= kParallelFrom, [&](int64_t task) {
     const int64_t row_index = task / tasks_per_row;
     const int64_t begin = task % tasks_per_row * kTask;
     const int64_t sample_id = args.sample_ids == nullptr ? row_index : args.sample_ids[row_index];
     const Row row = {static_cast<uint64_t>(sample_id), static_cast<uint32_t>(args.step), args.stream};
     const bool id_valid = static_cast<uint64_t>(sample_id) >> kSampleIdBits == 0;
     const int64_t end = smaller(begin + kTask, args.length);
-    valid = valid && id_valid && corrupt_span<Token>(args, row, keys, row_index, begin, end);
-  }
+    if (!id_valid || !corrupt_span<Token>(args, row, keys, row_index, begin, end)) refute(valid);
+  });
   return valid;
 }
 

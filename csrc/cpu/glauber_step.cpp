@@ -2,6 +2,7 @@
 // they are in cache. A cheap test leaves a few tokens of a row for which logarithms are needed at all.
 #include "cpu/cut.h"
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/race.h"
 
 namespace ggm::cpu::GGM_ISA {
@@ -121,11 +122,10 @@ float present_logit_of(const Factors& factors, int64_t row, int64_t token) {
 template <class T>
 int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
   const int64_t rows = args.batch * args.count;
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows * factors.hidden_size >= kParallelFrom)
-  for (int64_t row = 0; row < rows; ++row) {
+  for_each(rows, threads, rows * factors.hidden_size >= kParallelFrom, [&](int64_t row) {
     const auto present_logit = [&](int64_t token) { return present_logit_of<T>(factors, row, token); };
     row_ids[row] = settled_before_race(args, row, present_logit) ? -1 : row;
-  }
+  });
   int64_t undecided = 0;
   for (int64_t row = 0; row < rows; ++row) {
     if (row_ids[row] >= 0) row_ids[undecided++] = row;
@@ -137,34 +137,31 @@ template <class T>
 void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
   const RaceKeys keys = race_keys(args.seed);
   const Law law = law_of(args, minus_infinity());
-#pragma omp parallel for schedule(static) num_threads(threads) if (worth_threads(tile))
-  for (int64_t i = 0; i < tile.rows; ++i) {
+  for_each(tile.rows, threads, worth_threads(tile), [&](int64_t i) {
     const Place place = place_of(args, row_id(tile, i));
     const Span<T> span = {row_logits<T>(tile, i), tile.token_begin, tile.tokens};
     race_span(span, place.race, keys, law, token_at(args, place.token_at), states[i]);
-  }
+  });
 }
 
 template <class T>
 void step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
   const RaceKeys keys = race_keys(args.seed);
   const bool filtered = has_filter(args);
-#pragma omp parallel num_threads(threads) if (worth_threads(tile))
-  {
+  on_threads(threads, worth_threads(tile), [&](const Member& member) {
     Depths depths(filtered ? args.vocab_size : 0);
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t i = 0; i < tile.rows; ++i) {
+    member.as_free(tile.rows, 4, [&](int64_t i) {
       const T* logits = row_logits<T>(tile, i);
       const int64_t row = row_id(tile, i);
-      if (settled_before_race(args, row, [=](int64_t token) { return to_float(logits[token]); })) continue;
+      if (settled_before_race(args, row, [=](int64_t token) { return to_float(logits[token]); })) return;
       const Place place = place_of(args, row);
       RaceState state = race_start();
       const Span<T> span = {logits, 0, args.vocab_size};
       const float cut = filtered ? row_cut(args, span, depths, state) : minus_infinity();
       race_span(span, place.race, keys, law_of(args, cut), token_at(args, place.token_at), state);
       settle_row(args, row, state);
-    }
-  }
+    });
+  });
 }
 
 }  // namespace

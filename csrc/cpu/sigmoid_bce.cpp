@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/simd_float.h"
 
 namespace ggm::cpu::GGM_ISA {
@@ -183,15 +184,18 @@ constexpr int64_t kPartWork = 1 << 16;  // multiply-adds of one part of the work
 template <class T>
 bool forward(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads) {
   const int64_t rows = kPartWork / (args.count * ((args.linear ? args.hidden_size : 0) + 16) + 1) + 1;
+  const int64_t parts = (args.rows + rows - 1) / rows;
   bool valid = true;
-  // Not shared out beforehand: a thread that sleeps takes tens of microseconds to wake.
-#pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&& : valid) if (worth_threads(args))
-  for (int64_t row = 0; row < args.rows; row += rows) {
-    const int64_t end = row + rows < args.rows ? row + rows : args.rows;
-    valid = (args.candidate_bytes == 8 ? losses_of_rows<T, int64_t>(args, row, end, loss, candidate_logits)
-                                       : losses_of_rows<T, int32_t>(args, row, end, loss, candidate_logits)) &&
-            valid;
-  }
+  on_threads(threads, worth_threads(args), [&](const Member& member) {
+    // Not shared out beforehand: a thread that sleeps takes tens of microseconds to wake.
+    member.as_free(parts, 1, [&](int64_t part) {
+      const int64_t row = part * rows, end = row + rows < args.rows ? row + rows : args.rows;
+      if (!(args.candidate_bytes == 8 ? losses_of_rows<T, int64_t>(args, row, end, loss, candidate_logits)
+                                      : losses_of_rows<T, int32_t>(args, row, end, loss, candidate_logits))) {
+        refute(valid);
+      }
+    });
+  });
   return valid;
 }
 
@@ -253,29 +257,25 @@ void row_logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& 
 template <class T>
 void logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
   const bool in_place = sizeof(T) == sizeof(float) || args.count == 1;
-#pragma omp parallel num_threads(threads) if (worth_threads(args))
-  {
+  on_threads(threads, worth_threads(args), [&](const Member& member) {
     Sums sums(in_place ? 0 : args.vocab_size);
     if (!in_place) memset(sums.values, 0, sizeof(float) * args.vocab_size);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < args.rows; ++row) {
+    member.in_parts(args.rows, [&](int64_t row) {
       T* out = static_cast<T*>(gradients.logits) + row * args.vocab_size;
       if (in_place) {
         row_logits_gradient(args, gradients, row, out);
       } else {
         row_logits_gradient(args, gradients, row, out, sums.values);
       }
-    }
-  }
+    });
+  });
 }
 
 template <class T>
 void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
-#pragma omp parallel num_threads(threads) if (worth_threads(args))
-  {
+  on_threads(threads, worth_threads(args), [&](const Member& member) {
     Sums sums(args.hidden_size);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < args.rows; ++row) {
+    member.in_parts(args.rows, [&](int64_t row) {
       memset(sums.values, 0, sizeof(float) * args.hidden_size);
       for (int64_t column = 0; column < args.count; ++column) {
         const int64_t index = row * args.count + column;
@@ -285,8 +285,8 @@ void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
                    row_ahead<T>(args, index));
       }
       store_rounded(static_cast<T*>(gradients.hidden) + row * args.hidden_size, sums.values, args.hidden_size);
-    }
-  }
+    });
+  });
 }
 
 struct Entry {
@@ -344,18 +344,16 @@ void weight_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
   const int64_t size = args.rows * args.count;
   Entry* entries = static_cast<Entry*>(std::malloc(2 * sizeof(Entry) * (size + 1)));
   const Entry* sorted = sort_by_token(args, entries, entries + size);
-#pragma omp parallel num_threads(threads) if (worth_threads(args))
-  {
+  on_threads(threads, worth_threads(args), [&](const Member& member) {
     Sums sums(args.hidden_size);
-#pragma omp for schedule(dynamic, 256)
-    for (int64_t i = 0; i < size; ++i) {
+    member.as_free(size, 256, [&](int64_t i) {
       // Whoever meets the first entry of a token takes all of them.
-      if (i > 0 && sorted[i - 1].token == sorted[i].token) continue;
+      if (i > 0 && sorted[i - 1].token == sorted[i].token) return;
       int64_t end = i + 1;
       while (end < size && sorted[end].token == sorted[i].token) ++end;
       token_gradient<T>(args, gradients, sorted + i, sorted + end, sums.values);
-    }
-  }
+    });
+  });
   std::free(entries);
 }
 
