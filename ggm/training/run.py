@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ggm.backbones.attention import check_installed
 from ggm.config import ConfigError
@@ -27,6 +26,7 @@ from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
+from ggm.training.average import start_average
 from ggm.training.checkpoints import (
     TOKENIZER,
     Checkpoints,
@@ -314,5 +314,5 @@ def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig
 def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device) -> TrainingState:
     torch.manual_seed(config.training.seed)
     model = GGM(model_config).to(device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
+    averaged = start_average(model, config.training.ema_decay)
     return TrainingState(model, averaged, make_optimizer(model, config.training))
