@@ -26,6 +26,7 @@ from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
+from ggm.progress import say
 from ggm.training.average import start_average
 from ggm.training.checkpoints import (
     TOKENIZER,
@@ -272,7 +273,7 @@ def _start_tracker(config: RunConfig, accelerator: Any) -> None:
 def _check_files(checkpoint: Path) -> None:
     """Check all files of a checkpoint; of one that has no digests, tell so."""
     if not check_files(checkpoint):
-        print(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", file=sys.stderr)
+        say(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", sys.stderr)
 
 
 def _check_data(known: RunConfig, file: Path | None, out: Path) -> None:

@@ -89,7 +89,7 @@ def test_sharded_averages_are_those_of_one_process(tmp_path):
     trained(tmp_path, out="one")
     log = tmp_path / "log"
     words = ["train", str(written(tmp_path, out="two")), "--set", "sharding=fsdp2", "--quiet"]
-    finish(start(words, log, 2), log, seconds=300)
+    finish(start(words, log, 2), log)
     one, two = (weights_of(GGM.from_pretrained(find(tmp_path / out))) for out in ("one", "two"))
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
