@@ -1,5 +1,7 @@
 """One run at a time in a folder: a second one is refused before it writes."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,21 @@ def test_a_lock_that_was_removed_in_between_is_taken_anew(tmp_path, monkeypatch)
         with pytest.raises(LockedError), locked(tmp_path):
             pass
         assert (tmp_path / LOCK).is_file()
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
+    from ggm.training import lock
+
+    def none(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).is_file()
+    assert capsys.readouterr().err == f"ggm: {tmp_path / 'run'}: not locked: no locks available\n"
+    monkeypatch.setattr(lock.fcntl, "flock", lambda file, flags: os.stat(tmp_path / "not there"))
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.parametrize(
