@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ggm.files import read_json
@@ -13,6 +14,42 @@ DIGESTS = "digests.json"
 # Meant to be edited; nothing reads it.
 _LEFT_OUT = {DIGESTS, "README.md"}
 _PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What a file was.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    sha256 : str
+        SHA-256, as 64 hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        """State of a file as it is now.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        """
+        return cls(path.stat().st_size, sha256(path))
+
+    def check(self, path: Path, known_from: Path) -> None:
+        """Raise ValueError unless a file is in this state, which `known_from` tells."""
+        now = FileState.of(path)
+        if now != self:
+            raise ValueError(
+                f"{path}: changed: got {now.size} bytes with SHA-256 {now.sha256[:12]}..; "
+                f"allowed: {self.size} bytes with SHA-256 {self.sha256[:12]}.., as {known_from} tells"
+            )
 
 
 def sha256(path: Path) -> str:

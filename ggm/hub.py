@@ -54,15 +54,16 @@ class HubWeights(
 
     A folder holds config.json and model.safetensors: the weights to sample with; writing and reading it
     needs safetensors, the Hub huggingface_hub, too. If the weights are an average, training.safetensors
-    beside it holds the weights without averaging. `from_pretrained` reads both, so that the model can be saved again and trained on (`ggm.train`) as if it had never
-    been exported. ``from_pretrained(folder, weights="training")`` is the model without averaging.
+    beside it holds the weights without averaging. `from_pretrained` reads both, so that the model can be
+    saved again and trained on (`ggm.train`) as if it had never been exported.
+    ``from_pretrained(folder, weights="training")`` is the model without averaging.
 
     Attributes
     ----------
     training_weights : dict or None
         Weights without averaging, by their names in the module, if its own are an average. They are
-        no parameters, stay on the device that they came from, and on the CPU are read from their file
-        only when they are used.
+        no parameters, stay on the device that they came from, and on the CPU stay in their file, of which
+        the system keeps in memory what it has room for.
     """
 
     config: Any

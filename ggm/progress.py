@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from ggm.extras import require
 
@@ -59,6 +59,12 @@ def library_bars(show: bool) -> Iterator[None]:
             library.enable_progress_bars()
 
 
+def say(line: str, stream: TextIO) -> None:
+    """Write a line in one piece: several processes may share what it goes to, and Python be unbuffered."""
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
 class _Silent:
     """Stands in for a bar that is not shown."""
 
@@ -105,9 +111,7 @@ class _Lines(_Silent):
             parts.append(f"{_clock(max(0.0, self._total - self._done) * elapsed / made)} left")
         if self._postfix:
             parts.append(self._postfix)
-        # In one write: several processes may share a log.
-        sys.stderr.write(f"{self._description}: {', '.join(parts)}\n")
-        sys.stderr.flush()
+        say(f"{self._description}: {', '.join(parts)}", sys.stderr)
 
 
 def _clock(seconds: float) -> str:

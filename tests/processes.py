@@ -4,11 +4,16 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+# Seconds until a process counts as hanging: many times what a busy machine needs.
+PATIENCE = 300.0
+TRAINS = "trains\n"
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run imports on its way. Forked processes have it already.
 _CONTEXT.set_forkserver_preload(
@@ -26,7 +31,7 @@ _CONTEXT.set_forkserver_preload(
 def start(words: list[str], log: Path, count: int = 1, *, told: bool = False) -> list[BaseProcess]:
     """Start ``ggm WORDS`` in `count` processes of one group; what they print goes to `log`.
 
-    With `told` each process prints which share of weights, averages and moments it holds at the end of a run.
+    With `told` each process prints TRAINS once signals only ask it to end, and which share of weights, averages and moments it holds at the end of a run.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the first process loads torch
@@ -49,10 +54,20 @@ def start(words: list[str], log: Path, count: int = 1, *, told: bool = False) ->
     return processes
 
 
-def finish(processes: list[BaseProcess], log: Path, seconds: float = 60.0) -> str:
+def wait_for(condition: Callable[[], bool], processes: list[BaseProcess], log: Path) -> None:
+    """Wait until something has happened, as long as all processes run."""
+    last = time.monotonic() + PATIENCE
+    while not condition():
+        assert all(process.is_alive() for process in processes), log.read_text()
+        assert time.monotonic() < last, f"nothing happened for {PATIENCE} seconds: {log.read_text()}"
+        time.sleep(0.01)
+
+
+def finish(processes: list[BaseProcess], log: Path) -> str:
     """Wait until all have ended well; return what they printed."""
+    last = time.monotonic() + PATIENCE
     for process in processes:
-        process.join(seconds)
+        process.join(max(0.0, last - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         if process.exitcode is None:
@@ -83,11 +98,13 @@ def _tell_shares() -> None:
     train = Loop.train
 
     def train_and_tell(loop: Loop, *arguments: Any) -> Any:
+        os.write(1, TRAINS.encode())  # in one write: the processes share the log
         result = train(loop, *arguments)
         state = loop.state
         moments = [value for values in state.optimizer.state.values() for value in values.values()]
         parts = (state.model.parameters(), state.averaged.module.parameters(), moments)
-        print("holds", *(_share([value for value in part if value.dim()]) for part in parts))
+        shares = (_share([value for value in part if value.dim()]) for part in parts)
+        os.write(1, f"holds {' '.join(map(str, shares))}\n".encode())
         return result
 
     Loop.train = train_and_tell

@@ -13,6 +13,7 @@ from ggm.commands import image_commands
 from ggm.commands.environment import prepare
 from ggm.commands.sampling_options import add_drawing, open_checkpoint
 from ggm.extras import MissingExtraError
+from ggm.progress import say
 
 if TYPE_CHECKING:
     from ggm.sampling.stepwise import SampleResult
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MissingExtraError, BackendError, ValueError, OSError, FloatingPointError) as error:
-        print(f"ggm: error: {_told(error)}", file=sys.stderr)
+        say(f"ggm: error: {_told(error)}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ggm: interrupted", file=sys.stderr)
@@ -238,7 +239,7 @@ def _run_train(options: argparse.Namespace) -> None:
     result = run(config, resume=options.resume, max_steps=options.max_steps, progress=not options.quiet)
     if result.is_main_process:
         stopped = f"stopped by {result.stopped_by}, --resume continues; " if result.stopped_by else ""
-        print(f"{stopped}{result.steps} steps; checkpoint {result.checkpoint}")
+        say(f"{stopped}{result.steps} steps; checkpoint {result.checkpoint}", sys.stdout)
 
 
 def _run_sample(options: argparse.Namespace) -> None:

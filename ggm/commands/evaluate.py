@@ -16,7 +16,7 @@ from ggm.commands.report import give, result
 from ggm.commands.run_images import RunImages
 from ggm.data.images.files import FolderImages
 from ggm.data.images.tokenizers import VQTokenizer
-from ggm.data.sources import Data, load_data
+from ggm.data.sources import Data, load_data, source_file
 from ggm.evaluation.held_out import HeldOutConfig, held_out
 from ggm.evaluation.images import ImageSet, grid_images, picture_images, shape_of
 from ggm.evaluation.mauve import MauveConfig
@@ -203,7 +203,7 @@ def run_evaluate(
     folder, model = find(options.checkpoint), checkpoint.model
     looking = HeldOutConfig(config.sampling.sites_per_step, options.times, config.seed, config.batch)
     run = _run_of(options, folder)
-    data = None if run is None else _data(run, checkpoint)
+    data = None if run is None else _data(run, checkpoint, _run_file(options, folder))
     images = _run_images(options, checkpoint, run, data)
     reference = _reference(options, images)
     progress = sys.stderr.isatty()
@@ -322,11 +322,15 @@ def _grid(options: argparse.Namespace, vocab_size: int | None) -> ImageShape | N
     return ImageShape(height, width, channels, options.levels or vocab_size or 256)
 
 
+def _run_file(options: argparse.Namespace, folder: Path) -> Path:
+    return options.data or folder.parent.parent / RUN_CONFIG
+
+
 def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
     """Configuration of the run that a checkpoint is of."""
     if options.no_held_out:
         return None
-    path = options.data or folder.parent.parent / RUN_CONFIG
+    path = _run_file(options, folder)
     if path.is_file():
         return read_config(path)
     if options.data is not None:
@@ -337,9 +341,15 @@ def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
     return None
 
 
-def _data(run: RunConfig, checkpoint: generate.Checkpoint) -> Data:
+def _data(run: RunConfig, checkpoint: generate.Checkpoint, path: Path) -> Data:
+    """Data of a run, whose configuration `path` holds."""
     config = checkpoint.model.config
+    file = source_file(run.data)
+    if file is not None and run.data_file is not None:
+        run.data_file.check(file, path)
     data = load_data(run.data, config.chain.length, checkpoint.tokenizer, checkpoint.images)
+    if file is None and data.file is not None and run.data_file is not None:
+        run.data_file.check(data.file, path)
     if data.vocab_size != config.vocab_size:
         raise ValueError(
             f"data: got {data.vocab_size} tokens; allowed: {config.vocab_size}, the vocabulary of the model"

@@ -162,6 +162,8 @@ class Data:
         For text.
     images : ImageTokenizer or None
         For images.
+    file : Path or None
+        File that all sequences come from, if there is one: for images that of their tokens.
     """
 
     train: Tokens | text.TokenStream
@@ -169,9 +171,19 @@ class Data:
     vocab_size: int
     tokenizer: Any = None
     images: ImageTokenizer | None = None
+    file: Path | None = None
 
 
 DataConfig = PydocData | DigitsData | TextData | TokenData | ImageData
+
+
+def source_file(config: DataConfig) -> Path | None:
+    """File that a data set is read from. None if it is none; for images their tokens are one."""
+    if isinstance(config, PydocData):
+        return text.pydoc_file()
+    if isinstance(config, (TextData, TokenData)) and Path(config.source).is_file():
+        return Path(config.source)
+    return None
 
 
 def load_data(
@@ -269,7 +281,7 @@ def _load_tokens(config: TokenData, length: int) -> Data:
             f"{config.source}: got {rows.dtype} {list(rows.shape)}; allowed: integers [N, {length}]"
         )
     held_out, train = _split(_ArrayTokens(rows, config.vocab_size, config.source), config.held_out)
-    return Data(train, held_out, config.vocab_size)
+    return Data(train, held_out, config.vocab_size, file=Path(config.source))
 
 
 def _load_images(

@@ -45,6 +45,14 @@ def pydoc_documents() -> list[str]:
     return [" ".join(topics[name].split()) for name in sorted(topics)]
 
 
+def pydoc_file() -> Path | None:
+    """File of `pydoc_documents`, another one in every version of Python; None if it is in an archive."""
+    from pydoc_data import topics
+
+    path = Path(topics.__file__)
+    return path if path.is_file() else None
+
+
 def open_documents(
     source: str,
     *,

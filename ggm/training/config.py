@@ -11,6 +11,7 @@ from typing import Literal
 from ggm.chain import ChainConfig
 from ggm.config import ConfigError, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
+from ggm.digests import FileState
 from ggm.extras import require
 from ggm.files import write_text
 from ggm.model_config import GGMConfig
@@ -54,6 +55,9 @@ class RunConfig:
         Steps between looks at the loss and at held-out data.
     tracker : str
         "tensorboard" (if it is installed), "wandb" or "none". metrics.jsonl is always written.
+    data_file : FileState, optional
+        Size and SHA-256 of the file that data are read from, or of the tokens of images: another one is
+        refused. A run writes it into its own file.
     """
 
     out: str
@@ -68,6 +72,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     log_every: int = 50
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    data_file: FileState | None = None
 
     def __post_init__(self) -> None:
         for name in ("accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -111,7 +116,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     write_text(path, text)
 
 
-def check_same_curve(config: RunConfig, path: Path) -> None:
+def check_same_curve(config: RunConfig, path: Path) -> RunConfig | None:
     """Check that a run which goes on learns from the same sequences in the same order as before.
 
     Parameters
@@ -121,6 +126,11 @@ def check_same_curve(config: RunConfig, path: Path) -> None:
     path : Path
         The file of `write_config` that its first part left; without one nothing is checked.
 
+    Returns
+    -------
+    RunConfig or None
+        What the file tells.
+
     Raises
     ------
     ConfigError
@@ -128,7 +138,7 @@ def check_same_curve(config: RunConfig, path: Path) -> None:
         budget, optimiser, precision and processes may change.
     """
     if not path.is_file():
-        return
+        return None
     try:
         before = read_config(path)
     except ConfigError as error:
@@ -139,6 +149,7 @@ def check_same_curve(config: RunConfig, path: Path) -> None:
             raise ConfigError(
                 f"{key}: got {new[key]!r}; allowed: {old.get(key)!r}, that of the run to go on with ({path})"
             )
+    return before
 
 
 def _of_the_curve(config: RunConfig) -> dict[str, object]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ggm.data.batches import index_batches
 from ggm.model import GGM
 from ggm.progress import progress_bar
+from ggm.training.average import go_on, start_average
 from ggm_kernels.randomness import MAX_SEED
 
 
@@ -42,7 +43,8 @@ class TrainingConfig:
     clip : float
         Largest norm of the gradient; infinity does not clip.
     ema_decay : float
-        Decay of the averaged weights per step, from 0 to below 1.
+        Decay of the averaged weights per step, from 0 to below 1; at first it is less
+        (`ggm.training.average.decay_at`).
     seed : int
         Key of data order, chain times and noise: 0 to 2**64 - 1.
     """
@@ -161,10 +163,10 @@ def train(
 def _average(model: GGM, decay: float) -> AveragedModel:
     """Average of a model's weights; one that goes on if they are one, and the model gets the others."""
     training, model.training_weights = model.training_weights, None
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    averaged = start_average(model, decay)
     if training is not None:
         model.load_state_dict(training)
-        averaged.n_averaged.fill_(1)  # 0 would make the average start anew
+        go_on(averaged)
     return averaged
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ggm.progress import say
+
 LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 class LockedError(OSError):
@@ -33,7 +38,8 @@ def locked(out: Path) -> Iterator[None]:
 
     Notes
     -----
-    The system frees the lock when the process ends, however it does.
+    The system frees the lock when the process ends, however it does. A file system that knows no locks
+    is told of and written to without one.
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -56,9 +62,7 @@ def _taken(path: Path) -> int:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(file, path):
-                os.ftruncate(file, 0)
-                os.write(file, f"{os.getpid()}\n".encode())
-                return file
+                return _signed(file)
         except BlockingIOError as error:
             holder = os.read(file, 32).decode(errors="replace").strip()
             os.close(file)
@@ -66,10 +70,21 @@ def _taken(path: Path) -> int:
             raise LockedError(
                 f"{path.parent}: another run trains there{told}; `out:` names another folder"
             ) from error
-        except BaseException:
-            os.close(file)
-            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                raise
+            say(f"ggm: {path.parent}: not locked: {(error.strerror or '').lower()}", sys.stderr)
+            return _signed(file)
         os.close(file)  # the run before removed it in between
+
+
+def _signed(file: int) -> int:
+    """The same descriptor, with the number of this process in the file."""
+    with suppress(OSError):  # on a full disk: it is only told of
+        os.ftruncate(file, 0)
+        os.write(file, f"{os.getpid()}\n".encode())
+    return file
 
 
 def _is(file: int, path: Path) -> bool:

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ggm.backbones.attention import check_installed
 from ggm.config import ConfigError
 from ggm.data.images import tokenizers as image_tokenizers
-from ggm.data.sources import Data, load_data
+from ggm.data.sources import Data, load_data, source_file
 from ggm.data.text import TokenStream, read_tokenizer
 from ggm.data.unigram import unigram_law
-from ggm.digests import DIGESTS
+from ggm.digests import DIGESTS, FileState
 from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
+from ggm.progress import say
+from ggm.training.average import start_average
 from ggm.training.checkpoints import (
     TOKENIZER,
     Checkpoints,
@@ -120,10 +121,18 @@ def _train(
         raise ValueError(
             f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
         )
+    before = None
     if last is not None:
-        check_same_curve(config, out / RUN_CONFIG)
+        before = check_same_curve(config, out / RUN_CONFIG)
         _on_main(accelerator, lambda: _check_files(last))
+    known = before or config
+    # A file that changed need not be one that can be read: it is looked at before.
+    file = source_file(config.data)
+    _on_main(accelerator, lambda: _check_data(known, file, out))
     data = _load_data(config, accelerator, last, progress=progress)
+    if file is None:
+        file = data.file
+        _on_main(accelerator, lambda: _check_data(known, file, out))
     _check_batch_size(config, data)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
@@ -141,7 +150,7 @@ def _train(
         metrics = None
         if accelerator.is_main_process:
             metrics = Metrics(out / "metrics.jsonl", state.step)
-            write_config(config, out / RUN_CONFIG)
+            write_config(dataclasses.replace(config, data_file=_state_of(file, known)), out / RUN_CONFIG)
         loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
         with metrics or nullcontext(), _told_once():
             stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
@@ -264,7 +273,18 @@ def _start_tracker(config: RunConfig, accelerator: Any) -> None:
 def _check_files(checkpoint: Path) -> None:
     """Check all files of a checkpoint; of one that has no digests, tell so."""
     if not check_files(checkpoint):
-        print(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", file=sys.stderr)
+        say(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", sys.stderr)
+
+
+def _check_data(known: RunConfig, file: Path | None, out: Path) -> None:
+    """Check that the data are those that a run, or its configuration, knows."""
+    if known.data_file is not None and file is not None:
+        known.data_file.check(file, out / RUN_CONFIG)
+
+
+def _state_of(file: Path | None, known: RunConfig) -> FileState | None:
+    """State of a file of data that was checked."""
+    return known.data_file if file is None or known.data_file is not None else FileState.of(file)
 
 
 def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progress: bool) -> Data:
@@ -314,5 +334,5 @@ def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig
 def _new_state(config: RunConfig, model_config: GGMConfig, device: torch.device) -> TrainingState:
     torch.manual_seed(config.training.seed)
     model = GGM(model_config).to(device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema_decay))
+    averaged = start_average(model, config.training.ema_decay)
     return TrainingState(model, averaged, make_optimizer(model, config.training))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import PATIENCE
 from small_runs import curve, trained, written
 
 pytestmark = [
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 TELLING = """\
 import os, sys
 if "RANK" in os.environ and "-m" in sys.orig_argv and "ggm" in sys.orig_argv:
-    print("process", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], flush=True)
+    # In one write: torchrun starts Python unbuffered, which else writes word by word.
+    os.write(1, f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}\\n".encode())
 """
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --standalone --nproc-per-node 2",
@@ -42,7 +44,7 @@ def test_two_processes_have_the_curve_of_one(launcher, tmp_path):
     env["CUDA_VISIBLE_DEVICES"] = ""
     words = ["-m", *LAUNCHERS[launcher].split(), "-m", "ggm", "train", str(written(tmp_path, out="two"))]
     done = subprocess.run(
-        [sys.executable, *words, "--quiet"], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, *words, "--quiet"], env=env, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     told = done.stdout

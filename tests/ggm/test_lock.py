@@ -1,11 +1,12 @@
 """One run at a time in a folder: a second one is refused before it writes."""
 
-import time
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from processes import finish, start
+from processes import PATIENCE, finish, start, wait_for
 from small_runs import curve, trained, written
 
 from ggm.commands.cli import main
@@ -15,15 +16,6 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch is built without gloo"
 )
-
-
-def wait_for(condition, processes, log: Path) -> None:
-    for _ in range(12000):
-        if condition():
-            return
-        assert all(process.is_alive() for process in processes), log.read_text()
-        time.sleep(0.01)
-    raise AssertionError("nothing happened for two minutes")
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -59,7 +51,7 @@ def test_every_process_of_a_second_run_is_told(tmp_path):
     with locked(tmp_path / "run"):
         second = start(["train", str(config), "--quiet"], log, 2)
         for process in second:
-            process.join(120)
+            process.join(PATIENCE)
         assert [process.exitcode for process in second] == [1, 1]
         lines = log.read_text().splitlines()
         assert len(lines) == 2 and all("another run trains there" in line for line in lines)
@@ -94,6 +86,21 @@ def test_a_lock_that_was_removed_in_between_is_taken_anew(tmp_path, monkeypatch)
         with pytest.raises(LockedError), locked(tmp_path):
             pass
         assert (tmp_path / LOCK).is_file()
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, capsys):
+    from ggm.training import lock
+
+    def none(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", none)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).is_file()
+    assert capsys.readouterr().err == f"ggm: {tmp_path / 'run'}: not locked: no locks available\n"
+    monkeypatch.setattr(lock.fcntl, "flock", lambda file, flags: os.stat(tmp_path / "not there"))
+    with pytest.raises(FileNotFoundError), locked(tmp_path / "run"):
+        pass
 
 
 @pytest.mark.parametrize(

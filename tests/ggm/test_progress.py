@@ -73,3 +73,28 @@ def test_bars_of_other_packages_are_shown_on_terminals_that_want_them(show, term
         assert datasets.utils.are_progress_bars_disabled()
     finally:
         datasets.utils.enable_progress_bars()
+
+
+class Written(io.StringIO):
+    """What each call wrote, as a pipe of unbuffered Python gets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        self.pieces.append(text)
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_lines_of_several_processes_do_not_mix(tmp_path, monkeypatch):
+    """Every line is one write, of results and errors alike."""
+    out, err = Written(), Written()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    config = str(written(tmp_path))
+    assert main(["train", config, "--set", "training.steps=1"]) == 0
+    assert main(["train", config]) == 1
+    assert [text.count("\n") for text in out.pieces + err.pieces] == [1, 1, 1]
+    assert out.pieces[0].startswith("1 steps; checkpoint ") and err.pieces[1].startswith("ggm: error: ")

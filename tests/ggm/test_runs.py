@@ -11,12 +11,11 @@ import subprocess
 import sys
 import termios
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from processes import finish, start
+from processes import PATIENCE, finish, start, wait_for
 from small_runs import curve, trained, written
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig
@@ -36,15 +35,6 @@ def command(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for(condition, process: BaseProcess) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        assert process.is_alive(), process.exitcode
-        time.sleep(0.01)
-    raise AssertionError("nothing happened for a minute")
 
 
 def test_a_run_leaves_checkpoints_that_are_models(tmp_path):
@@ -139,7 +129,7 @@ def test_kills_at_any_moment_lose_no_checkpoint(tmp_path):
     while kills < 6 or halves < 3:
         assert kills < 40, "no kill came while a checkpoint was written"
         (process,) = start(words, log)
-        wait_for(lambda at=saved: step_of(checkpoints) > at, process)
+        wait_for(lambda at=saved: step_of(checkpoints) > at, [process], log)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
         process.join()
@@ -170,7 +160,7 @@ def test_sigterm_saves_and_ends_well(tmp_path):
     (tmp_path / "run.yaml").write_text(config.replace("checkpoint_every: 5\n", "").replace("12", "100000"))
     log = tmp_path / "run.log"
     (process,) = start(["train", str(tmp_path / "run.yaml"), "--quiet"], log)
-    wait_for(lambda: len(curve(tmp_path / "run")) > 3, process)
+    wait_for(lambda: len(curve(tmp_path / "run")) > 3, [process], log)
     process.terminate()
     told = finish([process], log)
     assert told.startswith("stopped by SIGTERM, --resume continues; ")
@@ -197,12 +187,12 @@ def test_wandb_works_offline_and_tells_in_one_line_what_is_missing(tmp_path, mon
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
     process = command(*words)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("ggm: error: tracker: wandb: No API key configured")
     monkeypatch.setenv("WANDB_MODE", "offline")
     process = command(*words)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 

@@ -6,9 +6,9 @@ from laws import check_law
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, Ramp, ReDenoise, SamplingConfig
 from ggm.chain import Chain
+from ggm.sampling import steps as reversal
 from ggm.sampling.event_driven import denoise_by_events
 from ggm.sampling.stepwise import denoise
-from ggm.sampling import steps as reversal
 
 LENGTH = 4
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])

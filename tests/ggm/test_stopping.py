@@ -1,11 +1,8 @@
 """Several processes end after the same step, whichever of them is asked to, however far the next look is."""
 
-import time
-from pathlib import Path
-
 import pytest
 import torch.distributed as dist
-from processes import finish, start
+from processes import TRAINS, finish, start, wait_for
 
 from ggm.training.checkpoints import Checkpoints
 
@@ -27,26 +24,17 @@ tracker: none
 """
 
 
-def wait_for(path: Path, processes, log: Path) -> None:
-    for _ in range(6000):
-        if path.exists():
-            return
-        assert all(process.is_alive() for process in processes), log.read_text()
-        time.sleep(0.01)
-    raise AssertionError("nothing happened for a minute")
-
-
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 @pytest.mark.parametrize("asked", [[0, 1], [1]])
 def test_a_signal_saves_and_ends_all_processes(asked, sharding, tmp_path):
     out, log = tmp_path / "run", tmp_path / "run.log"
     (tmp_path / "run.yaml").write_text(f"out: {out}\nsharding: {sharding}\n{RUN}")
-    processes = start(["train", str(tmp_path / "run.yaml"), "--quiet"], log, 2)
-    wait_for(out / "config.yaml", processes, log)
-    time.sleep(0.5)
+    processes = start(["train", str(tmp_path / "run.yaml"), "--quiet"], log, 2, told=True)
+    # Before, a signal would end a process at once.
+    wait_for(lambda: log.exists() and log.read_text().count(TRAINS) == 2, processes, log)
     for rank in asked:
         processes[rank].terminate()
-    told = finish(processes, log, seconds=30)
+    told = finish(processes, log)
     assert told.count("stopped by SIGTERM, --resume continues; ") == 1
     saved = Checkpoints(out / "checkpoints", 2).latest()
     assert saved is not None and int(saved.name.removeprefix("step-")) > 1

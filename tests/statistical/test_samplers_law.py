@@ -18,10 +18,10 @@ from enumerable import (
 )
 
 from ggm.chain import Chain
+from ggm.sampling import steps as reversal
 from ggm.sampling.event_driven import denoise_by_events
 from ggm.sampling.redenoise import ReDenoise
 from ggm.sampling.stepwise import SamplingConfig, denoise, initial_tokens
-from ggm.sampling import steps as reversal
 
 COUNT = 160_000
 PROCESSES = {"heat bath": False, "keep or replace": True}
