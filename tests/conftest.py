@@ -8,8 +8,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import ggm_kernels
+
+# On a busy machine an example takes as long as it takes, to draw and to run.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def served_on(op: str, device: str) -> list[str]:

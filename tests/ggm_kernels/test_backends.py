@@ -26,7 +26,7 @@ def run_python(code: str, **environment: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
