@@ -13,9 +13,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # On both sides of every size that kernels cut a vocabulary into: words of a Philox block, lanes, tiles, chunks, groups.
 SIZES = sorted({max(1, 2**power + side) for power in range(14) for side in (-1, 0, 1)})
 SMALL = [size for size in SIZES if size <= 130]
-# Triton's interpreter takes a second for a case.
-_FEW = {"triton": 4}
-_MANY = {"triton": 100}
+# Triton's interpreter takes a second for a case, the emulator a part of one.
+_FEW = {"triton": 4, "emulated": 20}
+_MANY = {"triton": 100, "emulated": 300}
 
 
 class Draw(random.Random):

@@ -107,6 +107,19 @@ def test_empty_steps_of_any_layout(backend, seed):
         assert not tokens.any()
 
 
+@pytest.mark.parametrize("from_numpy", [False, True])
+def test_an_empty_batch_whose_positions_have_stride_0(backend, from_numpy):
+    """The kernel took a stride of 0 for one list of positions that all sequences share, and read it."""
+    positions = torch.arange(3)[None].expand(0, 3)
+    if from_numpy:
+        positions = torch.from_numpy(np.lib.stride_tricks.as_strided(np.arange(0), (0, 3), (0, 0)))
+    tokens = torch.zeros(0, 5, dtype=torch.int64)
+    assert glauber_step(tokens, torch.zeros(0, 3, 7), positions, seed=0, step=0, backend=backend) is tokens
+    rate = torch.zeros(0).as_strided((2, 0), (0, 0))
+    tokens, logits = torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 0, 7)
+    glauber_step(tokens, logits, torch.arange(0), seed=0, step=0, noise_rate=rate, backend=backend)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_empty_corruption_of_any_layout(backend, seed):
     make = Maker(seed)
