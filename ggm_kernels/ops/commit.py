@@ -11,7 +11,7 @@ import torch
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
-from ggm_kernels.ops.library import count_writing, register
+from ggm_kernels.ops.library import register, writing
 
 _SCHEMA = (
     "commit(Tensor(a!) tokens, Tensor proposal, Tensor score, SymInt? count, Tensor? count_tensor, "
@@ -20,6 +20,7 @@ _SCHEMA = (
     "Tensor? step_tensor, Tensor? sample_ids, Tensor(b!)? accepted, str backend) -> ()"
 )
 _MOST = 2**63 - 1
+_READ = ("count", "threshold", "budget", "eligible", "step", "sample_ids")  # besides proposal and score
 
 
 class Choice(NamedTuple):
@@ -225,10 +226,12 @@ def _run(
     )
     if name != "cpu" and checks_values(tokens.device):
         _check_values(choice)
-    if run(tokens, proposal, score, choice) is False:  # the cpu kernel met a bad value: name it
-        _check_values(choice)
-        raise AssertionError("the cpu kernel refused values that the checks accept")
-    count_writing(tokens, *([] if accepted is None else [accepted]))
+    written = {"tokens": tokens} if accepted is None else {"tokens": tokens, "accepted": accepted}
+    read = {name: value for name in _READ if isinstance(value := getattr(choice, name), torch.Tensor)}
+    with writing(written, {"proposal": proposal, "score": score, **read}):
+        if run(tokens, proposal, score, choice) is False:  # the cpu kernel met a bad value: name it
+            _check_values(choice)
+            raise AssertionError("the cpu kernel refused values that the checks accept")
 
 
 def _check_values(choice: Choice) -> None:

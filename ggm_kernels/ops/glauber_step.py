@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_rows, checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise
-from ggm_kernels.ops.library import count_writing, register
+from ggm_kernels.ops.library import register, writing
 
 _UPDATE_SCHEMA = (
     "Tensor positions, SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, "
@@ -334,14 +333,11 @@ def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tupl
     written = {"tokens": tokens, **by_products}
     read = dict(zip((rows_name, "weight", "bias"), rows, strict=False))
     read |= {name: value for name in _READ if isinstance(value := getattr(update, name), torch.Tensor)}
-    checks.apart(written, read)
-    # PyTorch writes to tensors made under inference_mode there alone; the compiled kernels do not ask.
-    with torch.inference_mode() if any(map(torch.is_inference, written.values())) else nullcontext():
+    with writing(written, read):
         if checks_rows():
             _run_on_copies(rows_name, run, tokens, rows, update, by_products)
         else:
             run(tokens, *rows, update)
-    count_writing(*written.values())
 
 
 def _run_on_copies(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
+
+from ggm_kernels import checks
 
 _LIBRARY = torch.library.Library("ggm_kernels", "DEF")
 
@@ -32,9 +35,19 @@ def _refuse_vmap(name: str) -> Callable:
     return refuse
 
 
-def count_writing(*tensors: torch.Tensor) -> None:
-    """Tell autograd, which may have saved these tensors for a backward, that they were written."""
-    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+@contextmanager
+def writing(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor | None]) -> Iterator[None]:
+    """Around a kernel that writes some of its arguments, by name, and reads others.
+
+    Raises ValueError where they share memory. Lets all backends write to tensors made under inference_mode:
+    PyTorch does that under it alone, compiled kernels do not ask. Then tells autograd, which may have saved
+    the tensors for a backward, that they were written.
+    """
+    checks.apart(written, read)
+    with torch.inference_mode() if any(map(torch.is_inference, written.values())) else nullcontext():
+        yield
+    counted = [value for value in written.values() if not value.is_inference()]
+    torch.autograd.graph.increment_version(counted)
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> Callable:

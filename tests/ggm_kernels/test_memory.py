@@ -10,6 +10,7 @@ from ggm_kernels import (
     NoiseLaw,
     Stream,
     checks,
+    commit,
     corrupt,
     glauber_step,
     linear_glauber_step,
@@ -141,6 +142,29 @@ def test_empty_corruption_of_any_layout(backend, seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
+def test_empty_commits_of_any_layout(backend, seed):
+    make = Maker(seed)
+    for batch, length in [(0, 5), (2, 0), (0, 0)]:
+        tokens = make.written(batch, length, dtype=make.random.choice([torch.int32, torch.int64]))
+        commit(
+            tokens,
+            make.ids(batch, length),
+            make(batch, length),
+            count=make.random.choice([None, 2, make.ids(batch)]),
+            threshold=make.maybe(make.random.choice([0.5, make(batch)])),
+            budget=make.maybe(make.random.choice([0.5, make(batch)])),
+            eligible=make.maybe(make(batch, length, dtype=torch.bool)),
+            rest=make.random.choice(["keep", "noise"]),
+            vocab_size=7,
+            seed=1,
+            step=0,
+            sample_ids=make.maybe(make.ids(batch)),
+            accepted=make.maybe(make.written(batch, length, dtype=torch.bool)),
+            backend=backend,
+        )
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_empty_losses_of_any_layout(backend, seed):
     make = Maker(seed)
     for rows, count, hidden_size in [(0, 3, 5), (2, 0, 5), (0, 0, 5), (2, 3, 0), (0, 3, 0)]:
@@ -262,6 +286,24 @@ def test_shared_memory_is_refused(backend, name, other, change):
             linear_glauber_step(**arguments, hidden=hidden, weight=weight, backend=backend)
 
 
+def test_memory_shared_with_what_a_commit_writes_is_refused(backend):
+    tokens, mask, score = torch.arange(8).view(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.rand(2, 4)
+    for name, other, change in [
+        ("proposal", "tokens", {"proposal": tokens}),
+        ("eligible", "accepted", {"eligible": mask, "accepted": mask}),
+        ("count", "tokens", {"count": tokens.view(-1)[2:4]}),
+    ]:
+        arguments = {
+            "tokens": tokens,
+            "proposal": torch.zeros(2, 4).long(),
+            "score": score,
+            "count": 1,
+        } | change
+        with pytest.raises(ValueError, match=f"^{name}: got memory that is written as {other}"):
+            commit(**arguments, seed=1, step=0, backend=backend)
+    assert torch.equal(tokens.flatten(), torch.arange(8)) and mask.all()
+
+
 def test_one_by_product_given_twice_is_refused_when_compiled(backend):
     torch._dynamo.reset()
 
@@ -323,6 +365,18 @@ def test_inference_tensors_are_taken_by_every_op(backend):
         torch.testing.assert_close(value, own[name], equal_nan=True)
     linear_glauber_step(tokens, hidden, weight, **arguments, backend=backend)
     assert not corrupt(tokens, torch.ones(2), 7, seed=0, backend=backend)[0].is_inference()
+    accepted = torch.zeros(2, 4, dtype=torch.bool)
+    commit(
+        tokens,
+        torch.full((2, 4), 5),
+        torch.ones(2, 4),
+        count=4,
+        seed=0,
+        step=0,
+        accepted=accepted,
+        backend=backend,
+    )
+    assert tokens.eq(5).all() and accepted.all()
     for loss in [
         sigmoid_bce(logits[0], ids[:, 0], 0.5, backend=backend),
         linear_sigmoid_bce(hidden[0], weight, ids, 0.5, backend=backend),
