@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from numbers import Real
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ _SCHEMA = (
     "bool noises_rest, Tensor? noise_table, SymInt? mask_id, SymInt vocab_size, SymInt seed, SymInt step, "
     "Tensor? step_tensor, Tensor? sample_ids, Tensor(b!)? accepted, str backend) -> ()"
 )
+_LIMITS = ("count", "threshold", "budget")
 _MOST = 2**63 - 1
 
 
@@ -70,7 +72,7 @@ def commit(
     Parameters
     ----------
     tokens : torch.Tensor
-        int32 or int64, shape [B, L]; written in place, so not an expanded tensor. Neither tokens nor proposal
+        int32 or int64, shape [B, L]; written in place, so with memory of its own. Neither tokens nor proposal
         are looked at, so a mask may have any id.
     proposal : torch.Tensor
         The tokens to take, int32 or int64, shape [B, L].
@@ -225,10 +227,16 @@ def _run(
     )
     if name != "cpu" and checks_values(tokens.device):
         _check_values(choice)
-    if run(tokens, proposal, score, choice) is False:  # the cpu kernel met a bad value: name it
+    written = {"tokens": tokens} if accepted is None else {"tokens": tokens, "accepted": accepted}
+    limits = {name: limit for name in _LIMITS if isinstance(limit := getattr(choice, name), torch.Tensor)}
+    checks.apart(written, {"proposal": proposal, "score": score, "eligible": eligible, **limits})
+    # PyTorch writes to tensors made under inference_mode there alone; the compiled kernels do not ask.
+    with torch.inference_mode() if any(map(torch.is_inference, written.values())) else nullcontext():
+        is_done = run(tokens, proposal, score, choice)
+    if is_done is False:  # the cpu kernel met a bad value: name it
         _check_values(choice)
         raise AssertionError("the cpu kernel refused values that the checks accept")
-    count_writing(tokens, *([] if accepted is None else [accepted]))
+    count_writing(*written.values())
 
 
 def _check_values(choice: Choice) -> None:

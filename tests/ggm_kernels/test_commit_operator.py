@@ -62,6 +62,26 @@ def test_autograd_sees_that_tokens_were_written(backend):
         out.backward()
 
 
+def test_inference_tensors(backend):
+    with torch.inference_mode():
+        tokens, accepted = torch.zeros(2, 4).long(), torch.zeros(2, 4) > 0
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            commit(
+                tokens, torch.ones(2, 4).long(), torch.rand(2, 4), count=2, seed=1, step=0, accepted=accepted, backend=backend
+            )
+        assert (accepted.sum(1) == 2).all()
+
+
+def test_what_is_written_has_memory_of_its_own(backend):
+    tokens, mask = torch.zeros(2, 4).long(), torch.ones(2, 4) > 0
+    arguments = {"score": torch.rand(2, 4), "seed": 1, "step": 0, "backend": backend}
+    with pytest.raises(ValueError, match="proposal: got memory that is written as tokens"):
+        commit(tokens, tokens, **arguments)
+    with pytest.raises(ValueError, match="eligible: got memory that is written as accepted"):
+        commit(tokens, tokens + 1, eligible=mask, accepted=mask, **arguments)
+
+
 # Errors before work
 
 TOKENS = torch.zeros(2, 4, dtype=torch.int64)
