@@ -88,7 +88,9 @@ def make_rows(size: tuple[int, int], device: torch.device) -> Rows:
 def case_of(rows: Rows, rule: str, rival: Callable[[], torch.Tensor]) -> Case:
     batch, length = rows.tokens.shape
     moved = rows.tokens.numel() * (3 * rows.tokens.element_size() + rows.score.element_size() + 1)
-    return Case(f"commit, {rule}", {"B": batch, "L": length}, rows.tokens.device, Work(moved), ("eager", rival))
+    return Case(
+        f"commit, {rule}", {"B": batch, "L": length}, rows.tokens.device, Work(moved), ("eager", rival)
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -199,7 +199,9 @@ def _check_rest(
     elif isinstance(noise, NoiseLaw):
         vocab_size = noise.vocab_size
     elif rest == "noise":
-        raise ValueError("vocab_size: got None; allowed: the number of tokens, for rest='noise' without a law")
+        raise ValueError(
+            "vocab_size: got None; allowed: the number of tokens, for rest='noise' without a law"
+        )
     check_noise(noise, vocab_size or 0)
     if rest == "keep":
         return False, None, None, vocab_size or 1
