@@ -67,7 +67,8 @@ class NoiseLaw:
         Returns
         -------
         NoiseLaw
-            Equal, draw for draw, to ``NoiseLaw(one_hot(mask_id))``. Nothing of size V is made unless asked for.
+            Equal, draw for draw, to ``NoiseLaw(one_hot(mask_id))``. Nothing of size V is made before it is
+            asked for.
 
         Raises
         ------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 
@@ -24,10 +24,12 @@ _LIMITS = ("count", "threshold", "budget")
 _MOST = 2**63 - 1
 
 
-class Choice(NamedTuple):
+@dataclass(slots=True)
+class Choice:
     """What is accepted and what becomes of the rest: checked arguments, as backends get them.
 
-    A limit is None, a number, or a tensor [] or [B]: int64 `count`, float32 `threshold` and `budget`. `step` is an int or a 0-d int64 tensor; the rest as in `commit`.
+    A limit is None, a number, or a tensor [] or [B]: int64 `count`, float32 `threshold` and `budget`. `step`
+    is an int or a 0-d int64 tensor; the rest as in `commit`.
     """
 
     count: int | torch.Tensor | None
@@ -66,8 +68,9 @@ def commit(
 
     The eligible positions of a sequence are put in order, by score from the largest on and by position where
     scores are equal. Accepted is the longest prefix of that order which every criterion given allows; without
-    any, all of it. With `count` alone it equals ``index = score.masked_fill(~eligible, -inf).topk(count).indices;
-    tokens.scatter_(1, index, proposal.gather(1, index))``.
+    any, all of it. With `count` alone, and as many eligible, it equals
+    ``index = score.masked_fill(~eligible, -inf).topk(count).indices``;
+    ``tokens.scatter_(1, index, proposal.gather(1, index))``.
 
     Parameters
     ----------
@@ -83,8 +86,8 @@ def commit(
     threshold : float or torch.Tensor, optional
         Scores of at least so much are accepted: a float, or a floating tensor of shape [] or [B]; not NaN.
     budget : float or torch.Tensor, optional
-        The entropy bound, for a score that is minus an entropy: a position is accepted if the costs, -score, of
-        those before it in the order sum to `budget` or less, so the first one always is. 0 or more, inf
+        The entropy bound, for a score that is minus an entropy: a position is accepted if the costs, -score,
+        of those before it in the order sum to `budget` or less, so the first one always is. 0 or more, inf
         allowed: a float, or a floating tensor of shape [] or [B]. A score of inf costs nothing.
     eligible : torch.Tensor, optional
         bool [B, L]: positions that may be accepted, and that `rest` is about; None means all.
@@ -209,8 +212,8 @@ def _check_rest(
 
 
 def _run(
-    tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor, eligible,
-    noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted, backend,
+    tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor,
+    eligible, noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted, backend,
 ):  # fmt: skip
     name, run = kernel("commit", backend, tokens.device)
     choice = Choice(
