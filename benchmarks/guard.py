@@ -22,7 +22,13 @@ import torch
 from torch.nn.functional import linear
 
 import ggm_kernels
-from benchmarks import test_corrupt, test_glauber_step, test_sigmoid_bce, test_sigmoid_bce_from_logits
+from benchmarks import (
+    test_commit,
+    test_corrupt,
+    test_glauber_step,
+    test_sigmoid_bce,
+    test_sigmoid_bce_from_logits,
+)
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
 
@@ -92,6 +98,7 @@ def judge(demand: Demand) -> Verdict:
 def demands() -> Iterator[Demand]:
     """All demands; the inputs of each group are made when it is reached, and go with it."""
     yield from corrupt_demands()
+    yield from commit_demands()
     yield from sigmoid_bce_demands()
     yield from linear_sigmoid_bce_demands()
     yield from glauber_step_demands()
@@ -115,8 +122,29 @@ def corrupt_demands() -> Iterator[Demand]:
     # PyTorch's generator works on one thread: where other work holds a core the op loses half, rand nothing.
     eager = against_eager(None, None)
     yield Demand("corrupt", size, "rand, randint, where", 5, eager, least=2.5)
+    masks = NoiseLaw.absorbing(vocab_size, vocab_size)
+    as_uniform = lambda: times_faster(  # noqa: E731
+        lambda: corrupt(tokens, keep_prob, vocab_size, seed=1),
+        lambda: corrupt(tokens, keep_prob, vocab_size, seed=1, noise=masks),
+        seconds=1,
+    )
+    yield Demand("corrupt, absorbing", size, "corrupt, uniform", 1, as_uniform, least=0.95)
     by_law = against_eager(law, probs)
     yield Demand("corrupt, noise law", size, "rand, multinomial, where", 10, by_law, least=5)
+
+
+def commit_demands() -> Iterator[Demand]:
+    """The largest scores, and the entropy bound with its noise: no sort."""
+    rows = test_commit.make_rows((64, 1024), CPU)
+    for rule, rival, goal in (("count", "topk, scatter", 3), ("budget, noise", "sort, cumsum, scatter", 6)):
+        yield Demand(
+            f"commit, {rule}",
+            "B=64 L=1024",
+            rival,
+            goal,
+            lambda rule=rule: times_faster(lambda: rows.eager(rule), lambda: rows.ours(rule), seconds=1),
+            least=goal / 2,
+        )
 
 
 def sigmoid_bce_demands() -> Iterator[Demand]:

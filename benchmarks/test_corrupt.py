@@ -13,7 +13,7 @@ SIZES = [(1, 1024), (64, 1024), (512, 1024)]
 FULL_SIZES = [*SIZES, (4096, 1024)]
 # A launch alone, a training batch, and 570 MB: ten times what a GPU's cache holds.
 GPU_SIZES = [(1, 1024), (64, 1024), (32768, 1024)]
-VARIANTS = ["noise law", "keep_prob per position", "int32"]
+VARIANTS = ["noise law", "absorbing", "keep_prob per position", "int32"]
 Noised = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -48,6 +48,12 @@ def eager(tokens: torch.Tensor, keep_prob: torch.Tensor, probs: torch.Tensor | N
     else:
         noise = torch.multinomial(probs, tokens.numel(), replacement=True).view(tokens.shape)
     return torch.where(is_signal, tokens, noise), is_signal
+
+
+def eager_masking(tokens: torch.Tensor, keep_prob: torch.Tensor, mask_id: int) -> Noised:
+    """Masking as PyTorch users write it."""
+    is_signal = torch.rand(tokens.shape, device=tokens.device) < keep_prob[:, None]
+    return torch.where(is_signal, tokens, mask_id), is_signal
 
 
 def copy(tokens: torch.Tensor) -> Noised:
@@ -102,11 +108,15 @@ def test_variants(record, device, variant, implementation):
     tokens, keep_prob = make_inputs((64, 1024), device)
     probs = torch.rand(VOCAB_SIZE, device=device).softmax(0) if variant == "noise law" else None
     noise = None if probs is None else NoiseLaw(probs)
+    if variant == "absorbing":
+        noise = NoiseLaw.absorbing(VOCAB_SIZE, VOCAB_SIZE - 1)
     if variant == "keep_prob per position":
         keep_prob = keep_prob[:, None].expand(tokens.shape).contiguous()
     if variant == "int32":
         tokens = tokens.to(torch.int32)
     rival = lambda: eager(tokens, keep_prob, probs)  # noqa: E731
+    if variant == "absorbing":
+        rival = lambda: eager_masking(tokens, keep_prob, VOCAB_SIZE - 1)  # noqa: E731
     case = case_of(tokens, keep_prob, variant, rival)
     if implementation == "eager":
         result = record(case, "eager", rival)

@@ -50,8 +50,7 @@ class NoiseLaw:
         if abs(total - 1.0) > 1e-3:
             raise ValueError(f"probs: got a sum of {total:.6g}; allowed: 1 within 1e-3")
         exact = exact / total
-        self._set(probs.numel(), int(exact.argmax()) if float(exact.max()) == 1.0 else None)
-        self._probs = exact
+        self._set(probs.numel(), int(exact.argmax()) if float(exact.max()) == 1.0 else None, exact)
 
     @classmethod
     def absorbing(cls, vocab_size: int, mask_id: int) -> NoiseLaw:
@@ -68,7 +67,8 @@ class NoiseLaw:
         Returns
         -------
         NoiseLaw
-            Equal, draw for draw, to ``NoiseLaw(one_hot(mask_id))``. Nothing of size V is made unless asked for.
+            Equal, draw for draw, to ``NoiseLaw(one_hot(mask_id))``. Nothing of size V is made before it is
+            asked for.
 
         Raises
         ------
@@ -77,12 +77,11 @@ class NoiseLaw:
         """
         vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=MAX_VOCAB + 1)
         law = cls.__new__(cls)
-        law._set(vocab_size, checks.integer("mask_id", mask_id, low=0, high=vocab_size + 1))
+        law._set(vocab_size, checks.integer("mask_id", mask_id, low=0, high=vocab_size + 1), None)
         return law
 
-    def _set(self, vocab_size: int, mask_id: int | None) -> None:
-        self.vocab_size, self.mask_id = vocab_size, mask_id
-        self._probs: torch.Tensor | None = None
+    def _set(self, vocab_size: int, mask_id: int | None, probs: torch.Tensor | None) -> None:
+        self.vocab_size, self.mask_id, self._probs = vocab_size, mask_id, probs
         self._table: dict[torch.device, torch.Tensor] = {}
         self._log_probs: dict[torch.device, torch.Tensor] = {}
 

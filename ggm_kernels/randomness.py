@@ -18,7 +18,8 @@ One Philox call yields four words. How a stream spends them:
 - token streams (everything but RACE and KEEP): position block = position >> 1, vocabulary block 0.
   Words 2h and 2h + 1 serve position 2 * block + h: the first decides keep or noise, the second draws
   the uniform token or the column of the alias table. With a noise law, the acceptance word of a
-  position is word (position & 3) of position block = position >> 2, vocabulary block 1.
+  position is word (position & 3) of position block = position >> 2, vocabulary block 1. COMMIT decides
+  nothing by words.
 - RACE: position block = position, vocabulary block = v >> 2; word (v & 3) is the uniform of token v.
 - KEEP: position block = position, vocabulary block 0, word 0.
 """

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from benchmarks import (
     rivals,
+    test_commit,
     test_corrupt,
     test_glauber_step,
     test_sampling,
@@ -28,6 +29,7 @@ def every_choice():
     for on_gpu in (False, True):
         for full in (False, True):
             yield on_gpu, full, test_corrupt.sizes_of(on_gpu, full)
+            yield on_gpu, full, test_commit.sizes_of(on_gpu, full)
             yield on_gpu, full, test_sampling.runs_of(on_gpu, full)
             yield on_gpu, full, test_training_step.sizes_of(on_gpu, full)
             for module in (test_glauber_step, test_sigmoid_bce):

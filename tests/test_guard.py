@@ -66,6 +66,7 @@ def test_no_core_fails(monkeypatch, capsys):
     ("op", "group"),
     [
         ("corrupt", guard.corrupt_demands),
+        ("commit", guard.commit_demands),
         ("sigmoid_bce", guard.sigmoid_bce_demands),
         ("sigmoid_bce_backward", guard.sigmoid_bce_demands),
         ("linear_sigmoid_bce", guard.linear_sigmoid_bce_demands),

@@ -103,9 +103,10 @@ void run(const CorruptCase& c) {
       c.bytes,
       keep.data(),
       all,
+      1,
       all ? frozen.data() : nullptr,
       all ? samples.data() : nullptr,
-      all ? noise.data() : nullptr,
+      {all ? noise.data() : nullptr, -1, kVocab},
       c.bytes == 8 ? static_cast<void*>(wide_out.data()) : narrow_out.data(),
       is_signal.data(),
       c.batch,
@@ -116,6 +117,52 @@ void run(const CorruptCase& c) {
       all ? &step : nullptr,
       0};
   expect_no_error(ggm::cuda::corrupt(args, nullptr, 0));
+}
+
+struct CommitCase {
+  Float dtype;
+  int64_t batch, length;
+  int bytes;
+  bool with_everything;
+};
+
+void run(const CommitCase& c) {
+  const int64_t size = c.batch * c.length;
+  auto wide = ids(size, 17);
+  auto narrow = narrowed(wide);
+  const auto proposal = ids(size, 17);
+  // Few different scores: many are equal.
+  auto scores = floats(size, -3, 0);
+  for (float& score : scores) score = static_cast<float>(static_cast<int>(score * 8)) / 8;
+  const auto packed = values_of(c.dtype, scores);
+  const auto eligible = flags(size);
+  std::vector<uint8_t> accepted(static_cast<size_t>(size));
+  const auto counts = ids(c.batch, c.length + 1), samples = ids(c.batch, int64_t{1} << 40);
+  const auto budgets = floats(c.batch, 0, static_cast<float>(c.length));
+  const int64_t step = 3;
+  const bool all = c.with_everything;
+  const ggm::CommitArgs args = {
+      {c.bytes == 8 ? static_cast<void*>(wide.data()) : narrow.data(), c.length, 1},
+      c.bytes,
+      {proposal.data(), c.length, 1},
+      8,
+      {packed.data(), c.length, 1},
+      c.dtype,
+      {all ? eligible.data() : nullptr, c.length, 1},
+      {all ? accepted.data() : nullptr, c.length, 1},
+      {c.length / 2, all ? counts.data() : nullptr, 1},
+      {-kInfinity, nullptr, 0},
+      {kInfinity, all ? budgets.data() : nullptr, 1},
+      all,
+      all,
+      {nullptr, -1, 17},
+      all ? samples.data() : nullptr,
+      c.batch,
+      c.length,
+      5,
+      all ? 0 : step,
+      all ? &step : nullptr};
+  expect_no_error(ggm::cuda::commit(args, nullptr, 0));
 }
 
 struct LossCase {
@@ -275,6 +322,11 @@ std::vector<Case> cases() {
       named("corrupt odd int64, everything", CorruptCase{3, 301, 8, true}),
       named("corrupt odd int32, everything", CorruptCase{5, 7, 4, true}),
       named("corrupt pairs int32, everything", CorruptCase{2, 520, 4, true}),
+      named("commit float32", CommitCase{f32, 3, 515, 8, false}),
+      named("commit float32, everything", CommitCase{f32, 4, 77, 4, true}),
+      named("commit float32 beyond what is held", CommitCase{f32, 2, 4500, 8, true}),
+      named("commit bfloat16, everything", CommitCase{bf16, 2, 1030, 8, true}),
+      named("commit float16, one position", CommitCase{f16, 3, 1, 4, true}),
       named("loss float32 packs", LossCase{f32, true, 40, 3, 200}),
       named("loss bfloat16 packs", LossCase{bf16, true, 40, 2, 136}),
       named("loss float16 one by one", LossCase{f16, true, 9, 5, 33}),

@@ -49,7 +49,7 @@ def commit(
     return kernels.core.cpu_commit(args, torch.get_num_threads())
 
 
-def _matrix(mask: torch.Tensor | None) -> tuple[int, int, int]:
+def _matrix(mask: torch.Tensor | None) -> tuple[int, ...]:
     """Address and strides."""
     return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 
@@ -23,10 +23,12 @@ _MOST = 2**63 - 1
 _READ = ("count", "threshold", "budget", "eligible", "step", "sample_ids")  # besides proposal and score
 
 
-class Choice(NamedTuple):
+@dataclass(slots=True)
+class Choice:
     """What is accepted and what becomes of the rest: checked arguments, as backends get them.
 
-    A limit is None, a number, or a tensor [] or [B]: int64 `count`, float32 `threshold` and `budget`. `step` is an int or a 0-d int64 tensor; the rest as in `commit`.
+    A limit is None, a number, or a tensor [] or [B]: int64 `count`, float32 `threshold` and `budget`. `step`
+    is an int or a 0-d int64 tensor; the rest as in `commit`.
     """
 
     count: int | torch.Tensor | None
@@ -65,13 +67,14 @@ def commit(
 
     The eligible positions of a sequence are put in order, by score from the largest on and by position where
     scores are equal. Accepted is the longest prefix of that order which every criterion given allows; without
-    any, all of it. With `count` alone it equals ``index = score.masked_fill(~eligible, -inf).topk(count).indices;
-    tokens.scatter_(1, index, proposal.gather(1, index))``.
+    any, all of it. With `count` alone, and as many eligible, it equals
+    ``index = score.masked_fill(~eligible, -inf).topk(count).indices``;
+    ``tokens.scatter_(1, index, proposal.gather(1, index))``.
 
     Parameters
     ----------
     tokens : torch.Tensor
-        int32 or int64, shape [B, L]; written in place, so not an expanded tensor. Neither tokens nor proposal
+        int32 or int64, shape [B, L]; written in place, so with memory of its own. Neither tokens nor proposal
         are looked at, so a mask may have any id.
     proposal : torch.Tensor
         The tokens to take, int32 or int64, shape [B, L].
@@ -82,8 +85,8 @@ def commit(
     threshold : float or torch.Tensor, optional
         Scores of at least so much are accepted: a float, or a floating tensor of shape [] or [B]; not NaN.
     budget : float or torch.Tensor, optional
-        The entropy bound, for a score that is minus an entropy: a position is accepted if the costs, -score, of
-        those before it in the order sum to `budget` or less, so the first one always is. 0 or more, inf
+        The entropy bound, for a score that is minus an entropy: a position is accepted if the costs, -score,
+        of those before it in the order sum to `budget` or less, so the first one always is. 0 or more, inf
         allowed: a float, or a floating tensor of shape [] or [B]. A score of inf costs nothing.
     eligible : torch.Tensor, optional
         bool [B, L]: positions that may be accepted, and that `rest` is about; None means all.
@@ -198,7 +201,9 @@ def _check_rest(
     elif isinstance(noise, NoiseLaw):
         vocab_size = noise.vocab_size
     elif rest == "noise":
-        raise ValueError("vocab_size: got None; allowed: the number of tokens, for rest='noise' without a law")
+        raise ValueError(
+            "vocab_size: got None; allowed: the number of tokens, for rest='noise' without a law"
+        )
     check_noise(noise, vocab_size or 0)
     if rest == "keep":
         return False, None, None, vocab_size or 1
@@ -206,8 +211,8 @@ def _check_rest(
 
 
 def _run(
-    tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor, eligible,
-    noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted, backend,
+    tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor,
+    eligible, noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted, backend,
 ):  # fmt: skip
     name, run = kernel("commit", backend, tokens.device)
     choice = Choice(

@@ -140,9 +140,7 @@ def random_tokens(
     length = checks.integer("length", length, low=0, high=randomness.MAX_POSITION)
     batch, device = sample_ids.shape[0], sample_ids.device
     tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
-    noisy, _ = _call(
-        tokens, 0.0, vocab_size, seed, step, sample_ids, None, noise, Stream(stream), backend
-    )
+    noisy, _ = _call(tokens, 0.0, vocab_size, seed, step, sample_ids, None, noise, Stream(stream), backend)
     return noisy
 
 

@@ -83,7 +83,17 @@ def _load_keys(score_ptr, score_stride, eligible_ptr, eligible_stride, position,
 
 
 @triton.jit
-def _noise(seed, step, sample_id, start, noise_table_ptr, mask_id, vocab_size, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+def _noise(
+    seed,
+    step,
+    sample_id,
+    start,
+    noise_table_ptr,
+    mask_id,
+    vocab_size,
+    STREAM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Noise tokens of the block of positions from `start` on, int64."""
     if mask_id is not None:
         noise = tl.zeros((BLOCK,), tl.int64) + mask_id
@@ -157,7 +167,11 @@ def _commit_kernel(
         most_units = tl.zeros((), tl.int64)
         scale = tl.zeros((), tl.float64)
         if budget is not None:
-            limit = tl.load(budget + row * budget_stride) if BUDGET_IS_POINTER else tl.zeros((), tl.float32) + budget
+            limit = (
+                tl.load(budget + row * budget_stride)
+                if BUDGET_IS_POINTER
+                else tl.zeros((), tl.float32) + budget
+            )
             largest = tl.zeros((), tl.int32)
             start = tl.zeros((), tl.int64)
             while start < length:
@@ -178,7 +192,9 @@ def _commit_kernel(
         count_before = tl.zeros((), tl.int64)
         units_before = tl.zeros((), tl.int64)
         if IS_WHOLE:  # one block: its keys and costs stay in registers
-            row_keys = _load_keys(score_ptr, score_stride, eligible_ptr, eligible_stride, lanes, length, least)
+            row_keys = _load_keys(
+                score_ptr, score_stride, eligible_ptr, eligible_stride, lanes, length, least
+            )
             row_units = _cost_units(_key_score(row_keys), scale)
         for bit in range(32):
             trial = end + (tl.full((), 1, tl.int64) << (31 - bit))
@@ -238,7 +254,9 @@ def _commit_kernel(
             is_rest = inside & (is_accepted == 0)
             if eligible_ptr is not None:
                 is_rest &= tl.load(eligible_ptr + position * eligible_stride, mask=inside, other=0) != 0
-            noise = _noise(seed, step_value, sample_id, start, noise_table_ptr, mask_id, vocab_size, STREAM, BLOCK)
+            noise = _noise(
+                seed, step_value, sample_id, start, noise_table_ptr, mask_id, vocab_size, STREAM, BLOCK
+            )
             proposal = tl.where(is_accepted, proposal, noise)
             writes = writes | is_rest
         token_at = tokens_ptr + row * tokens_row_stride + position * tokens_stride

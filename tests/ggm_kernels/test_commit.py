@@ -42,9 +42,7 @@ def decided(score, backend, dtype=torch.int64, **arguments):
     tokens = torch.arange(score.numel()).view(score.shape).to(dtype)
     proposal = tokens + 1000
     accepted = torch.rand(score.shape) < 0.5  # to be overwritten
-    result = commit(
-        tokens, proposal, score, accepted=accepted, backend=backend, **{**ANYTHING, **arguments}
-    )
+    result = commit(tokens, proposal, score, accepted=accepted, backend=backend, **{**ANYTHING, **arguments})
     assert result is tokens
     before = proposal - 1000
     if arguments.get("rest", "keep") == "keep":
@@ -173,7 +171,12 @@ def test_nan_is_never_accepted_and_infinity_first(backend):
     ]:
         assert decided(score, backend, **arguments).int().tolist() == [expected]
     score = torch.tensor([[-INF, -1.0, INF, -INF, -2.0]])
-    for budget, expected in [(0.0, [0, 1, 1, 0, 0]), (2.0, [0, 1, 1, 0, 1]), (3.0, [1, 1, 1, 0, 1]), (INF, [1] * 5)]:
+    for budget, expected in [
+        (0.0, [0, 1, 1, 0, 0]),
+        (2.0, [0, 1, 1, 0, 1]),
+        (3.0, [1, 1, 1, 0, 1]),
+        (INF, [1] * 5),
+    ]:
         assert decided(score, backend, budget=budget).int().tolist() == [expected]
 
 
@@ -194,14 +197,25 @@ def test_nobody_to_accept(backend):
 
 def test_rows_count_for_themselves(backend):
     score, ids = torch.randn(5, 40), torch.tensor([9, 2**40 - 1, 0, 2**33, 4])
-    limits = {"count": torch.tensor([0, 3, 40, 99, 7]), "budget": torch.rand(5) * 9, "threshold": -torch.rand(5)}
+    limits = {
+        "count": torch.tensor([0, 3, 40, 99, 7]),
+        "budget": torch.rand(5) * 9,
+        "threshold": -torch.rand(5),
+    }
     options = {"rest": "noise", "vocab_size": 17, **ANYTHING, "backend": backend}
-    whole = commit(torch.zeros(5, 40).long(), torch.ones(5, 40).long(), score, **limits, sample_ids=ids, **options)
+    whole = commit(
+        torch.zeros(5, 40).long(), torch.ones(5, 40).long(), score, **limits, sample_ids=ids, **options
+    )
     for row in range(5):
         own = {name: limit[row] for name, limit in limits.items()}
         part = slice(row, row + 1)
         alone = commit(
-            torch.zeros(1, 40).long(), torch.ones(1, 40).long(), score[part], **own, sample_ids=ids[part], **options
+            torch.zeros(1, 40).long(),
+            torch.ones(1, 40).long(),
+            score[part],
+            **own,
+            sample_ids=ids[part],
+            **options,
         )
         assert torch.equal(alone, whole[part])
 
@@ -237,7 +251,9 @@ def test_noise_is_independent_across_every_coordinate_and_of_other_streams(backe
     check_independence(base, noised(backend, vocab_size=5, sample_ids=torch.arange(1, 17)), 5)
     zeros = torch.zeros(16, 2000).long()
     others = [
-        torch.ops.ggm_kernels.corrupt(zeros, torch.zeros(()), 5, 1, 0, None, None, None, None, stream, "reference")
+        torch.ops.ggm_kernels.corrupt(
+            zeros, torch.zeros(()), 5, 1, 0, None, None, None, None, stream, "reference"
+        )
         for stream in set(Stream) - {Stream.COMMIT}
     ]
     for other, _ in others:
@@ -317,7 +333,9 @@ def test_instruction_sets_and_threads_change_nothing(isa, threads):
     arguments = {"budget": 5.0, "count": 300, "rest": "noise", "noise": some_law(17), **ANYTHING}
 
     def run(backend):
-        return commit(torch.zeros(20, 700).long(), torch.ones(20, 700).long() * 99, score, backend=backend, **arguments)
+        return commit(
+            torch.zeros(20, 700).long(), torch.ones(20, 700).long() * 99, score, backend=backend, **arguments
+        )
 
     before, threads_before = native.core.isa(), torch.get_num_threads()
     native.core.select_isa(isa)
@@ -342,7 +360,11 @@ def test_strided_tensors_of_either_type(backend, types):
     score = torch.randn(3, 60, generator=generator)[:, ::2]
     eligible = torch.tensor([[True], [False], [True]]).expand(3, 30)
     marks = torch.zeros(30, 3, dtype=torch.bool)
-    arguments = {"count": torch.tensor([[4], [5], [6]])[:, 0], "budget": torch.tensor(3.0).expand(3), **ANYTHING}
+    arguments = {
+        "count": torch.tensor([[4], [5], [6]])[:, 0],
+        "budget": torch.tensor(3.0).expand(3),
+        **ANYTHING,
+    }
     expected = commit(
         torch.zeros(3, 30, dtype=types[0]), proposal.contiguous(), score.contiguous(),
         eligible=eligible.contiguous(), backend="reference", **arguments,

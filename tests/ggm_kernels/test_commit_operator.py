@@ -21,7 +21,20 @@ def test_opcheck(backend):
     per_row = (None, torch.tensor([1, 3]), None, torch.rand(2), None, torch.rand(2))
     for arguments in [
         (3, None, 0.5, None, 1.0, None, None, False, None, None, 1, 1, 2, None, None, None, backend),
-        (*per_row, score > 0.2, True, table, None, 7, 1, 0, torch.tensor(4), torch.arange(2), accepted, backend),
+        (
+            *per_row,
+            score > 0.2,
+            True,
+            table,
+            None,
+            7,
+            1,
+            0,
+            torch.tensor(4),
+            torch.arange(2),
+            accepted,
+            backend,
+        ),
         (None,) * 6 + (None, True, None, 7, 7, 1, 0, None, None, accepted, backend),
     ]:
         torch.library.opcheck(op, (tokens, proposal, score, *arguments))
@@ -35,7 +48,15 @@ def test_compiles_as_one_graph_and_counts_do_not_recompile(backend):
     def run(tokens, count, budget, step):
         accepted = torch.zeros(2, 10, dtype=torch.bool)
         commit(
-            tokens, proposal, score, count=count, budget=budget, seed=1, step=step, accepted=accepted, **options
+            tokens,
+            proposal,
+            score,
+            count=count,
+            budget=budget,
+            seed=1,
+            step=step,
+            accepted=accepted,
+            **options,
         )
         return tokens + 1, accepted
 
@@ -49,7 +70,11 @@ def test_compiles_as_one_graph_and_counts_do_not_recompile(backend):
         assert torch.equal(ours, theirs)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # constant, then symbolic
     limits = torch.tensor([1, 4]), torch.tensor(0.75)
-    for a, b in zip(compiled(torch.zeros(2, 10).long(), *limits, 9), run(torch.zeros(2, 10).long(), *limits, 9), strict=True):
+    for a, b in zip(
+        compiled(torch.zeros(2, 10).long(), *limits, 9),
+        run(torch.zeros(2, 10).long(), *limits, 9),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -60,6 +85,33 @@ def test_autograd_sees_that_tokens_were_written(backend):
     commit(tokens, tokens + 1, score, seed=1, step=0, backend=backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+def test_inference_tensors(backend):
+    with torch.inference_mode():
+        tokens, accepted = torch.zeros(2, 4).long(), torch.zeros(2, 4) > 0
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            commit(
+                tokens,
+                torch.ones(2, 4).long(),
+                torch.rand(2, 4),
+                count=2,
+                seed=1,
+                step=0,
+                accepted=accepted,
+                backend=backend,
+            )
+        assert (accepted.sum(1) == 2).all()
+
+
+def test_what_is_written_has_memory_of_its_own(backend):
+    tokens, mask = torch.zeros(2, 4).long(), torch.ones(2, 4) > 0
+    arguments = {"score": torch.rand(2, 4), "seed": 1, "step": 0, "backend": backend}
+    with pytest.raises(ValueError, match="proposal: got memory that is written as tokens"):
+        commit(tokens, tokens, **arguments)
+    with pytest.raises(ValueError, match="eligible: got memory that is written as accepted"):
+        commit(tokens, tokens + 1, eligible=mask, accepted=mask, **arguments)
 
 
 # Errors before work

@@ -37,7 +37,9 @@ def limits_of(batch, length):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 31), (64, 1024), (5, 4096), (2, 4097), (2, 70001), (0, 4), (4, 0)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 31), (64, 1024), (5, 4096), (2, 4097), (2, 70001), (0, 4), (4, 0)]
+)
 def test_commit_has_the_bits_of_the_cpu(gpu_backend, shape, dtype):
     limits = limits_of(*shape)
     for names in [["count"], ["budget"], list(limits), []]:

@@ -18,7 +18,11 @@ def test_every_kernel_compiles(arch, tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[2])}
     environment.pop("TRITON_INTERPRET", None)
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(arch)], env=environment, capture_output=True, text=True, timeout=1800
+        [sys.executable, str(SCRIPT), str(arch)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     kernels = set(result.stdout.split()) - {"compiled"}
