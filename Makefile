@@ -15,7 +15,7 @@ TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench guard sanitize docs lint types cuda-check gpu clean
+.PHONY: help demo test emulated bench guard sanitize docs lint types cuda-check gpu clean
 # An install that failed must not look like one that is done.
 .DELETE_ON_ERROR:
 
@@ -28,6 +28,18 @@ demo: $(VENV)/.demo  ## train on handwritten digits, sample, infill, write the p
 # Two processes of one thread each: twice as fast as one process of two threads, most tests are small.
 test: $(VENV)/.test  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Each test of a GPU's backends that needs no real device, on the device code itself. The second run takes the branches
+# that only a GPU's compiler sees.
+EMULATED = GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/$(1)/_emulated*.so) OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -q -n 2
+
+emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults (4 minutes)
+	$(BIN)/python -m build_native.emulated
+	$(call EMULATED,plain) -k emulated tests/ggm_kernels tests/statistical tests/emulated
+	$(call EMULATED,device) -k 'emulated and (launches or by_products or any_temperature or 17 or 4099 or infinite)' \
+		tests/ggm_kernels/test_gpu.py tests/ggm_kernels/test_gpu_glauber_step.py \
+		tests/ggm_kernels/test_glauber_agreement.py tests/emulated/test_launches.py
 
 bench: $(VENV)/.test  ## run all benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

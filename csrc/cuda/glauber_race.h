@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/glauber_rows.h"
+#include "cuda/relaxed.h"
 
 namespace ggm::cuda {
 namespace {
@@ -21,7 +22,8 @@ struct Race {
   int part_tokens;
 };
 
-// A good score in the block, relative to the top of the warp that met it. Read and written as a whole.
+// A good score in the block, relative to the top of the warp that met it. Warps write it without waiting for each other:
+// atomically, as a whole, in no order.
 using Champion = unsigned long long;
 __device__ __forceinline__ Champion pack(float top, float score) {
   return static_cast<Champion>(float_bits(top)) << 32 | float_bits(score);
@@ -36,7 +38,7 @@ struct Runner {
   float cut;    // tempered logits below it are out
   float inverse_temperature, slope;
   float champion_top, champion_score;  // as last heard of
-  volatile Champion* champion;
+  Champion* champion;
 
   __device__ __forceinline__ float tempered_logit(float g) const {
     return tempered(g, state.top, inverse_temperature);
@@ -44,7 +46,7 @@ struct Runner {
 
   // What any warp has reached. The champion's top may be above ours, and then the bound above 0.
   __device__ __forceinline__ void listen() {
-    const Champion now = *champion;
+    const Champion now = load_relaxed(champion);
     if (__any_sync(kAllLanes, static_cast<uint32_t>(now) != float_bits(champion_score))) {
       const Champion heard = __shfl_sync(kAllLanes, now, 0);
       champion_top = float_of(static_cast<uint32_t>(heard >> 32));
@@ -58,7 +60,7 @@ struct Runner {
     if (!(best > bound)) return;
     bound = champion_score = best;
     champion_top = state.top;
-    if (threadIdx.x % kWarp == 0) *champion = pack(champion_top, champion_score);
+    if (threadIdx.x % kWarp == 0) store_relaxed(champion, pack(champion_top, champion_score));
   }
 
   // False where a lane holds a NaN. `largest` of the lane's chunk.

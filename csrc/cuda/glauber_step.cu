@@ -44,7 +44,7 @@ __device__ __forceinline__ RaceState block_state(const RaceState& state, float i
 
 template <class T, Mode kMode, Sums kSums>
 __device__ __forceinline__ RaceState race_part(const Race& race, const Place& place, const T* row, int64_t i,
-                                               uint32_t begin, uint32_t end, volatile Champion* champion) {
+                                               uint32_t begin, uint32_t end, Champion* champion) {
   Runner<kMode, kSums> runner;
   runner.state = race_start();
   runner.bound = runner.cut = minus_infinity();
@@ -74,7 +74,7 @@ __device__ __forceinline__ RaceState race_part(const Race& race, const Place& pl
 
 template <class T, Mode kMode, Sums kSums>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) race_kernel(const __grid_constant__ Race race) {
-  __shared__ volatile Champion champion;
+  __shared__ Champion champion;
   __shared__ float present;  // in shared memory, as registers are what the race is short of
   const int64_t parts = race.slots.parts, items = race.tile.rows * parts;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {

@@ -115,6 +115,7 @@ __device__ __forceinline__ void choose_digit(Shared& shared, const Weight& weigh
   const uint64_t target = is_first ? weight.target(total) : shared.target;
   const uint64_t below = is_first ? 0 : shared.below;
   const unsigned reached = __ballot_sync(kAllLanes, below + upto >= target);
+  __syncwarp();  // all have read the target and what is below before one writes them anew
   const int chooser = reached == 0 ? kWarp - 1 : __ffs(reached) - 1;
   if (lane != chooser) return;
   uint64_t sum = below + upto - own;

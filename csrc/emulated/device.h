@@ -72,7 +72,7 @@ inline void __stcs(T* to, T value) {
 
 template <class T>
 inline T atomicAdd(T* at, T value) {
-  ++emulated::counted->atomics;
+  emulated::count_atomic();
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 
@@ -155,22 +155,22 @@ inline float __half2float(__half value) {
 }
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 inline float __expf(float value) {
-  ++emulated::counted->exponentials;
+  emulated::count_exponential();
   return exp2f(value * 1.44269504f);
 }
 
 // What a kernel spends its instructions on is counted: these hide the functions of the same names.
 namespace ggm {
 inline float logf(float value) {
-  ++emulated::counted->logarithms;
+  emulated::count_logarithm();
   return ::logf(value);
 }
 inline float log1pf(float value) {
-  ++emulated::counted->logarithms;
+  emulated::count_logarithm();
   return ::log1pf(value);
 }
 inline float expf(float value) {
-  ++emulated::counted->exponentials;
+  emulated::count_exponential();
   return ::expf(value);
 }
 }  // namespace ggm

@@ -16,8 +16,6 @@ dim3 blockDim, gridDim;
 
 namespace emulated {
 
-Counts* counted;
-
 namespace {
 
 constexpr unsigned kMostThreads = 1024, kWarp = 32;
@@ -45,7 +43,10 @@ struct Meeting {
 // What ThreadSanitizer orders threads by: an address for each block's barriers and each warp's, of which blocks far
 // apart share one.
 constexpr unsigned kAddresses = 1 << 16;
-char barrier_addresses[kAddresses], warp_addresses[kAddresses], grid_begins, grid_ends;
+char block_addresses[kAddresses], warp_addresses[kAddresses], grid_begins, grid_ends;
+
+// Of the kernel that is running.
+Counts* counted;
 
 struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;
@@ -68,6 +69,7 @@ uint64_t environment(const char* name, uint64_t otherwise) {
   return text == nullptr || *text == 0 ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+char* block_address() { return &block_addresses[machine.blocks % kAddresses]; }
 Thread& self() { return *machine.threads[machine.current]; }
 
 uint64_t next_random() {
@@ -138,6 +140,7 @@ void wait(State state, Place place, const uint64_t& counter) {
 
 void run_thread() {
   acquire_at(&grid_begins);
+  acquire_at(block_address());
   machine.thread(machine.arguments);
   release_at(&grid_ends);
   self().state = State::ended;
@@ -162,7 +165,9 @@ void resume(unsigned thread) {
 
 void prepare_block() {
   machine.arrived = machine.ended = 0;
-  for (auto& of_warp : machine.meetings) of_warp.clear();
+  for (auto& of_warp : machine.meetings) {
+    for (auto& meeting : of_warp) meeting->arrived = 0;
+  }
   while (machine.threads.size() < machine.size) machine.threads.push_back(std::make_unique<Thread>());
   while (machine.identities.size() < machine.size) machine.identities.push_back(new_identity());
   for (unsigned i = 0; i < machine.size; ++i) {
@@ -173,6 +178,7 @@ void prepare_block() {
     thread.fiber.identity = machine.identities[(i + machine.blocks) % machine.size];
   }
   spoil_shared_memory();
+  release_at(block_address());
 }
 
 void run_block(std::vector<unsigned>& ids) {
@@ -239,6 +245,10 @@ Meeting& meeting_of(unsigned mask, Place place) {
 
 }  // namespace
 
+void count_logarithm() { ++counted->logarithms; }
+void count_exponential() { ++counted->exponentials; }
+void count_atomic() { ++counted->atomics; }
+
 Settings& settings() {
   static Settings settings = {environment("GGM_EMULATED_ORDER", 0),
                               static_cast<unsigned>(environment("GGM_EMULATED_LARGEST_GRID", 0)),
@@ -280,8 +290,7 @@ void run_grid(const Grid& grid, void (*thread)(const void*), const void* argumen
 }
 
 void barrier(Place place) {
-  char* address = &barrier_addresses[machine.blocks % kAddresses];
-  release_at(address);
+  release_at(block_address());
   if (machine.ended != 0) fail("reaches the barrier " + name(place) + " after others have ended");
   if (machine.arrived == 0) machine.barrier = place;
   if (place.line != machine.barrier.line || strcmp(place.file, machine.barrier.file) != 0) {
@@ -294,7 +303,7 @@ void barrier(Place place) {
   } else {
     wait(State::at_barrier, place, machine.barriers);
   }
-  acquire_at(address);
+  acquire_at(block_address());
 }
 
 Lanes meet(WarpOperation operation, unsigned mask, uint64_t value, Place place) {

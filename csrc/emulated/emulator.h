@@ -40,8 +40,10 @@ struct Counts {
 };
 // Of each kernel by its name.
 std::map<std::string, Counts>& counts();
-// Of the kernel that is running.
-extern Counts* counted;
+// In the kernel that is running. Not inline: device code is instrumented, and what it counts is no data of its own.
+void count_logarithm();
+void count_exponential();
+void count_atomic();
 
 struct Grid {
   unsigned blocks;
