@@ -29,7 +29,7 @@ class DrawingOptions:
     checkpoint : Path
         Folder of a checkpoint or a run.
     device : str
-        cpu, cuda, ..
+        Where: cpu, cuda, ..
     """
 
     checkpoint: Path

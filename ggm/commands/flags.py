@@ -143,8 +143,10 @@ def _default(field: Any) -> Any:
 
 
 def _help(text: str, default: Any, words: Mapping[str, str]) -> str:
-    text = _NAMED.sub(lambda found: words.get(found[1], found[1]), text.removeprefix("Whether "))
-    text = text[0].upper() + text[1:].replace("`", "").replace("%", "%%")
+    if text.startswith("Whether "):
+        text = text[8].upper() + text[9:]
+    text = _NAMED.sub(lambda found: words.get(found[1], found[1]), text)
+    text = text.replace("`", "").replace("%", "%%")
     text = text if text.endswith("..") else text.removesuffix(".")
     if default is None or default is False or default is dataclasses.MISSING or default == []:
         return text

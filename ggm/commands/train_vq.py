@@ -32,7 +32,7 @@ class TrainVQOptions:
     column : str
         Column of images of a data set.
     device : str
-        cpu, cuda, ..
+        Where: cpu, cuda, ..
     quiet : bool
         No progress bar.
     """

@@ -13,7 +13,7 @@ from ggm.progress import progress_bar
 from ggm.training.checkpoints import TrainingState
 from ggm.training.config import TrainingConfig
 from ggm.training.optimizer import averaged_model, make_optimizer, share_done
-from ggm.training.step import OneProcess, StepNumbers, all_finite, check_finite, training_step
+from ggm.training.step import OneProcess, StepNumbers, Trainer, all_finite, check_finite
 
 _BAR_FORMAT = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 
@@ -63,6 +63,7 @@ def train(
     state.optimizer.zero_grad()  # of an earlier backward pass
     batch_size = min(config.batch_size, len(data))
     batches = index_batches(len(data), batch_size, seed=config.seed)
+    trainer = Trainer(state, config, OneProcess(data.device), model.loss, state.optimizer, batch_size)
     losses: list[float] = []
 
     def check(numbers: StepNumbers) -> None:
@@ -74,18 +75,7 @@ def train(
     with progress_bar(progress, 1.0, "training", bar_format=_BAR_FORMAT) as bar:
         while done < 1.0:
             ids = next(batches).to(data.device)
-            training_step(
-                state,
-                Batch(ids, data[ids]),
-                config,
-                done,
-                accelerator=OneProcess(),
-                loss=model.loss,
-                optimizer=state.optimizer,
-                device=data.device,
-                size=batch_size,
-                check=check,
-            )
+            trainer.step(Batch(ids, data[ids]), done, check)
             state.seconds = time.perf_counter() - started
             share = share_done(config, state.step, state.seconds)
             bar.set_postfix_str(_status(losses, batch_size * data.shape[1], state.seconds), refresh=False)

@@ -19,7 +19,7 @@ from ggm.training.config import RunConfig
 from ggm.training.metrics import Metrics
 from ggm.training.optimizer import share_done
 from ggm.training.signals import Stop
-from ggm.training.step import StepNumbers, all_finite, check_finite, training_step
+from ggm.training.step import StepNumbers, Trainer, all_finite, check_finite
 
 _EVALUATED = 64
 # All that it tells fits into 80 columns.
@@ -45,10 +45,11 @@ class Loop:
         self.micro_batch = config.training.batch_size // (accelerator.num_processes * config.accumulation)
         self.sharded = sharded
         if sharded:
-            self.loss: Any = state.model
-            self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+            loss: Any = state.model
+            optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         else:
-            self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
+            loss, optimizer = accelerator.prepare(state.model, state.optimizer)
+        self.trainer = Trainer(state, config.training, accelerator, loss, optimizer, self.micro_batch)
         # A look at the numbers makes the device wait: they are kept until a look is due.
         self.pending: list[StepNumbers] = []
 
@@ -62,7 +63,7 @@ class Loop:
         stop = Stop(received, self.accelerator.num_processes)
         with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
-                self._step(batch, done)
+                self.pending.append(self.trainer.step(batch, done))
                 clock.tick(state)
                 bar.update(self._done() - done)
                 done = self._done()
@@ -94,21 +95,6 @@ class Loop:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-
-    def _step(self, batch: Batch, done: float) -> None:
-        """One step of the optimiser."""
-        numbers = training_step(
-            self.state,
-            batch,
-            self.config.training,
-            done,
-            accelerator=self.accelerator,
-            loss=self.loss,
-            optimizer=self.optimizer,
-            device=self.accelerator.device,
-            size=self.micro_batch,
-        )
-        self.pending.append(numbers)
 
     def _look(self) -> str:
         """Read the numbers of the steps since the last look; return a status line."""

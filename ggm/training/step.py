@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ class OneProcess:
     """What a step uses of `accelerate.Accelerator`, for one process in full precision."""
 
     sync_gradients = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def accumulate(self, *_: Any) -> AbstractContextManager[None]:
         """Nothing to be held back: the pass is the batch."""
@@ -46,66 +50,72 @@ class StepNumbers(NamedTuple):
     learning_rate: float
 
 
-def training_step(
-    state: TrainingState,
-    batch: Batch,
-    config: TrainingConfig,
-    done: float,
-    *,
-    accelerator: Any,
-    loss: Callable[..., torch.Tensor],
-    optimizer: Any,
-    device: torch.device,
-    size: int,
-    check: Callable[[StepNumbers], None] = lambda _: None,
-) -> StepNumbers:
-    """Change a state by one step of the optimiser.
+@dataclass(frozen=True)
+class Trainer:
+    """Makes the steps of a training, in memory or of a run.
 
-    Parameters
+    Attributes
     ----------
     state : TrainingState
-        Weights, average, moments and number of steps.
-    batch : Batch
-        Sequences of this process.
+        Weights, average, moments and number of steps: what a step changes.
     config : TrainingConfig
         Peak of the learning rate, clipping, seed of the noise.
-    done : float
-        Share of the budget that is spent, which the learning rate depends on.
     accelerator : accelerate.Accelerator or OneProcess
-        What sums up gradients of passes and processes, and casts.
+        Sums up gradients of passes and processes, casts, and tells the device.
     loss, optimizer
         Those of the state, or what accelerate made of them.
-    device : torch.device
-        Where sequences go.
     size : int
-        Sequences of a pass; their gradients are summed up.
-    check : callable
-        Looks at the numbers before weights are changed, and may raise; that makes the device wait.
-
-    Returns
-    -------
-    StepNumbers
-        Means over the batch.
+        Sequences of a pass.
     """
-    set_learning_rate(state.optimizer, config, done)
-    rate = state.optimizer.param_groups[0]["lr"]
-    losses = []
-    for ids, tokens in zip(batch.sample_ids.split(size), batch.tokens.split(size), strict=True):
-        with accelerator.accumulate(loss):
-            with accelerator.autocast():
-                value = loss(tokens.to(device), config.seed, state.step, ids.to(device))
-            accelerator.backward(value)
-            losses.append(value.detach())
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip)
-                norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
-                numbers = StepNumbers(torch.stack(losses).mean(), norm, batch.sample_ids, rate)
-                check(numbers)
-            optimizer.step()
-            optimizer.zero_grad()
-    state.averaged.update_parameters(state.model)
-    state.step += 1
-    return numbers
+
+    state: TrainingState
+    config: TrainingConfig
+    accelerator: Any
+    loss: Callable[..., torch.Tensor]
+    optimizer: Any
+    size: int
+
+    def step(
+        self, batch: Batch, done: float, check: Callable[[StepNumbers], None] = lambda _: None
+    ) -> StepNumbers:
+        """Change the state by one step of the optimiser.
+
+        Parameters
+        ----------
+        batch : Batch
+            Sequences of this process.
+        done : float
+            Share of the budget that is spent, which the learning rate depends on.
+        check : callable
+            Looks at the numbers before weights are changed, and may raise; that makes the device wait.
+
+        Returns
+        -------
+        StepNumbers
+            Means over the batch.
+        """
+        state, config, accelerator = self.state, self.config, self.accelerator
+        set_learning_rate(state.optimizer, config, done)
+        rate = state.optimizer.param_groups[0]["lr"]
+        losses = []
+        passes = zip(batch.sample_ids.split(self.size), batch.tokens.split(self.size), strict=True)
+        for ids, tokens in passes:
+            ids, tokens = ids.to(accelerator.device), tokens.to(accelerator.device)
+            with accelerator.accumulate(self.loss):
+                with accelerator.autocast():
+                    loss = self.loss(tokens, config.seed, state.step, ids)
+                accelerator.backward(loss)
+                losses.append(loss.detach())
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip)
+                    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+                    numbers = StepNumbers(torch.stack(losses).mean(), norm, batch.sample_ids, rate)
+                    check(numbers)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        state.averaged.update_parameters(state.model)
+        state.step += 1
+        return numbers
 
 
 def check_finite(step: int, loss: float, norm: float, sample_ids: torch.Tensor, after: str = "") -> None:
