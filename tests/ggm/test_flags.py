@@ -1,5 +1,6 @@
 """Flags are those of the dataclasses; help comes at once; what a command tells before it does anything."""
 
+import ast
 import os
 import re
 import shutil
@@ -129,6 +130,26 @@ def test_docstrings_are_taken_apart():
         """
 
     assert attribute_docs(More) == {**docs, "big": "Whether they are bigger."}
+
+
+def flags_named(source: str) -> list[str]:
+    """Texts of a program, but docstrings, that name flags of the command line."""
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in texts if re.search(r"--[a-z]", node.value) and id(node) not in docstrings]
+
+
+def test_the_library_names_fields_and_no_flags():
+    root = Path(__file__).parents[2] / "ggm"
+    found = {
+        text
+        for path in root.rglob("*.py")
+        if "commands" not in path.parts
+        for text in flags_named(path.read_text(encoding="utf-8"))
+    }
+    assert all("--fsdp_version" in text for text in found)  # of accelerate
+    assert flags_named('"""--a"""\nraise ValueError(f"--count: got {1}")') == ["--count: got "]
 
 
 @pytest.mark.parametrize(
