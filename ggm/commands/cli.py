@@ -60,10 +60,7 @@ def _told(error: BaseException) -> str:
 
 def _words(module: Any) -> Mapping[str, str]:
     """Flags of a command by what the library calls them."""
-    found = dict(getattr(module, "WORDS", {}))
-    for flags in reversed(module.FLAGS):
-        found.update(flags.words())
-    return found
+    return {name: flag for flags in reversed(module.FLAGS) for name, flag in flags.words().items()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from ggm.commands.drawing import DrawingOptions, drawing_flags, open_checkpoint, sample
 from ggm.commands.flags import Flags
 from ggm.commands.score import METRICS, MetricOptions, grid_shape, read, score_config
-from ggm.commands.score import WORDS as WORDS
 from ggm.evaluation.config import HeldOutConfig, ImageShape, ReadConfig
 
 if TYPE_CHECKING:

@@ -34,6 +34,8 @@ class Flags:
         Defaults that are not those of the fields.
     help : mapping, optional
         What help says of fields in place of their docstring.
+    words : mapping, optional
+        Flags that decide other fields, by what messages call these.
     path : str
         What the library calls the dataclass in messages where its fields alone could be those of another.
     title : str, optional
@@ -48,6 +50,7 @@ class Flags:
         names: Mapping[str, str] | None = None,
         defaults: Mapping[str, Any] | None = None,
         help: Mapping[str, str] | None = None,
+        words: Mapping[str, str] | None = None,
         path: str = "",
         title: str | None = None,
     ) -> None:
@@ -56,6 +59,7 @@ class Flags:
         self._fields = [field for field in fields if only is None or field.name in only]
         self._names = {field.name: (names or {}).get(field.name, field.name) for field in self._fields}
         self._defaults, self._help, self._path = defaults or {}, help or {}, path
+        self._others = words or {}
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags to a parser."""
@@ -103,7 +107,7 @@ class Flags:
         words = {field: f"--{name.replace('_', '-')}" for field, name in self._names.items()}
         for name in self._names:  # of a `Ramp`
             words |= {f"{name}.{end}": f"{words[name]}.{end}" for end in ("start", "end")}
-        return words
+        return {**self._others, **words}
 
 
 def with_flags(message: str, words: Mapping[str, str]) -> str:

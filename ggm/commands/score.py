@@ -92,11 +92,13 @@ _PERPLEXITY = Flags(
     title="language model",
 )
 _MAUVE = Flags(MauveConfig, ("model",), names={"model": "mauve-model"}, path="mauve")
-_SCORE = Flags(ScoreConfig, ("unit", "fid_network"))
+_SCORE = Flags(
+    ScoreConfig,
+    ("unit", "fid_network"),
+    words={"perplexity": "--model", "image": "--grid", "batch": "--score-batch"},
+)
 _READ = Flags(ReadConfig, ("column", "cut"), names={"cut": "txt"})
 METRICS = (_SCORE, _READ, _PERPLEXITY, _MAUVE)
-# What the library calls parts that one flag decides.
-WORDS = {"perplexity": "--model", "image": "--grid", "batch": "--score-batch"}
 _TOKENIZER = Flags(ReadConfig, ("tokenizer",))
 FLAGS = (Flags(ScoreOptions), _TOKENIZER, *METRICS)
 
@@ -129,7 +131,8 @@ def score_config(options: argparse.Namespace, image: ImageShape | None) -> Score
     model, device, batch = options.model, options.device, options.score_batch
     perplexity = None if model is None else _PERPLEXITY.make(options, model=model, device=device)
     mauve = _MAUVE.make(options, device=device, batch=batch)
-    return ScoreConfig(perplexity, mauve, image, options.fid_network, options.unit, device, batch)
+    parts = {"perplexity": perplexity, "mauve": mauve, "image": image}
+    return _SCORE.make(options, **parts, device=device, batch=batch)
 
 
 def read(path: Path, reading: ReadConfig, image: ImageShape | None, source: str) -> Samples | ImageSet:
