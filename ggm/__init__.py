@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from ggm.model import GGM
     from ggm.model_config import GGMConfig
     from ggm.objective import ObjectiveConfig
-    from ggm.sampling.config import Ramp, SamplingConfig
-    from ggm.sampling.redenoise import ReDenoise
+    from ggm.sampling.config import Ramp, ReDenoise, SamplingConfig
     from ggm.sampling.stepwise import SampleResult
-    from ggm.training.in_memory import TrainingConfig, train
+    from ggm.training.config import TrainingConfig
+    from ggm.training.in_memory import train
 
 __all__ = [
     "GGM",
@@ -42,10 +42,10 @@ _HOMES = {
     "ggm.model_config": ("GGMConfig",),
     "ggm.chain": ("Chain", "ChainConfig"),
     "ggm.objective": ("ObjectiveConfig",),
-    "ggm.sampling.redenoise": ("ReDenoise",),
     "ggm.sampling.stepwise": ("SampleResult",),
-    "ggm.sampling.config": ("Ramp", "SamplingConfig"),
-    "ggm.training.in_memory": ("TrainingConfig", "train"),
+    "ggm.sampling.config": ("Ramp", "ReDenoise", "SamplingConfig"),
+    "ggm.training.config": ("TrainingConfig",),
+    "ggm.training.in_memory": ("train",),
 }
 
 

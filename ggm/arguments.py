@@ -1,4 +1,4 @@
-"""Checks of what the calls of `GGM` are given, in the manner of `ggm_kernels.checks`."""
+"""Argument checks of the calls of `GGM`, in the manner of `ggm_kernels.checks`."""
 
 from __future__ import annotations
 

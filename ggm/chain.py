@@ -127,7 +127,7 @@ CPU = torch.device("cpu")
 
 
 class Chain:
-    """Visit order and noise rates of a chain, and the law of X_t given the data in closed form.
+    """Visit order and noise rates of a chain, and the distribution of X_t given the data in closed form.
 
     Parameters
     ----------

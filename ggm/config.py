@@ -80,14 +80,14 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise ConfigError(f"--set: got {override!r}; allowed: KEY=VALUE")
+            raise ConfigError(f"overrides: got {override!r}; allowed: KEY=VALUE")
         *parents, last = key.split(".")
         part = values
         for parent in parents:
             part = part.setdefault(parent, {})
             if not isinstance(part, dict):
-                raise ConfigError(f"--set: got {override!r}; {parent} has no keys")
-        part[last] = _parse(text, "--set " + override)
+                raise ConfigError(f"overrides: got {override!r}; {parent} has no keys")
+        part[last] = _parse(text, "overrides: " + override)
     return values
 
 

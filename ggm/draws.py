@@ -1,4 +1,4 @@
-"""Random numbers of the model layer, all from `ggm_kernels.random_tokens`."""
+"""Uniform random numbers of the model layer, all from `ggm_kernels.random_tokens`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything of a model but its weights."""
+"""Configuration of a model: chain, network, objective, noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loss: telling signal from noise at the visited position.
+"""Training losses: binary classification of signal and noise at the visited position, or cross-entropy.
 
 Every binary form is one call of `ggm_kernels.linear_sigmoid_bce` (or `sigmoid_bce`): a row is a
 position to be predicted, with a list of candidate tokens and a signal and a noise weight for each.
@@ -325,6 +325,6 @@ def minus_log_noise(vocab_size: int, noise: NoiseLaw | None, like: torch.Tensor)
     """
     if noise is None:
         return like.new_full((vocab_size,), math.log(vocab_size))
-    # The law keeps its logarithms on every device: nothing to compute or to copy in a step.
+    # NoiseLaw keeps its logarithms on every device: nothing to compute or to copy in a step.
     least = math.log(torch.finfo(torch.float32).tiny)
     return -noise.log_probs(like.device).clamp_min(least).to(like)

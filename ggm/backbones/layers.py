@@ -1,4 +1,4 @@
-"""What the backbones share: configuration, features, positions, transformer block with adaLN."""
+"""Configuration and layers that the backbones share: features, positions, transformer block with adaLN."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def initialise(
     head: nn.Parameter | None,
     bias: nn.Parameter,
 ) -> None:
-    """Start what a network reads and its head: g is the uniform law, so the calibration sum starts at 1.
+    """Start embeddings and head: g is the uniform distribution, so the calibration sum starts at 1.
 
     Parameters
     ----------

@@ -1,1 +1,3 @@
-"""What is typed: ``ggm demo | train | train-vq | sample | infill | evaluate | score``."""
+"""The commands: a module for each, with `FLAGS` (the first are its own) and `run`."""
+
+COMMANDS = ("demo", "train", "sample", "infill", "evaluate", "score", "info", "train-vq", "completion")

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Check of a device's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command's process waits and keeps memory: settings that come before the work."""
+"""Process settings of commands, made before torch is loaded: how threads wait, what malloc keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where samples come from and what they cost, as plain values for a JSON file beside them."""
+"""Records of samples (seed, precision, cost, versions), as JSON files beside them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ggm.files import read_json, write_text
 from ggm.training.checkpoints import PROGRESS, read_progress
 
 if TYPE_CHECKING:
-    from ggm.commands.generate import GenerateConfig
-    from ggm.model import GGM
+    from ggm.commands.checkpoint import Checkpoint
+    from ggm.commands.drawing import GenerateConfig
     from ggm.sampling.stepwise import SampleResult
 
 _PACKAGES = ("torch", "transformers", "torchmetrics")
@@ -52,19 +52,17 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def of_samples(result: SampleResult, config: GenerateConfig, model: GGM, checkpoint: Path) -> dict[str, Any]:
+def of_samples(result: SampleResult, config: GenerateConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """Record of samples that a checkpoint gave.
 
     Parameters
     ----------
     result : SampleResult
-        What `ggm.commands.generate.sample` or `fill` returned.
+        What `ggm.commands.drawing.sample` or `fill` returned.
     config : GenerateConfig
         How it was called.
-    model : GGM
-        The model.
-    checkpoint : Path
-        Folder of the model.
+    checkpoint : Checkpoint
+        What it was drawn from.
 
     Returns
     -------
@@ -72,11 +70,12 @@ def of_samples(result: SampleResult, config: GenerateConfig, model: GGM, checkpo
         The `KEYS`. `network_evaluations` counts passes of one batch each;
         `network_evaluations_per_sample` those that each sample took part in.
     """
+    model, folder = checkpoint.model, checkpoint.folder
     weights = model.backbone.head_bias
     batches = math.ceil(config.count / config.batch)
     return {
-        "checkpoint": str(checkpoint),
-        "step": _step(checkpoint),
+        "checkpoint": str(folder),
+        "step": _step(folder),
         "seed": config.seed,
         "precision": {
             "network": str(weights.dtype).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""What a scoring gives: an object of JSON, and its main numbers in words."""
+"""Results of scoring: an object of JSON, and its main numbers in words."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def result(
     dict
         Values that `ggm.commands.provenance.to_json` writes.
     """
-    call = {name: value for name, value in vars(options).items() if name != "run"}
+    call = {name: value for name, value in vars(options).items() if name != "module"}
     return {
         "command": command,
         "call": call,
@@ -56,6 +56,12 @@ def result(
         "seconds": time.perf_counter() - started,
         "versions": versions(),
     }
+
+
+def check_out(path: Path | None) -> None:
+    """Raise FileNotFoundError if there is no folder for a result, before the work is done."""
+    if path is not None and not path.parent.is_dir():
+        raise FileNotFoundError(f"out: there is no folder {path.parent}")
 
 
 def give(out: Path | None, values: dict[str, Any]) -> None:

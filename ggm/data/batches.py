@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from ggm.config import ConfigError
 from ggm.data.text import TokenStream
 from ggm.draws import uniforms
 from ggm_kernels import Stream
@@ -87,3 +88,11 @@ def batches(
             yield Batch(torch.tensor([i for i, _ in chosen]), torch.stack([row for _, row in chosen]))
     for ids in index_batches(len(tokens), size, seed=seed, start=start):
         yield Batch(ids[part], tokens[ids[part]])
+
+
+def check_batch(tokens: Tokens | TokenStream, size: int) -> None:
+    """Raise ConfigError if there are not as many sequences as a batch has."""
+    if not isinstance(tokens, TokenStream) and len(tokens) < size:
+        raise ConfigError(
+            f"training.batch_size: got {size}; allowed: at most the {len(tokens)} sequences there are"
+        )

@@ -8,10 +8,10 @@ _ROWS = 4096  # of either set at a time: all differences at once need not fit in
 
 
 def frechet_distance(samples: torch.Tensor, reference: torch.Tensor) -> float:
-    """Frechet distance between normal laws fitted to two sets of vectors.
+    """Frechet distance between normal distributions fitted to two sets of vectors.
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` of means and covariances. It falls with the
-    number of vectors, even for sets of one law: compare at equal numbers only.
+    number of vectors, even for sets of one distribution: compare at equal numbers only.
 
     Parameters
     ----------

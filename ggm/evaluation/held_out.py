@@ -1,44 +1,17 @@
-"""What a model says of held-out data along the chain: losses and calibration."""
+"""Losses and calibration on held-out data, at several chain times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ggm.chain import Chain
+from ggm.evaluation.config import HeldOutConfig
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
 from ggm.objective import ObjectiveConfig
 from ggm.sampling.visits import OwnVisits, VisitGroup
-
-
-@dataclass(frozen=True)
-class HeldOutConfig:
-    """How held-out data are looked at.
-
-    Attributes
-    ----------
-    sites_per_step : int
-        Positions that are predicted together: those of the sampler.
-    times : int
-        Chain times, evenly spread over the groups of visits that the sampler makes; fewer if there are
-        fewer groups.
-    seed : int
-        Of the noise: the same for all models of one chain.
-    batch : int
-        Sequences at a time.
-    """
-
-    sites_per_step: int
-    times: int = 8
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"--times: got {self.times}; allowed: 1 or more")
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ggm.evaluation.config import ImageShape
 from ggm.evaluation.distances import Moments, nearest_differences
 from ggm.evaluation.images import ImageSet, to_pixels
 from ggm.evaluation.reasons import reason
-from ggm.evaluation.samples import ImageShape
 from ggm.extras import require
 from ggm.progress import progress_bar
 
@@ -51,7 +51,7 @@ class FeatureNetwork(torch.nn.Module):
     def __init__(self, path: Path, device: str, shape: ImageShape) -> None:
         super().__init__()
         if not path.is_file():
-            raise FileNotFoundError(f"--fid-network: there is no file {path}")
+            raise FileNotFoundError(f"fid_network: there is no file {path}")
         self.path, self.device = path, device
         try:
             self.network, self._options = _load(path, device)
@@ -59,11 +59,9 @@ class FeatureNetwork(torch.nn.Module):
             features = self(probe)
         except Exception as error:  # of many kinds
             images = f"uint8 images {[_PROBES, 3, shape.height, shape.width]}"
-            raise ValueError(
-                f"--fid-network: {path} gives no features of {images}: {reason(error)}"
-            ) from error
+            raise ValueError(f"fid_network: {path} gives no features of {images}: {reason(error)}") from error
         if features.ndim != 2 or len(features) != _PROBES:
-            raise ValueError(f"--fid-network: got features {list(features.shape)}; allowed: [{_PROBES}, D]")
+            raise ValueError(f"fid_network: got features {list(features.shape)}; allowed: [{_PROBES}, D]")
         self.num_features = int(features.shape[1])
 
     @torch.inference_mode()

@@ -9,7 +9,8 @@ import torch
 
 from ggm.data.images.files import Images, read_batches
 from ggm.data.images.tokenizers import ImageTokenizer, VQTokenizer
-from ggm.evaluation.samples import ImageShape, Samples
+from ggm.evaluation.config import ImageShape
+from ggm.evaluation.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def grid_images(samples: Samples, shape: ImageShape, source: str) -> ImageSet:
     """
     if samples.tokens is None or len({len(row) for row in samples.tokens}) != 1:
         raise ValueError(
-            f"{source}: got no tokens of one length; allowed with --grid: .npy, or .jsonl of tokens"
+            f"{source}: got no tokens of one length; allowed with `grid`: .npy, or .jsonl of tokens"
         )
     tokens = torch.as_tensor(samples.tokens)
     shape.check(tokens, source)
@@ -109,7 +110,7 @@ def picture_images(
     """
     if shape.height != shape.width:
         raise ValueError(
-            f"--grid: got {shape.height} x {shape.width} with a folder of images; allowed: squares"
+            f"grid: got {shape.height} x {shape.width} with a folder of images; allowed: squares"
         )
     mode = "RGB" if shape.channels == 3 else "L"
 

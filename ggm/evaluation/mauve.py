@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import numpy
 import torch
 
+from ggm.evaluation.config import MauveConfig
 from ggm.evaluation.reasons import reason
 from ggm.extras import require
-
-
-@dataclass(frozen=True)
-class MauveConfig:
-    """How MAUVE is computed.
-
-    Attributes
-    ----------
-    model : str
-        What gives the features: a name of the Hugging Face Hub, or a folder. mauve-text takes those
-        with "gpt2" or "bert" in the name only.
-    max_length : int
-        Tokens that are read of a text.
-    device : str
-        Where.
-    batch : int
-        Texts at a time.
-    seed : int
-        Of the clustering.
-    """
-
-    model: str = "gpt2-large"
-    max_length: int = 1024
-    device: str = "cpu"
-    batch: int = 8
-    seed: int = 25
 
 
 def check_mauve(config: MauveConfig) -> None:
@@ -56,7 +30,7 @@ def check_mauve(config: MauveConfig) -> None:
         require("mauve.utils", extra="mauve").get_tokenizer(config.model)
     except Exception as error:  # of many kinds, and of many lines
         raise ValueError(
-            f"--mauve-model: {config.model!r} cannot be used by mauve-text: {reason(error)}"
+            f"mauve.model: {config.model!r} cannot be used by mauve-text: {reason(error)}"
         ) from error
 
 
@@ -77,7 +51,7 @@ def mauve(
     Returns
     -------
     dict
-        ``value`` in (0, 1], 1 for equal laws, with what it depends on.
+        ``value`` in (0, 1], 1 for equal distributions, with what it depends on.
     """
     if not progress:
         os.environ["DISABLE_TQDM"] = "1"  # what mauve-text, and nothing else, looks at

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from ggm.evaluation.config import PerplexityConfig
 from ggm.evaluation.reasons import reason
 from ggm.evaluation.statistics import standard_error
 from ggm.extras import require
@@ -24,45 +24,6 @@ DTYPES = {
 }
 # For a model that has no longest sequence of its own.
 _DEFAULT_LENGTH = 1024
-
-
-@dataclass(frozen=True)
-class PerplexityConfig:
-    """Under which model, and how.
-
-    Attributes
-    ----------
-    model : str
-        Folder of a causal language model with its tokenizer, or a name on the Hugging Face Hub.
-    precision : str
-        Of weights and activations: a key of `DTYPES`. The log-likelihood is computed from the logits in
-        float32 or, with "fp64", float64.
-    device : str
-        Where.
-    batch : int
-        Samples at a time.
-    max_length : int or None
-        Tokens that are read of a sample, the model's start token included; None is the longest
-        sequence of the model.
-    start_token : bool
-        Whether each sample is read after the model's start token, so that its first token is scored,
-        too. The literature on discrete diffusion does not.
-    """
-
-    model: str
-    precision: str = "fp32"
-    device: str = "cpu"
-    batch: int = 8
-    max_length: int | None = None
-    start_token: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in DTYPES:
-            raise ValueError(f"--precision: got {self.precision!r}; allowed: {', '.join(DTYPES)}")
-        if self.batch < 1:
-            raise ValueError(f"--score-batch: got {self.batch}; allowed: 1 or more")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"--max-length: got {self.max_length}; allowed: 2 or more")
 
 
 class LanguageModel:
@@ -91,7 +52,7 @@ class LanguageModel:
         if config.start_token:
             self.start = self.tokenizer.bos_token_id
             if self.start is None:
-                raise ValueError(f"--start-token: the tokenizer of {config.model} has no start token")
+                raise ValueError(f"start_token: the tokenizer of {config.model} has no start token")
         self._check_causal()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -192,7 +153,7 @@ class LanguageModel:
         own = getattr(self.model.config, "max_position_embeddings", None)
         wanted = self.config.max_length
         if wanted is not None and own is not None and wanted > own:
-            raise ValueError(f"--max-length: got {wanted}; allowed: 2 to {own}, the longest of the model")
+            raise ValueError(f"max_length: got {wanted}; allowed: 2 to {own}, the longest of the model")
         return wanted or own or _DEFAULT_LENGTH
 
     @torch.inference_mode()
@@ -209,7 +170,7 @@ class LanguageModel:
         rounding = 16 * torch.finfo(before.dtype).eps * before.abs().max()
         if not (before - after).abs().max() <= rounding:
             raise ValueError(
-                f"--model: {self.config.model} looks at tokens that are to come; allowed: causal ones"
+                f"model: {self.config.model} looks at tokens that are to come; allowed: causal ones"
             )
 
 
@@ -256,7 +217,7 @@ def _load(config: PerplexityConfig) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     looks_like_a_path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
     if looks_like_a_path and not os.path.isdir(config.model):
-        raise FileNotFoundError(f"--model: there is no folder {config.model}")
+        raise FileNotFoundError(f"model: there is no folder {config.model}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.model)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -265,6 +226,6 @@ def _load(config: PerplexityConfig) -> tuple[Any, Any]:
         model = model.to(config.device).eval()
     except Exception as error:  # of many kinds, and of many lines
         raise ValueError(
-            f"--model: {config.model!r} gives no causal language model with a tokenizer: {reason(error)}"
+            f"model: {config.model!r} gives no causal language model with a tokenizer: {reason(error)}"
         ) from error
     return tokenizer, model

@@ -1,4 +1,4 @@
-"""Other packages' errors in few words."""
+"""Error messages of other packages, shortened to one line."""
 
 from __future__ import annotations
 

@@ -13,53 +13,12 @@ import numpy
 import torch
 
 from ggm.data.text import decode, make_tokenizer
+from ggm.evaluation.config import ReadConfig
 from ggm.files import read_text
 
 # What one sample is in a .txt file, and how such a file is cut.
 TXT_CUTS = {"paragraph": re.compile(r"\n(?:[ \t]*\n)+"), "line": re.compile(r"\n"), "file": None}
 _SUFFIXES = (".jsonl", ".txt", ".npy")
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """How a sequence of tokens is an image: row by row, the channels of a pixel together.
-
-    Attributes
-    ----------
-    height, width : int
-        Pixels.
-    channels : int
-        1 (grey) or 3 (red, green, blue).
-    levels : int
-        Token 0 is black, token levels - 1 full brightness; 2 to 256.
-    """
-
-    height: int
-    width: int
-    channels: int = 1
-    levels: int = 256
-
-    def __post_init__(self) -> None:
-        if min(self.height, self.width) < 1 or self.channels not in (1, 3):
-            got = (self.height, self.width, self.channels)
-            raise ValueError(f"grid: got {got}; allowed: height and width of 1 or more, 1 or 3 channels")
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels: got {self.levels}; allowed: 2 to 256")
-
-    @property
-    def length(self) -> int:
-        """Tokens of an image."""
-        return self.height * self.width * self.channels
-
-    def check(self, tokens: torch.Tensor, source: str) -> None:
-        """Raise ValueError unless tokens [N, L] are images of this shape."""
-        if tokens.ndim != 2 or tokens.shape[1] != self.length:
-            raise ValueError(
-                f"{source}: got sequences of {tokens.shape[-1]} tokens; "
-                f"allowed: {self.length}, those of an image"
-            )
-        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.levels:
-            raise ValueError(f"{source}: got tokens outside; allowed: 0 to {self.levels - 1}")
 
 
 @dataclass(frozen=True)
@@ -85,29 +44,6 @@ class Samples:
         """Tokens of every sample, which must be known."""
         assert self.tokens is not None
         return self.tokens.tolist() if isinstance(self.tokens, torch.Tensor) else self.tokens
-
-
-@dataclass(frozen=True)
-class ReadConfig:
-    """How files of samples are read.
-
-    Attributes
-    ----------
-    column : str
-        Key of the text in a line of a .jsonl file.
-    cut : str
-        What one sample is in a .txt file: "paragraph" (texts between empty lines), "line" or "file".
-    tokenizer : str or None
-        tokenizer.json, or a name on the Hub, that turns tokens without text into text.
-    """
-
-    column: str = "text"
-    cut: str = "paragraph"
-    tokenizer: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.cut not in TXT_CUTS:
-            raise ValueError(f"cut: got {self.cut!r}; allowed: {', '.join(TXT_CUTS)}")
 
 
 def read_samples(path: Path, config: ReadConfig) -> Samples:
@@ -153,9 +89,7 @@ def _read_lines(path: Path, config: ReadConfig) -> Samples:
         return Samples()
     has_text, has_tokens = config.column in rows[0], "tokens" in rows[0]
     if not has_text and not (has_tokens and config.column == "text"):
-        raise ValueError(
-            f"--column: got {config.column!r}; allowed: {', '.join(rows[0]) or 'no key is there'}"
-        )
+        raise ValueError(f"column: got {config.column!r}; allowed: {', '.join(rows[0]) or 'no key is there'}")
     return Samples(
         _column(rows, config.column, path) if has_text else None,
         _token_lists(_column(rows, "tokens", path), path) if has_tokens else None,
@@ -216,10 +150,10 @@ def _read_array(path: Path, config: ReadConfig) -> Samples:
 
 def _decoded(tokens: list[list[int]], name: str, path: Path) -> list[str]:
     if name == "char" or name.startswith("bpe:"):
-        raise ValueError(f"--tokenizer: got {name!r}; allowed: a tokenizer.json or a name on the Hub")
+        raise ValueError(f"tokenizer: got {name!r}; allowed: a tokenizer.json or a name on the Hub")
     tokenizer = make_tokenizer(name, ())
     size = tokenizer.get_vocab_size()
     largest = max((token for row in tokens for token in row), default=0)
     if largest >= size:
-        raise ValueError(f"{path}: got token {largest}; allowed: 0 to {size - 1}, those of --tokenizer")
+        raise ValueError(f"{path}: got token {largest}; allowed: 0 to {size - 1}, those of `tokenizer`")
     return [decode(tokenizer, row) for row in tokens]

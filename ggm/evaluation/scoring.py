@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ggm.evaluation.config import ScoreConfig
 from ggm.evaluation.diversity import diversity
 from ggm.evaluation.image_distances import FeatureNetwork, ImageComparison
 from ggm.evaluation.images import ImageSet
-from ggm.evaluation.mauve import MauveConfig, check_mauve, mauve
-from ggm.evaluation.perplexity import LanguageModel, PerplexityConfig
-from ggm.evaluation.samples import ImageShape, Samples
+from ggm.evaluation.mauve import check_mauve, mauve
+from ggm.evaluation.perplexity import LanguageModel
+from ggm.evaluation.samples import Samples
 from ggm.extras import require
-
-UNITS = ("scorer", "samples", "words", "characters")
-
-
-@dataclass(frozen=True)
-class ScoreConfig:
-    """What is computed.
-
-    Attributes
-    ----------
-    perplexity : PerplexityConfig or None
-        Generative perplexity, of text.
-    mauve : MauveConfig
-        MAUVE, of text, if there is a reference.
-    image : ImageShape or None
-        Of samples that are images.
-    fid_network : Path or None
-        Network of FID, of images with a reference.
-    unit : str or None
-        What entropy and distinct-n count: tokens of the language model ("scorer"), of the system itself
-        ("samples"), "words" between white space or "characters". None is the first of "scorer",
-        "samples" and "words" that there is.
-    device : str
-        Where the network of FID runs.
-    batch : int
-        Images at a time.
-    """
-
-    perplexity: PerplexityConfig | None = None
-    mauve: MauveConfig = MauveConfig()
-    image: ImageShape | None = None
-    fid_network: Path | None = None
-    unit: str | None = None
-    device: str = "cpu"
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"--score-batch: got {self.batch}; allowed: 1 or more")
-        if self.unit is not None and self.unit not in UNITS:
-            raise ValueError(f"--unit: got {self.unit!r}; allowed: {', '.join(UNITS)}")
-        if self.unit == "scorer" and self.perplexity is None:
-            raise ValueError("--unit: got 'scorer' without --model; allowed: with it")
-        if self.perplexity is not None and self.image is not None:
-            raise ValueError("--model: got a language model for images; allowed: for text")
-        if self.fid_network is not None and self.image is None:
-            raise ValueError("--fid-network: got a file without --grid or a folder; allowed: for images")
 
 
 class Scoring:
@@ -92,7 +44,7 @@ class Scoring:
             self.comparison = ImageComparison(reference, network, batch=config.batch, progress=progress)
         elif reference is not None:
             if reference.texts is None:
-                raise ValueError("--reference: got tokens; allowed: text, or with --grid images")
+                raise ValueError("reference: got tokens; allowed: text, or with `grid` images")
             check_mauve(config.mauve)
         if config.perplexity is not None:
             self.language_model = LanguageModel(config.perplexity)
@@ -141,7 +93,7 @@ class Scoring:
         if path is None or shape is None:
             return None
         if self.reference is None:
-            raise ValueError("--fid-network: got a file without a reference; allowed: with --reference")
+            raise ValueError("fid_network: got a file without a reference; allowed: with `reference`")
         require("torchmetrics.image.fid", extra="eval")
         return FeatureNetwork(path, self.config.device, shape)
 
@@ -159,7 +111,9 @@ class Scoring:
         if self.language_model is None:
             return None
         if samples.texts is None:
-            raise ValueError(f"{source}: got tokens, --model reads text; allowed: with --tokenizer")
+            raise ValueError(
+                f"{source}: got tokens, the language model reads text; allowed: with `tokenizer`"
+            )
         return self.language_model.encode(samples.texts)
 
     def _mauve(self, samples: Samples, progress: bool) -> dict[str, Any] | None:
@@ -184,9 +138,9 @@ def _units(
     if unit == "samples":
         if samples.tokens is None:
             raise ValueError(
-                f"{source}: got no tokens, --unit is 'samples'; allowed: words, characters, scorer"
+                f"{source}: got no tokens, `unit` is 'samples'; allowed: words, characters, scorer"
             )
         return samples.token_lists()
     if samples.texts is None:
-        raise ValueError(f"{source}: got no text, --unit is {unit!r}; allowed: samples, or with --tokenizer")
+        raise ValueError(f"{source}: got no text, `unit` is {unit!r}; allowed: samples, or with `tokenizer`")
     return [text.split() for text in samples.texts] if unit == "words" else samples.texts

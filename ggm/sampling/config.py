@@ -1,12 +1,9 @@
-"""How the reverse process is run."""
+"""Configuration of sampling: sites per step, process, temperature and filters, ramps, ReDeNoise."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-from ggm.sampling.redenoise import ReDenoise
-from ggm_kernels import checks
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,26 @@ class Ramp:
 
 
 @dataclass(frozen=True)
+class ReDenoise:
+    """Noise samples again and denoise them again.
+
+    Attributes
+    ----------
+    sweeps : int
+        Noise the samples by the first sweeps of the chain.
+    repeats : int
+        How many times.
+    """
+
+    sweeps: int
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1 or self.repeats < 1:
+            raise ValueError(f"sweeps, repeats: got {self.sweeps}, {self.repeats}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
 class SamplingConfig:
     """How the reverse process is run.
 
@@ -41,18 +58,22 @@ class SamplingConfig:
         Whether one evaluation of all L conditionals serves every step up to the next token that
         changes (`ggm.sampling.event_driven`); for networks that give all L at once, with one site per step.
     horizon : int or None
-        Event-driven only: visits of a sequence that an evaluation serves at most, 1 being exact; None
+        With `event_driven`: visits of a sequence that an evaluation serves at most, 1 being exact; None
         is up to the end of the sweep, which bounds it in any case.
     temperature : float or Ramp
-        Divides the logits of a draw.
-    top_k, top_p, min_p : optional
-        Filters of a draw, as in `ggm_kernels.glauber_step`; top_p may be a `Ramp`.
+        Divides the logits of a draw; 0 takes the likeliest token.
+    top_k : int or None
+        Draw from the so many likeliest tokens.
+    top_p : float, Ramp or None
+        Draw from the fewest likeliest tokens whose probabilities sum to this.
+    min_p : float or None
+        Draw from tokens at least so many times as likely as the likeliest.
     redenoise : ReDenoise or None
         What follows when time 0 is reached.
     cuda_graph : bool
         Whether steps are recorded once per group size and replayed (`ggm.sampling.cuda_graphs`): the same
         samples with less time between kernels, on a CUDA device. A recording holds its numbers: no
-        `Ramp`. Not with event_driven, whose steps depend on the tokens. Not run on a GPU yet.
+        `Ramp`. Not with `event_driven`, whose steps depend on the tokens. Not run on a GPU yet.
     """
 
     sites_per_step: int = 1
@@ -67,6 +88,8 @@ class SamplingConfig:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
+        from ggm_kernels import checks  # brings torch, which the help of commands does without
+
         if self.sites_per_step < 1:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 or more")
         if self.event_driven and self.sites_per_step != 1:

@@ -1,4 +1,4 @@
-"""The reverse process from one changed token to the next, for networks that give all L conditionals."""
+"""Event-driven sampler: one network evaluation per changed token, by networks that give all conditionals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ggm_kernels import NoiseLaw
 
 
 class AllConditionals(Protocol):
-    """Logits g of the law of every position given all the others."""
+    """Logits g of the distribution of every position given all the others."""
 
     def __call__(self, tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor | LinearLogits:
         """Logits at all positions of tokens [B, L], sequence b at time times[b]: [B, L, V], or factors.

@@ -1,8 +1,7 @@
-"""Noising samples again, to denoise them again: what ReDenoise adds to a sampler."""
+"""ReDeNoise: noise samples again, so that a sampler denoises them again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,18 +9,6 @@ import torch
 from ggm.chain import Chain
 from ggm.draws import uniforms
 from ggm_kernels import NoiseLaw, Stream, random_tokens
-
-
-@dataclass(frozen=True)
-class ReDenoise:
-    """Noise samples again by the chain's first `sweeps` sweeps and denoise them, `repeats` times."""
-
-    sweeps: int
-    repeats: int = 1
-
-    def __post_init__(self) -> None:
-        if self.sweeps < 1 or self.repeats < 1:
-            raise ValueError(f"sweeps, repeats: got {self.sweeps}, {self.repeats}; allowed: 1 or more")
 
 
 def renoise(

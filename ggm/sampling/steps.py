@@ -1,4 +1,4 @@
-"""The steps of the reverse process that all its samplers have in common."""
+"""Steps of the reverse process that all samplers share: start, resampling of a group, noise coordinates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LinearLogits(NamedTuple):
 
 
 class Conditionals(Protocol):
-    """Logits g of the law of X_t at some positions, given X_t at all the others."""
+    """Logits g of the distribution of X_t at some positions, given X_t at all the others."""
 
     def __call__(
         self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor

@@ -1,4 +1,4 @@
-"""The reverse process: from pure noise at time T back to data at time 0."""
+"""Stepwise sampler: the reverse process, one network evaluation per group of visits."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def denoise(
 
     Notes
     -----
-    If the conditionals are exact, the state at time T has the law of X_T and one site
-    is resampled per step, then the state at every t has the law of X_t. Source: the time-dependent
+    If the conditionals are exact, the state at time T has the distribution of X_T and one site
+    is resampled per step, then the state at every t has the distribution of X_t. Source: the time-dependent
     Glauber dynamics of arXiv 2405.17035; groups and keep-or-replace are our derivation
     (docs/mathematics.md).
     """

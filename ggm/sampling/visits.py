@@ -1,4 +1,4 @@
-"""Which visits of a chain concern each sequence, and in which groups they are undone."""
+"""Order and groups of visits: which concern each sequence, and which are resampled together."""
 
 from __future__ import annotations
 

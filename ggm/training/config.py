@@ -1,8 +1,9 @@
-"""The YAML file of `ggm train`."""
+"""Configuration of a training: budget and optimiser, and the YAML file of `ggm train`."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,78 @@ from ggm.digests import FileState
 from ggm.extras import require
 from ggm.files import write_text
 from ggm.model_config import GGMConfig
-from ggm.training.in_memory import TrainingConfig
+from ggm_kernels.randomness import MAX_SEED
 
 # In the folder of a run: what it was started with.
 RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run, which ends when either budget is spent.
+
+    Attributes
+    ----------
+    seconds : float
+        Budget of wall-clock time.
+    steps : int or None
+        Budget of optimiser steps; None is no limit. Runs that end by steps alone are reproducible.
+    batch_size : int
+        Sequences per step.
+    learning_rate : float
+        Peak.
+    final_share : float
+        Learning rate at the end, relative to the peak: 0 to 1.
+    warmup : float
+        Share of the run in which the learning rate rises: 0 to 1.
+    betas : tuple of float
+        Of AdamW, each from 0 to below 1.
+    weight_decay : float
+        Of AdamW, for matrices only.
+    clip : float
+        Largest norm of the gradient; infinity does not clip.
+    ema_decay : float
+        Decay of the averaged weights per step, from 0 to below 1; at first it is less
+        (`ggm.training.average.decay_at`).
+    seed : int
+        Key of data order, chain times and noise: 0 to 2**64 - 1.
+    """
+
+    seconds: float = math.inf
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    final_share: float = 0.01
+    warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema_decay: float = 0.99
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and math.isinf(self.seconds):
+            raise ValueError("seconds, steps: got no budget; allowed: at least one of them finite")
+        for name in ("seconds", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:  # NaN, too
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: above 0")
+        if math.isinf(self.learning_rate):
+            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: got {self.weight_decay}; allowed: 0 or more, finite")
+        for name in ("final_share", "warmup"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 0 to 1")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay: got {self.ema_decay}; allowed: 0 or more, below 1")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas: got {self.betas}; allowed: 0 or more, below 1")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}; allowed: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -34,8 +103,8 @@ class RunConfig:
     model : GGMConfig
         The model. Its vocab_size is that of the data, and is not given.
     noise : str
-        Law of the noise: "uniform", or "unigram", the frequencies of the training data's tokens
-        (`ggm.data.unigram`): noise that is harder to tell from data. model.noise_probs gives another law.
+        Distribution of the noise: "uniform", or "unigram", the frequencies of the training data's tokens
+        (`ggm.data.unigram`): noise that is harder to tell from data. model.noise_probs gives another one.
     training : TrainingConfig
         Budget and optimiser. Its seed is that of the weights, too; its batch_size is over all
         processes.
@@ -108,12 +177,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return build(RunConfig, values)
 
 
-def write_config(config: RunConfig, path: Path) -> None:
-    """Write a run, with all that its file left to defaults, as a file that `read_config` reads."""
+def to_yaml(config: RunConfig) -> str:
+    """A run, with all that its file left to defaults, as a file that `read_config` reads."""
     values = dataclasses.asdict(config)
     del values["model"]["vocab_size"]
-    text = require("yaml", extra="train").safe_dump(values, sort_keys=False)
-    write_text(path, text)
+    return require("yaml", extra="train").safe_dump(values, sort_keys=False)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the file of `to_yaml`."""
+    write_text(path, to_yaml(config))
 
 
 def check_same_curve(config: RunConfig, path: Path) -> RunConfig | None:

@@ -1,11 +1,11 @@
-"""The steps of a run of `ggm train`, on one of its processes."""
+"""Training loop of `ggm train` on one process: steps, looks at held-out data, checkpoints."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,9 +16,10 @@ from ggm.model import GGM
 from ggm.progress import progress_bar
 from ggm.training.checkpoints import Checkpoints, TrainingState
 from ggm.training.config import RunConfig
-from ggm.training.in_memory import all_finite, check_finite, set_learning_rate, share_done
 from ggm.training.metrics import Metrics
+from ggm.training.optimizer import share_done
 from ggm.training.signals import Stop
+from ggm.training.step import StepNumbers, Trainer, all_finite, check_finite
 
 _EVALUATED = 64
 # All that it tells fits into 80 columns.
@@ -44,12 +45,13 @@ class Loop:
         self.micro_batch = config.training.batch_size // (accelerator.num_processes * config.accumulation)
         self.sharded = sharded
         if sharded:
-            self.loss: Any = state.model
-            self.optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+            loss: Any = state.model
+            optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         else:
-            self.loss, self.optimizer = accelerator.prepare(state.model, state.optimizer)
+            loss, optimizer = accelerator.prepare(state.model, state.optimizer)
+        self.trainer = Trainer(state, config.training, accelerator, loss, optimizer, self.micro_batch)
         # A look at the numbers makes the device wait: they are kept until a look is due.
-        self.pending: list[_Step] = []
+        self.pending: list[StepNumbers] = []
 
     def train(self, received: list[int], max_steps: int | None, progress: bool) -> str | None:
         """Make steps until the budget is spent or a signal came; return its name."""
@@ -61,8 +63,7 @@ class Loop:
         stop = Stop(received, self.accelerator.num_processes)
         with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
-                set_learning_rate(state.optimizer, config.training, done)
-                self._step(batch)
+                self.pending.append(self.trainer.step(batch, done))
                 clock.tick(state)
                 bar.update(self._done() - done)
                 done = self._done()
@@ -94,28 +95,6 @@ class Loop:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-
-    def _step(self, batch: Batch) -> None:
-        """One step of the optimiser."""
-        training, device = self.config.training, self.accelerator.device
-        losses = []
-        parts = (values.split(self.micro_batch) for values in (batch.sample_ids, batch.tokens))
-        for ids, tokens in zip(*parts, strict=True):
-            with self.accelerator.accumulate(self.loss):
-                with self.accelerator.autocast():
-                    loss = self.loss(tokens.to(device), training.seed, self.state.step, ids.to(device))
-                self.accelerator.backward(loss)
-                losses.append(loss.detach())
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.state.model.parameters(), training.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        if self.sharded:
-            norm = norm.full_tensor()
-        self.state.averaged.update_parameters(self.state.model)
-        self.state.step += 1
-        rate = self.state.optimizer.param_groups[0]["lr"]
-        self.pending.append(_Step(torch.stack(losses).mean(), norm, batch.sample_ids, rate))
 
     def _look(self) -> str:
         """Read the numbers of the steps since the last look; return a status line."""
@@ -205,15 +184,6 @@ def evaluate(model: GGM, tokens: torch.Tensor, batch: int) -> dict[str, float]:
         "held_out_loss": float(torch.stack(losses).sum() / len(tokens)),
         "calibration": float(torch.cat(sums).mean()),
     }
-
-
-class _Step(NamedTuple):
-    """Numbers of a step that are still on the device, and what they are of."""
-
-    loss: torch.Tensor
-    gradient_norm: torch.Tensor
-    sample_ids: torch.Tensor
-    learning_rate: float
 
 
 class _Clock:

@@ -17,9 +17,10 @@ import torch
 
 from ggm.backbones.attention import check_installed
 from ggm.config import ConfigError
+from ggm.data.batches import check_batch
 from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.sources import Data, load_data, source_file
-from ggm.data.text import TokenStream, read_tokenizer
+from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
 from ggm.digests import DIGESTS, FileState
 from ggm.extras import require
@@ -37,10 +38,10 @@ from ggm.training.checkpoints import (
     restore,
 )
 from ggm.training.config import RUN_CONFIG, RunConfig, check_same_curve, write_config
-from ggm.training.in_memory import make_optimizer
 from ggm.training.lock import locked
 from ggm.training.loop import Loop
 from ggm.training.metrics import Metrics
+from ggm.training.optimizer import make_optimizer
 from ggm.training.signals import signals
 
 
@@ -101,7 +102,7 @@ def run(
     curve does not depend on the number of processes nor on `accumulation` but by rounding.
     """
     if max_steps is not None and max_steps < 1:
-        raise ValueError(f"--max-steps: got {max_steps}; allowed: 1 or more")
+        raise ValueError(f"max_steps: got {max_steps}; allowed: 1 or more")
     check_installed(config.model.backbone.attention)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
@@ -119,7 +120,7 @@ def _train(
     last = checkpoints.latest()
     if last is not None and not resume:
         raise ValueError(
-            f"{out}: holds checkpoints of a run; --resume continues it, `out:` names another folder"
+            f"{out}: holds checkpoints of a run; `resume` continues it, `out:` names another folder"
         )
     before = None
     if last is not None:
@@ -133,7 +134,7 @@ def _train(
     if file is None:
         file = data.file
         _on_main(accelerator, lambda: _check_data(known, file, out))
-    _check_batch_size(config, data)
+    check_batch(data.train, config.training.batch_size)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
     first_device = torch.device("cpu") if sharded else accelerator.device
@@ -312,14 +313,6 @@ def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progre
         if data.images is not None and images is None:
             data.images.save(out)
     return data
-
-
-def _check_batch_size(config: RunConfig, data: Data) -> None:
-    size = config.training.batch_size
-    if not isinstance(data.train, TokenStream) and len(data.train) < size:
-        raise ConfigError(
-            f"training.batch_size: got {size}; allowed: at most the {len(data.train)} sequences there are"
-        )
 
 
 def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig:

@@ -23,7 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ggm.model import GGM
 from ggm.training.checkpoints import TrainingState
-from ggm.training.in_memory import TrainingConfig, make_optimizer
+from ggm.training.config import TrainingConfig
+from ggm.training.optimizer import make_optimizer
 
 # What is called of a model besides its forward, which is its loss.
 _METHODS = ("loss", "calibration")

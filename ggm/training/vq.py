@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,67 +16,12 @@ from ggm.data.images.tokenizers import VQTokenizer, save_network, to_floats
 from ggm.extras import require
 from ggm.files import filling
 from ggm.progress import progress_bar
-from ggm.training.in_memory import TrainingConfig, set_learning_rate
-from ggm_kernels.randomness import MAX_SEED
+from ggm.training.config import TrainingConfig
+from ggm.training.optimizer import set_learning_rate
+from ggm.training.vq_config import GROUPS, VQConfig
 
 RECONSTRUCTIONS = "reconstructions.png"
 _SHOWN = 8
-_GROUPS = 8
-
-
-@dataclass(frozen=True)
-class VQConfig:
-    """A small VQModel and its training. All values are our own choice.
-
-    Attributes
-    ----------
-    size : int
-        Pixels of a side.
-    downsampling : int
-        Sides of pictures over sides of token grids: a power of 2, of which `size` is a multiple.
-    vocab_size : int
-        Vectors in the codebook.
-    latent_channels : int
-        Size of each.
-    width : int
-        Channels at full size, a multiple of 8; twice as many below.
-    grey : bool
-        Whether pictures have one channel.
-    steps : int
-        Optimiser steps.
-    batch_size : int
-        Pictures per step.
-    learning_rate : float
-        Peak, of Adam.
-    seed : int
-        Of weights and of the order of pictures.
-    """
-
-    size: int = 64
-    downsampling: int = 8
-    vocab_size: int = 512
-    latent_channels: int = 8
-    width: int = 32
-    grey: bool = False
-    steps: int = 2000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
-        if not 0 <= self.seed < MAX_SEED:
-            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
-        if self.downsampling < 1 or self.downsampling & (self.downsampling - 1):
-            raise ValueError(f"downsampling: got {self.downsampling}; allowed: powers of 2")
-        if self.size % self.downsampling:
-            raise ValueError(f"size: got {self.size}; allowed: multiples of downsampling {self.downsampling}")
-        if self.width < 1 or self.width % _GROUPS:
-            raise ValueError(f"width: got {self.width}; allowed: multiples of {_GROUPS}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +56,7 @@ def make_vq(config: VQConfig) -> Any:
         latent_channels=config.latent_channels,
         sample_size=config.size,
         num_vq_embeddings=config.vocab_size,
-        norm_num_groups=_GROUPS,
+        norm_num_groups=GROUPS,
         mid_block_add_attention=False,
     )
 
@@ -149,7 +93,9 @@ def train_vq(
     is that of arXiv 1711.00937. That the codebook starts from encoded pictures is common practice.
     """
     if len(images) < config.batch_size:
-        raise ValueError(f"batch: got {config.batch_size}; allowed: up to the {len(images)} images there are")
+        raise ValueError(
+            f"batch_size: got {config.batch_size}; allowed: up to the {len(images)} images there are"
+        )
     torch.manual_seed(config.seed)
     model = make_vq(config).to(device)
     check_pictures(images, config.size, "L" if config.grey else "RGB", progress=progress)

@@ -69,8 +69,8 @@ def test_kind_chooses_among_dataclasses():
         ("accumulation=0", ["accumulation", "got 0", "1 or more"]),
         ("out=", ["out", "nothing", "text"]),
         ("out.folder=3", ["out.folder=3", "out has no keys"]),
-        ("out", ["--set", "'out'", "KEY=VALUE"]),
-        ("out=[", ["--set out=[", "not YAML"]),
+        ("out", ["overrides: got 'out'", "KEY=VALUE"]),
+        ("out=[", ["overrides: out=[", "not YAML"]),
     ],
 )
 def test_mistakes_name_the_key_and_what_is_allowed(override, words, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 import ggm
 from ggm import extras
-from ggm.commands import demo
+from ggm.commands import digits_demo as demo
 from ggm.commands.cli import main
 from ggm.data.digits import load_digits
 
@@ -37,6 +37,8 @@ def test_a_short_demo_writes_its_pictures_and_figures(tmp_path, capsys):
     text = capsys.readouterr().out
     for words in ("Frechet distance", "held-out digits", "copies of a training", "calibration"):
         assert words in text
+    assert main(["sample", str(out / "model"), "--out", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").read_bytes().startswith(PNG)
 
 
 def test_help_explains(capsys):
@@ -68,7 +70,7 @@ def test_errors_are_one_line(arguments, words, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("missing", ["sklearn", "matplotlib", "tqdm"])
+@pytest.mark.parametrize("missing", ["sklearn", "matplotlib", "safetensors", "tqdm"])
 def test_a_missing_package_is_one_line(missing, monkeypatch, capsys):
     def import_module(name):
         if name.partition(".")[0] == missing:

@@ -58,7 +58,7 @@ def test_a_run_leaves_checkpoints_that_are_models(tmp_path):
 def test_resumed_runs_go_on_as_if_nothing_had_been(tmp_path):
     whole = trained(tmp_path, out="whole")
     assert trained(tmp_path, max_steps=7).steps == 7
-    with pytest.raises(ValueError, match="--resume continues"):
+    with pytest.raises(ValueError, match="`resume` continues"):
         trained(tmp_path)
     parts = trained(tmp_path, resume=True)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")

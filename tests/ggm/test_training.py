@@ -1,11 +1,15 @@
+import dataclasses
 import math
 
 import pytest
 import torch
+from small_runs import trained
+from torch.optim.swa_utils import AveragedModel
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
+from ggm.data.digits import load_digits
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
-from ggm.training import in_memory as training
+from ggm.training.config import read_config
 
 
 def tiny() -> GGM:
@@ -58,14 +62,41 @@ def test_training_stops_at_the_first_loss_that_is_not_finite():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_a_run_and_training_in_memory_make_the_same_steps(tmp_path):
+    result = trained(tmp_path)
+    averaged, weights = (
+        GGM.from_pretrained(result.checkpoint, weights=kind) for kind in ("averaged", "training")
+    )
+    config = read_config(tmp_path / "run.yaml").training
+    torch.manual_seed(config.seed)
+    model = GGM(averaged.config)
+    in_memory = train(model, load_digits(levels=4).train, config)
+    for ours, theirs in ((in_memory.model, averaged), (model, weights)):
+        expected = theirs.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    other = train(
+        model, load_digits(levels=4).train, dataclasses.replace(config, clip=0.01)
+    ).model.state_dict()
+    assert not all(torch.equal(value, expected[name]) for name, value in other.items())
+
+
+def test_gradients_of_an_earlier_backward_pass_do_not_count():
+    config = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2)
+    fresh, used = tiny(), tiny()
+    for parameter in used.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    expected, found = (train(model, DATA, config).model.state_dict() for model in (fresh, used))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_training_gives_no_average_that_is_not_finite(monkeypatch):
-    update = training.AveragedModel.update_parameters
+    update = AveragedModel.update_parameters
 
     def spoilt(self, model):
         update(self, model)
         self.module.backbone.bias.data[0] = math.nan
 
-    monkeypatch.setattr(training.AveragedModel, "update_parameters", spoilt)
+    monkeypatch.setattr(AveragedModel, "update_parameters", spoilt)
     with pytest.raises(FloatingPointError, match="step 3: got averaged weights that are not finite"):
         train(tiny(), DATA, TrainingConfig(steps=3, batch_size=4))
 

@@ -19,8 +19,8 @@ from enumerable import (
 
 from ggm.chain import Chain
 from ggm.sampling import steps as reversal
+from ggm.sampling.config import ReDenoise
 from ggm.sampling.event_driven import denoise_by_events
-from ggm.sampling.redenoise import ReDenoise
 from ggm.sampling.stepwise import SamplingConfig, denoise, initial_tokens
 
 COUNT = 160_000

@@ -57,7 +57,7 @@ def _white(size: int, mask: Path, image: Path) -> torch.Tensor:
     if white.size != picture.size:
         width, height = picture.size
         raise ValueError(
-            f"--mask: got {white.size[0]} x {white.size[1]} pixels; allowed: {width} x {height}, as the image"
+            f"mask: got {white.size[0]} x {white.size[1]} pixels; allowed: {width} x {height}, as the image"
         )
     return fit(white, size, "L")[..., 0] >= _WHITE
 
@@ -66,7 +66,7 @@ def _box(size: int, box: str) -> torch.Tensor:
     parts = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", box.replace(" ", ""))
     left, top, right, bottom = (int(part) for part in parts.groups()) if parts else (0, 0, 0, 0)
     if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-        raise ValueError(f"--box: got {box!r}; allowed: x0,y0,x1,y1 with x0 < x1, y0 < y1, up to {size}")
+        raise ValueError(f"box: got {box!r}; allowed: x0,y0,x1,y1 with x0 < x1, y0 < y1, up to {size}")
     inside = torch.zeros(size, size, dtype=torch.bool)
     inside[top:bottom, left:right] = True
     return inside
@@ -93,7 +93,7 @@ def frozen_tokens(tokenizer: ImageTokenizer, mask: torch.Tensor) -> torch.Tensor
         If nothing is to be drawn.
     """
     if not mask.any():
-        raise ValueError("--mask: got no white pixel; allowed: white where the image is to be drawn")
+        raise ValueError("mask: got no white pixel; allowed: white where the image is to be drawn")
     return ~_cells(tokenizer, mask).any(dim=-1).flatten()
 
 

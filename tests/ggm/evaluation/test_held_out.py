@@ -126,5 +126,5 @@ def test_all_times_at_most():
     found = held_out(model_of(), data(), HeldOutConfig(2, times=100))
     assert [row["time"] for row in found["by_time"]] == [0, 2, 4, 6, 8, 10]
     assert found["chain_steps"] == 12 and found["sequences"] == 40
-    with pytest.raises(ValueError, match="--times"):
+    with pytest.raises(ValueError, match="times: got 0"):
         dataclasses.replace(HeldOutConfig(1), times=0)

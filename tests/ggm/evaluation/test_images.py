@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from ggm.evaluation.config import ImageShape
 from ggm.evaluation.distances import copied_share, frechet_distance, nearest_differences
 from ggm.evaluation.image_distances import FeatureNetwork, ImageComparison
 from ggm.evaluation.images import grid_images, to_pixels
-from ggm.evaluation.samples import ImageShape, Samples
+from ggm.evaluation.samples import Samples
 
 SHAPE = ImageShape(3, 4, levels=4)
 # How TorchScript files are made, and read, is deprecated in favour of torch.export.

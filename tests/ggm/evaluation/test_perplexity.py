@@ -152,9 +152,9 @@ def test_a_tokenizer_of_another_model_is_refused(models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp8"}, "--precision"),
-        ({"batch": 0}, "--score-batch"),
-        ({"max_length": 1}, "--max-length"),
+        ({"precision": "fp8"}, "precision: got"),
+        ({"batch": 0}, "batch: got 0"),
+        ({"max_length": 1}, "max_length: got 1"),
     ],
 )
 def test_configurations_are_checked(options, words):

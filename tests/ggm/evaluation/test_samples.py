@@ -61,7 +61,7 @@ def test_arrays_of_tokens(tmp_path):
         ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}\n", "line 1: JSON that cannot be read: "),
         ("a.jsonl", b"[" * 100_000, "line 1.*: (JSON that cannot be read|not JSON): "),
         ("a.jsonl", b"[]\n", "line 1: got list"),
-        ("a.jsonl", b'{"body": "x"}\n', "--column: got 'text'; allowed: body"),
+        ("a.jsonl", b'{"body": "x"}\n', "column: got 'text'; allowed: body"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n', "sample 2, key 'text': got int"),
         ("a.jsonl", b'{"text": "x"}\n{}\n', "sample 2, key 'text': got no such key"),
         ("a.jsonl", b'{"tokens": [true]}\n', "integers of 0 and more"),

@@ -1,0 +1,51 @@
+"""`ggm sample`: draw samples from a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggm.commands.drawing import DrawingOptions, drawing_flags, open_checkpoint, sample, tell_cost
+from ggm.commands.flags import Flags
+
+
+@dataclass(frozen=True)
+class SampleOptions(DrawingOptions):
+    """Draw samples from a checkpoint.
+
+    They are printed, as text where the model is one of text, as tokens otherwise, or written with --out.
+    Images are written only.
+
+    A sample depends on the seed and on its number only, not on --batch or --count.
+
+    Attributes
+    ----------
+    out : Path or None
+        Write them there: .npy (tokens), .jsonl (tokens and text), .txt (text), .png (images side by side), or
+        a folder (images; PATH.grid.png shows them side by side); PATH.meta.json tells seed, precision, cost
+        and versions.
+    """
+
+    out: Path | None = None
+
+
+FLAGS = (Flags(SampleOptions), *drawing_flags())
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw, and print or write."""
+    from ggm.commands import output, provenance
+
+    checkpoint, config = open_checkpoint(options)
+    output.check_output(options.out, checkpoint)
+    result = sample(checkpoint.model, config, progress=sys.stderr.isatty())
+    tell_cost(result)
+    if options.out is not None:
+        output.write_samples(options.out, result.tokens, checkpoint)
+        provenance.write_record(options.out, provenance.of_samples(result, config, checkpoint))
+        return
+    rows = result.tokens.tolist()
+    for line in checkpoint.texts(result.tokens) or (" ".join(map(str, row)) for row in rows):
+        print(line)
