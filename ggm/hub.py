@@ -169,7 +169,11 @@ def check_finite(weights: Mapping[str, torch.Tensor], path: str | PathLike[str])
     """Raise ValueError if a weight that was read from a file is not finite: all it gives would be noise."""
     for name, values in weights.items():
         # Of NaN among them, both are NaN.
-        if values.is_floating_point() and not all(map(math.isfinite, map(float, values.aminmax()))):
+        if (
+            values.is_floating_point()
+            and values.numel()
+            and not all(map(math.isfinite, map(float, values.aminmax())))
+        ):
             raise ValueError(f"{path}: got weights that are not finite, in {name}; allowed: finite ones")
 
 

@@ -76,7 +76,7 @@ def test_results_of_an_evaluation(digits, tmp_path, capsys):
     assert json.loads(out.read_text())["command"] == "evaluate"
 
 
-@pytest.mark.parametrize("room", [50, 4000])  # for the picture, and for the weights
+@pytest.mark.parametrize("room", [50, 20_000])  # for the picture, and for the weights
 def test_a_network_of_pictures(room, tmp_path, capsys):
     folder, out = draw_pictures(tmp_path / "pictures", 4), tmp_path / "vq"
     small = ["--size", "16", "--downsampling", "4", "--width", "8", "--batch", "2", "--steps", "1"]

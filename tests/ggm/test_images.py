@@ -247,7 +247,7 @@ def test_a_checkpoint_whose_files_do_not_belong_together_is_refused(trained, tmp
     import shutil
 
     folder = shutil.copytree(max((trained / "checkpoints").iterdir()), tmp_path / "checkpoint")
-    (folder / "digests.json").unlink()  # which would tell first: as in a checkpoint of an earlier version
+    (folder / "digests.json").unlink()  # as in a checkpoint of an earlier version, where nothing else tells
     small_vq(folder / "vq", vocab_size=17)
     assert main(["sample", str(folder), "--out", str(tmp_path / "a.png")]) == 1
     assert "got 17 tokens on a grid of 4 x 4; allowed: 16 tokens, 16 positions" in capsys.readouterr().err
