@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ggm.commands.drawing import DrawingOptions, drawing_flags, open_checkpoint, sample
 from ggm.commands.flags import Flags
 from ggm.commands.score import METRICS, MetricOptions, grid_shape, read, score_config
-from ggm.evaluation.config import HeldOutConfig, ImageShape, ReadConfig
+from ggm.evaluation.config import HeldOutConfig, ImageShape, LikelihoodConfig, ReadConfig
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +36,9 @@ class EvaluateOptions(MetricOptions, DrawingOptions):
         ggm evaluate outputs/pydoc-char --count 256 --model gpt2-large
 
     Held-out data are those of the run: the folder of `ggm train` tells which; for a checkpoint that was
-    moved, --data CONFIG names the YAML file. They are scored as the samples are, to compare with, and the
-    model's losses on them and the calibration sum_a exp g are given at several chain times.
+    moved, --data CONFIG names the YAML file. They are scored as the samples are, to compare with. Beside
+    that stand the likelihood bound of the model on them, and its losses and the calibration sum_a exp g at
+    several chain times.
     Images, drawn by the VQModel that the checkpoint holds if it is one of such tokens, are compared with the
     first training images unless --reference names others.
 
@@ -60,13 +61,15 @@ class EvaluateOptions(MetricOptions, DrawingOptions):
 
 
 _HELD_OUT = Flags(HeldOutConfig, ("times",))
-FLAGS = (Flags(EvaluateOptions), *drawing_flags(count=64), _HELD_OUT, *METRICS)
+_LIKELIHOOD = Flags(LikelihoodConfig, ("times",), names={"times": "likelihood_times"})
+FLAGS = (Flags(EvaluateOptions), *drawing_flags(count=64), _HELD_OUT, _LIKELIHOOD, *METRICS)
 
 
 def run(options: argparse.Namespace) -> None:
     """Draw, score, look at held-out data, print or write."""
     from ggm.commands import output, provenance, report
     from ggm.evaluation.held_out import held_out
+    from ggm.evaluation.likelihood import likelihood
     from ggm.evaluation.samples import Samples
     from ggm.evaluation.scoring import Scoring
 
@@ -75,7 +78,8 @@ def run(options: argparse.Namespace) -> None:
     report.check_out(options.out)
     output.check_output(options.save_samples, checkpoint, "--save-samples")
     model, sites = checkpoint.model, config.sampling.sites_per_step
-    looking = _HELD_OUT.make(options, sites_per_step=sites, seed=config.seed, batch=config.batch)
+    common = {"sites_per_step": sites, "seed": config.seed, "batch": config.batch}
+    looking, bounding = _HELD_OUT.make(options, **common), _LIKELIHOOD.make(options, **common)
     run = _run_of(options, checkpoint.folder)
     data = None if run is None else _data(run, checkpoint, _run_file(options, checkpoint.folder))
     images = _run_images(options, checkpoint, run, data)
@@ -94,8 +98,9 @@ def run(options: argparse.Namespace) -> None:
     else:
         samples = images.of_tokens(drawn.tokens, "the samples")
     metrics = scoring.score(samples, "the samples", progress=progress)
-    metrics["held_out"] = None
+    metrics |= {"likelihood": None, "held_out": None}
     if data is not None:
+        metrics["likelihood"] = likelihood(model, data.held_out, bounding)
         # As many, where there are: most metrics depend on the number.
         rows = data.held_out[: len(samples)]
         real: Samples | ImageSet = Samples(checkpoint.texts(rows), rows)

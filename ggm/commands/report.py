@@ -85,6 +85,14 @@ def _summary(values: dict[str, Any]) -> Iterator[str]:
             f"model on held-out data: loss {held_out['loss']:.5g}, "
             f"cross-entropy {held_out['cross_entropy']:.5g} nats, calibration {held_out['calibration']:.4g}"
         )
+    bound = values.get("likelihood")
+    if bound is not None:
+        error = bound["standard_error"]
+        spread = "" if error is None else f" +- {error:.2g}"
+        yield (
+            f"likelihood bound: {bound['nats_per_token']:.4g}{spread} nats per token, "
+            f"{bound['bits_per_token']:.4g} bits, perplexity {bound['perplexity']:.4g}"
+        )
 
 
 def _score_lines(scores: dict[str, Any], name: str) -> Iterator[str]:

@@ -42,6 +42,36 @@ class HeldOutConfig:
 
 
 @dataclass(frozen=True)
+class LikelihoodConfig:
+    """How closely the bound is estimated.
+
+    Attributes
+    ----------
+    times : int
+        Groups of visits that the likelihood bound looks at per sequence, spread evenly over the chain with a
+        random start: each is an evaluation of the network. More of them make the standard error smaller,
+        not the bound.
+    sites_per_step : int
+        Positions that the chain resamples together: 1, or for a masked network those that it has learnt to
+        predict together. More of them are another chain, with a bound of its own.
+    seed : int
+        Of noise and times.
+    batch : int
+        Sequences at a time.
+    """
+
+    times: int = 64
+    sites_per_step: int = 1
+    seed: int = 0
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("times", "sites_per_step", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
 class PerplexityConfig:
     """Under which model, and how.
 

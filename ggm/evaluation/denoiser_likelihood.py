@@ -19,7 +19,7 @@ from ggm.evaluation.bound import (
     prior_divergence,
     step_bound,
 )
-from ggm.evaluation.likelihood import LikelihoodConfig
+from ggm.evaluation.config import LikelihoodConfig
 from ggm_kernels import NoiseLaw, Stream, corrupt
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

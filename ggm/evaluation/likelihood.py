@@ -19,6 +19,7 @@ from ggm.evaluation.bound import (
     prior_divergence,
     step_bound,
 )
+from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
 from ggm.sampling.steps import Conditionals, LinearLogits
@@ -28,35 +29,6 @@ from ggm_kernels import NoiseLaw, Stream, corrupt, linear_glauber_step, random_t
 # Rows of so many tokens are summed over the vocabulary; longer ones are looked at through draws of the noise.
 _SUMMED_VOCABULARY = 4096
 _DRAWS = 16
-
-
-@dataclass(frozen=True)
-class LikelihoodConfig:
-    """How closely the bound is estimated.
-
-    Attributes
-    ----------
-    times : int
-        Groups of visits looked at per sequence, spread evenly over the chain with a random start: each is an
-        evaluation of the network. More make the standard error smaller, not the bound.
-    sites_per_step : int
-        Positions that the chain resamples together: 1, or for a masked network those that it has learnt to
-        predict together. More of them are another chain, with a bound of its own.
-    seed : int
-        Of noise and times.
-    batch : int
-        Sequences at a time.
-    """
-
-    times: int = 64
-    sites_per_step: int = 1
-    seed: int = 0
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("times", "sites_per_step", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
 
 
 class Factored(Protocol):

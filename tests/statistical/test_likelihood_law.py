@@ -8,8 +8,9 @@ from enumerable import LAWS, Law, law_at, noise_law, skewed, uneven_chain, unifo
 
 from ggm.chain import Chain
 from ggm.evaluation import bound as formula
+from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.denoiser_likelihood import denoiser_bound
-from ggm.evaluation.likelihood import LikelihoodConfig, chain_bound
+from ggm.evaluation.likelihood import chain_bound
 
 EVERY = 10**6  # more times than any chain here has steps: each is looked at
 

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_evaluate_text_and_score_its_samples_again(runs, models, tmp_path, capsy
     metrics = ("--model", models["gpt2"], "--max-length", 20, "--precision", "fp64")
     file = tmp_path / "samples.jsonl"
     found = told(capsys, "evaluate", runs["text"], "--count", 11, "--batch", 4, "--seed", 5,
-                 "--save-samples", file, "--times", 2, *metrics)  # fmt: skip
+                 "--save-samples", file, "--times", 2, "--likelihood-times", 3, *metrics)  # fmt: skip
     assert found["command"] == "evaluate" and found["call"]["count"] == 11 and "run" not in found["call"]
     sampling = found["sampling"]
     assert set(provenance.KEYS) == set(sampling)
@@ -77,6 +78,14 @@ def test_evaluate_text_and_score_its_samples_again(runs, models, tmp_path, capsy
     assert found["samples"]["unit"] == "scorer" and found["mauve"] is found["images"] is None
     held_out = found["held_out"]
     assert len(held_out["by_time"]) == 2 and held_out["sequences"] == 20
+    bound = found["likelihood"]
+    assert (bound["times"], bound["sequences"], bound["sites_per_step"], bound["seed"]) == (3, 20, 16, 5)
+    # Two steps of training know nothing yet.
+    size = sampling["vocab_size"]
+    assert bound["nats_per_token"] == pytest.approx(math.log(size), rel=0.05)
+    assert bound["bits_per_token"] == pytest.approx(bound["nats_per_token"] / math.log(2))
+    assert bound["perplexity"] == pytest.approx(math.exp(bound["nats_per_token"]))
+    assert 0 < bound["standard_error"] < 1
     # The data repeat one sentence; the samples of two steps of training are noise.
     real = held_out["scores"]
     assert real["samples"]["count"] == real["generative_perplexity"]["samples_scored"] == 11
@@ -141,7 +150,7 @@ def test_a_checkpoint_alone_is_told_to_have_no_data(runs, tmp_path, capsys):
     shutil.copytree(checkpoint, moved)
     assert main(["evaluate", str(moved), "--count", "2"]) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["held_out"] is None
+    assert json.loads(captured.out)["held_out"] is json.loads(captured.out)["likelihood"] is None
     assert "--data CONFIG" in captured.err
     config = runs["text"] / "config.yaml"
     found = told(capsys, "evaluate", moved, "--count", 2, "--data", config)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig
-from ggm.evaluation.likelihood import LikelihoodConfig, chain_bound, likelihood
+from ggm.evaluation.config import LikelihoodConfig
+from ggm.evaluation.likelihood import chain_bound, likelihood
 
 LENGTH, VOCAB = 6, 5
 NETWORKS = {
