@@ -32,6 +32,7 @@ exit 0
 BENCHMARKS = [
     "glauber_step",
     "sigmoid_bce",
+    "commit",
     "corrupt",
     "training_step",
     "sampling",

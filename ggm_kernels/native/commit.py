@@ -15,7 +15,7 @@ _NO_COUNT = 2**63 - 1
 def commit(
     kernels: Kernels, tokens: torch.Tensor, proposal: torch.Tensor, score: torch.Tensor, choice: Choice
 ) -> bool | None:
-    """`commit` on checked arguments; of csrc/cpu False, and nothing written, where a value is out of range."""
+    """`commit` on checked arguments; of csrc/cpu False, with nothing written, for a value out of range."""
     step_value, step_pointer = kernels.step_arguments(choice.step)
     args = kernels.core.CommitArgs(
         tokens.data_ptr(),

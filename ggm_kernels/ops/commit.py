@@ -212,7 +212,8 @@ def _check_rest(
 
 def _run(
     tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor,
-    eligible, noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted, backend,
+    eligible, noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted,
+    backend,
 ):  # fmt: skip
     name, run = kernel("commit", backend, tokens.device)
     choice = Choice(
