@@ -3,16 +3,9 @@
 import pytest
 import torch
 
-from ggm_kernels import NoiseLaw, backends, commit
+from ggm_kernels import NoiseLaw, commit
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(params=["cuda", "triton", "reference"])
-def gpu_backend(request) -> str:
-    state = backends()[request.param]
-    assert state, state.reason
-    return request.param
 
 
 def problem(shape, dtype):
