@@ -83,7 +83,7 @@ def test_a_mask_of_the_stored_size_is_refused(tmp_path):
     exif[0x0112] = TURNED
     Image.new("L", (8, 4)).save(tmp_path / "photograph.png", exif=exif)
     Image.new("L", (8, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match="--mask: got 8 x 4 pixels; allowed: 4 x 8, as the image"):
+    with pytest.raises(ValueError, match="mask: got 8 x 4 pixels; allowed: 4 x 8, as the image"):
         pixels_to_draw(GreyLevels(4, 4), tmp_path / "photograph.png", mask=tmp_path / "mask.png")
 
 
