@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 from processes import finish, start
 from small_runs import trained, written
+from torch.optim.swa_utils import AveragedModel
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, TrainingConfig, train
-from ggm.training import in_memory, loop
 from ggm.training.average import decay_at, start_average
 from ggm.training.checkpoints import find
+from ggm.training.step import Trainer
 
 DATA = torch.randint(5, (64, 6), generator=torch.Generator().manual_seed(0))
 EXPECTED = {1: 2 / 11, 2: 3 / 12, 8: 9 / 18, 80: 81 / 90, 890: 0.99, 10**6: 0.99}
@@ -47,13 +48,13 @@ def test_the_decay_is_that_of_the_formula():
 
 def test_training_in_memory_averages_by_the_formula(monkeypatch):
     steps = []
-    update = in_memory.AveragedModel.update_parameters
+    update = AveragedModel.update_parameters
 
     def noted(self, made):
         steps.append(weights_of(made))
         update(self, made)
 
-    monkeypatch.setattr(in_memory.AveragedModel, "update_parameters", noted)
+    monkeypatch.setattr(AveragedModel, "update_parameters", noted)
     result = train(model(), DATA, TrainingConfig(steps=30, batch_size=16, ema_decay=0.7)).model
     assert len(steps) == 30
     assert_close(weights_of(result), averages(steps, 0.7))
@@ -63,13 +64,14 @@ def test_training_in_memory_averages_by_the_formula(monkeypatch):
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_runs_average_by_the_formula_across_a_stop(tmp_path, monkeypatch):
     steps = {}
-    step = loop.Loop._step
+    step = Trainer.step
 
-    def noted(self, batch):
-        step(self, batch)
+    def noted(self, *arguments):
+        made = step(self, *arguments)
         steps[self.state.step] = weights_of(self.state.model)
+        return made
 
-    monkeypatch.setattr(loop.Loop, "_step", noted)
+    monkeypatch.setattr(Trainer, "step", noted)
     fast = ["training.learning_rate=0.02", "training.warmup=0"]
     trained(tmp_path, *fast, max_steps=7)
     result = trained(tmp_path, *fast, resume=True)
