@@ -77,10 +77,12 @@ void expect_no_error(const char* error) {
   if (error != nullptr) throw std::runtime_error(error);
 }
 
+enum class NoiseOf { uniform, mask, table };  // with a table come all other options
+
 struct CorruptCase {
   int64_t batch, length;
   int bytes;
-  bool with_everything;
+  NoiseOf noise;
 };
 
 void run(const CorruptCase& c) {
@@ -90,31 +92,33 @@ void run(const CorruptCase& c) {
   const auto narrow = narrowed(wide);
   auto wide_out = wide;
   auto narrow_out = narrow;
-  const auto keep = floats(c.with_everything ? size : c.batch, 0, 1);
+  const auto keep = floats(c.noise == NoiseOf::table ? size : c.batch, 0, 1);
   const auto frozen = flags(size);
   const auto samples = ids(c.batch, int64_t{1} << 40);
   std::vector<ggm::AliasRow> noise(kVocab);
   for (auto& row : noise) row = {static_cast<uint32_t>(numbers.below(1ull << 32)), static_cast<uint32_t>(numbers.below(kVocab))};
   std::vector<uint8_t> is_signal(static_cast<size_t>(size));
   const int64_t step = 3;
-  const bool all = c.with_everything;
-  const ggm::CorruptArgs args = {
-      c.bytes == 8 ? static_cast<const void*>(wide.data()) : narrow.data(),
-      c.bytes,
-      keep.data(),
-      all,
-      all ? frozen.data() : nullptr,
-      all ? samples.data() : nullptr,
-      all ? noise.data() : nullptr,
-      c.bytes == 8 ? static_cast<void*>(wide_out.data()) : narrow_out.data(),
-      is_signal.data(),
-      c.batch,
-      c.length,
-      kVocab,
-      5,
-      all ? 0 : step,
-      all ? &step : nullptr,
-      0};
+  ggm::CorruptArgs args = {};
+  args.tokens = c.bytes == 8 ? static_cast<const void*>(wide.data()) : narrow.data();
+  args.token_bytes = c.bytes;
+  args.keep_prob = keep.data();
+  args.keep_row_stride = 1;
+  args.noise = {nullptr, c.noise == NoiseOf::mask ? kVocab : -1, kVocab};
+  args.noisy = c.bytes == 8 ? static_cast<void*>(wide_out.data()) : narrow_out.data();
+  args.is_signal = is_signal.data();
+  args.batch = c.batch;
+  args.length = c.length;
+  args.token_bound = kVocab;
+  args.seed = 5;
+  args.step = step;
+  if (c.noise == NoiseOf::table) {
+    args.noise.table = noise.data();
+    args.keep_per_position = true;
+    args.frozen = frozen.data();
+    args.sample_ids = samples.data();
+    args.step_pointer = &step;
+  }
   expect_no_error(ggm::cuda::corrupt(args, nullptr, 0));
 }
 
@@ -253,6 +257,40 @@ void run(const StepCase& c) {
   expect_no_error(ggm::cuda::glauber_settle(args, tile, slots, nullptr, 0));
 }
 
+struct CommitCase {
+  Float dtype;
+  int64_t batch, length;
+  bool has_budget;
+};
+
+void run(const CommitCase& c) {
+  const int64_t size = c.batch * c.length;
+  auto tokens = ids(size, 17);
+  const auto proposal = narrowed(ids(size, 17));
+  const auto score = values_of(c.dtype, floats(size, -4, 0));
+  const auto eligible = flags(size);
+  std::vector<uint8_t> accepted(size);
+  ggm::CommitArgs args = {};
+  args.tokens = {tokens.data(), c.length, 1};
+  args.token_bytes = 8;
+  args.proposal = {proposal.data(), c.length, 1};
+  args.proposal_bytes = 4;
+  args.score = {score.data(), c.length, 1};
+  args.dtype = c.dtype;
+  args.eligible = {eligible.data(), c.length, 1};
+  args.accepted = {accepted.data(), c.length, 1};
+  args.count = {c.length / 9, nullptr, 0};
+  args.threshold = {-kInfinity, nullptr, 0};
+  args.budget = {c.has_budget ? 30.0f : kInfinity, nullptr, 0};
+  args.has_budget = c.has_budget;
+  args.noises_rest = c.has_budget;
+  args.noise = {nullptr, -1, 17};
+  args.batch = c.batch;
+  args.length = c.length;
+  args.seed = 3;
+  expect_no_error(ggm::cuda::commit(args, nullptr, 0));
+}
+
 void run_philox() {
   std::vector<uint32_t> counters(4 * 300), words(4 * 300);
   for (uint32_t& word : counters) word = static_cast<uint32_t>(numbers.below(1ull << 32));
@@ -270,11 +308,13 @@ std::vector<Case> cases() {
   const Float f32 = Float::float32, bf16 = Float::bfloat16, f16 = Float::float16;
   return {
       {"philox", run_philox},
-      named("corrupt pairs int64", CorruptCase{3, 514, 8, false}),
-      named("corrupt pairs int32", CorruptCase{3, 514, 4, false}),
-      named("corrupt odd int64, everything", CorruptCase{3, 301, 8, true}),
-      named("corrupt odd int32, everything", CorruptCase{5, 7, 4, true}),
-      named("corrupt pairs int32, everything", CorruptCase{2, 520, 4, true}),
+      named("corrupt whole int64", CorruptCase{3, 516, 8, NoiseOf::uniform}),
+      named("corrupt whole int32, mask", CorruptCase{3, 516, 4, NoiseOf::mask}),
+      named("corrupt odd int64, everything", CorruptCase{3, 301, 8, NoiseOf::table}),
+      named("corrupt odd int32, everything", CorruptCase{5, 7, 4, NoiseOf::table}),
+      named("corrupt whole int32, everything", CorruptCase{2, 520, 4, NoiseOf::table}),
+      named("commit float32", CommitCase{f32, 3, 301, false}),
+      named("commit bfloat16, budget and noise", CommitCase{bf16, 2, 4500, true}),
       named("loss float32 packs", LossCase{f32, true, 40, 3, 200}),
       named("loss bfloat16 packs", LossCase{bf16, true, 40, 2, 136}),
       named("loss float16 one by one", LossCase{f16, true, 9, 5, 33}),
