@@ -38,6 +38,26 @@ def test_figures_of_the_readme_are_those_of_the_performance_page():
     assert report.block(results, picture) in (ROOT / "README.md").read_text()
 
 
+def test_the_first_numbers_are_those_of_the_performance_page():
+    source = re.search(r"kept in `(.*?)`", PAGE.read_text())[1]
+    words = report.first_numbers(results_file.parse(results_file.read(ROOT / source)))
+    assert words in (ROOT / "README.md").read_text()
+    assert words in (ROOT / "docs" / "index.md").read_text()
+
+
+def test_the_first_numbers_name_the_best_rival_beside_the_usual_way():
+    op = "linear_sigmoid_bce forward+backward"
+    rows = [
+        row(op, "ggm_kernels cpu", "ours", 0.001),
+        row(op, "full logits", "rival", 2.0, peak_extra_MB=70.0),
+    ]
+    shown = report.first_numbers(results_of(*rows))
+    assert "| PyTorch, full logits | 2 s | 70 MB |" in shown and "1 ms | 1 MB" in shown
+    assert "best rival" not in shown
+    shown = report.first_numbers(results_of(*rows, row(op, "gather", "rival", 0.5)))
+    assert "| PyTorch, gather, the best rival | 500 ms | 1 MB |" in shown
+
+
 def row(op, implementation, role, seconds, **notes):
     notes = {"peak_extra_MB": 1.0, "ceiling": "copy", "share_of_ceiling": 0.5, **notes}
     kept = {"op": op, "size": {"N": 2, "V": 3}, "implementation": implementation, "role": role}

@@ -1,23 +1,25 @@
-"""What the README shows runs as it stands there."""
+"""What the README shows runs as it stands there; what it names is there."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import ggm_kernels
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 VOCAB_SIZE, MASK_ID = 11, 10
 
 
 def samplers() -> list[str]:
-    section = README.split("### In a sampler of yours")[1].split("\n## ")[0]
+    section = README.split("## In a sampler of yours")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
 
 
 def test_the_calls_are_what_the_lines_below_them_say():
-    section = README.split("## What it does")[1].split("### In a sampler of yours")[0]
+    section = README.split("## What it does")[1].split("\n## ")[0]
     noise, loss, step = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     batch, length, vocab_size, rows = 400, 20, 5, 64
     shared = {"torch": torch, "ggm_kernels": ggm_kernels, "softplus": torch.nn.functional.softplus, "step": 0}
@@ -68,3 +70,41 @@ def test_the_sampler_runs_before_and_after():
         assert tokens.max() < MASK_ID
         # Every token but the mask is drawn, each about as often.
         assert torch.bincount(tokens.flatten()).float().std() < 60
+
+
+def test_the_pages_and_parts_it_leads_to_are_there():
+    addresses = re.findall(r"\]\(([^)]*)\)", README)
+    assert len(addresses) > 15
+    headings = {
+        re.sub(r"[^a-z -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in README.splitlines()
+        if line.startswith("#")
+    }
+    missing = [
+        address
+        for address in addresses
+        if not address.startswith("http")
+        and not (address[1:] in headings if address.startswith("#") else (ROOT / address).exists())
+    ]
+    assert missing == []
+
+
+def test_the_picture_the_install_and_the_sampler_come_first():
+    """Before anyone scrolls: what it is, what it does, how to get it."""
+    first = README.split("## For whom")[0]
+    places = [
+        first.index(words) for words in ("docs/images/chain.png", "pip install -e .", "glauber_step(", "MB |")
+    ]
+    assert places == sorted(places)
+    assert len(first.splitlines()) < 60
+
+
+def test_the_citation_can_be_read_by_machines():
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["version"] == ggm_kernels.__version__
+    assert citation["license"] == "Apache-2.0"
+    (paper,) = citation["references"]
+    assert paper["title"] in README
+    assert all(f"{author['family-names']}, {author['given-names']}" in README for author in paper["authors"])

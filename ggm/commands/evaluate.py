@@ -139,13 +139,13 @@ def _run_file(options: argparse.Namespace, folder: Path) -> Path:
 
 def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
     """Configuration of the run that a checkpoint is of."""
-    from ggm.training.config import read_config
+    from ggm.training.config import read_config, read_written
 
     if options.no_held_out:
         return None
     path = _run_file(options, folder)
     if path.is_file():
-        return read_config(path)
+        return read_written(path) if options.data is None else read_config(path)
     if options.data is not None:
         raise FileNotFoundError(f"data: there is no file {path}")
     print(

@@ -13,6 +13,7 @@ import torch
 from ggm.data import text
 from ggm.data.batches import Tokens
 from ggm.data.digits import SIDE, load_digits
+from ggm.data.held_out import HeldOutBy, check_held_out, split
 from ggm.data.images.files import open_images
 from ggm.data.images.token_cache import cached_tokens
 from ggm.data.images.tokenizers import GreyLevels, ImageTokenizer, VQTokenizer, open_vq
@@ -37,11 +38,14 @@ class PydocData:
         "char", "bpe:N", or any other as in `TextData`.
     held_out : int
         Sequences kept for evaluation.
+    held_out_by : str
+        Whether these are drawn at "random", always the same, or the "first" ones.
     """
 
     kind: Literal["pydoc"] = "pydoc"
     tokenizer: str = "char"
     held_out: int = 64
+    held_out_by: HeldOutBy = "random"
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,15 @@ class TextData:
     Attributes
     ----------
     source : str
-        A .txt, .jsonl, .json or .parquet file, or a name on the Hub.
+        A .txt, .jsonl, .json or .parquet file, a folder of .txt files (at any depth, each a document), a
+        pattern such as ``books/**/*.txt``, or a name on the Hub.
     subset, split : str
         Configuration and split of a data set on the Hub.
     column : str
         Column that holds the text.
     tokenizer : str
-        "char", "bpe:N" (trained on the spot), a tokenizer.json, a folder that holds one, or a name on
+        "char"; "bpe:N", byte pairs merged until there are N tokens, learned from the first 100,000
+        documents; a tokenizer.json, a folder that holds one, or a name on
         the Hub, as "gpt2".
     end : str
         Token after every document.
@@ -65,7 +71,10 @@ class TextData:
         Whether to read as training goes: in the order of the source, nothing kept on disk. To
         resume, what was read before is read again.
     held_out : int
-        Sequences kept for evaluation: the first ones.
+        Sequences kept for evaluation.
+    held_out_by : str
+        Whether these are drawn at "random", always the same, or the "first" ones, as of a stream in
+        any case.
     """
 
     source: str
@@ -77,6 +86,7 @@ class TextData:
     end: str = text.END
     streaming: bool = False
     held_out: int = 64
+    held_out_by: HeldOutBy = "random"
 
     def __post_init__(self) -> None:
         if self.held_out < 1:
@@ -97,13 +107,16 @@ class TokenData:
     vocab_size : int
         Tokens there are.
     held_out : int
-        Sequences kept for evaluation: the first ones.
+        Sequences kept for evaluation.
+    held_out_by : str
+        Whether these are drawn at "random", always the same, or the "first" ones.
     """
 
     source: str
     vocab_size: int
     kind: Literal["tokens"] = "tokens"
     held_out: int = 64
+    held_out_by: HeldOutBy = "random"
 
 
 @dataclass(frozen=True)
@@ -241,7 +254,7 @@ def _load_pydoc(config: PydocData, length: int, tokenizer: Any) -> Data:
     tokenizer = tokenizer or text.make_tokenizer(config.tokenizer, documents)
     end = text.end_token(tokenizer, text.END)
     rows = torch.tensor(list(text.pack(tokenizer, documents, end, length)))
-    held_out, train = _split(rows, config.held_out)
+    held_out, train = split(rows, config.held_out, config.held_out_by)
     return Data(train, held_out, tokenizer.get_vocab_size(), tokenizer)
 
 
@@ -264,10 +277,12 @@ def _load_text(config: TextData, length: int, tokenizer: Any, progress: bool) ->
     if config.streaming:
         # One more than asked for, and one round at most: something must be left to train on.
         first = list(itertools.islice(text.TokenStream(*packing).round(), config.held_out + 1))
-        _check_held_out(config.held_out, len(first))
+        check_held_out(config.held_out, len(first))
         stream = text.TokenStream(*packing, skipped=config.held_out)
         return Data(stream, torch.stack(first[:-1]), vocab_size, tokenizer)
-    held_out, train = _split(text.PackedTokens(*packing, progress=progress), config.held_out)
+    held_out, train = split(
+        text.PackedTokens(*packing, progress=progress), config.held_out, config.held_out_by
+    )
     return Data(train, held_out, vocab_size, tokenizer)
 
 
@@ -280,7 +295,9 @@ def _load_tokens(config: TokenData, length: int) -> Data:
         raise ValueError(
             f"{config.source}: got {rows.dtype} {list(rows.shape)}; allowed: integers [N, {length}]"
         )
-    held_out, train = _split(_ArrayTokens(rows, config.vocab_size, config.source), config.held_out)
+    held_out, train = split(
+        _ArrayTokens(rows, config.vocab_size, config.source), config.held_out, config.held_out_by
+    )
     return Data(train, held_out, config.vocab_size, file=Path(config.source))
 
 
@@ -311,7 +328,8 @@ def _load_images(
             f"of images of size {config.size}"
         )
     path = cached_tokens(images, tokenizer, Path(config.cache), device=device, progress=progress)
-    tokens = TokenData(str(path), tokenizer.vocab_size, held_out=config.held_out)
+    # They are shuffled already.
+    tokens = TokenData(str(path), tokenizer.vocab_size, held_out=config.held_out, held_out_by="first")
     return replace(_load_tokens(tokens, length), images=tokenizer)
 
 
@@ -329,26 +347,3 @@ class _ArrayTokens:
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
             raise ValueError(f"{self._source}: got tokens outside; allowed: 0 to {self._vocab_size - 1}")
         return tokens
-
-
-class _Shifted:
-    """All sequences but the first ones."""
-
-    def __init__(self, tokens: Tokens, skipped: int) -> None:
-        self._tokens, self._skipped = tokens, skipped
-
-    def __len__(self) -> int:
-        return len(self._tokens) - self._skipped
-
-    def __getitem__(self, ids: torch.Tensor) -> torch.Tensor:
-        return self._tokens[ids + self._skipped]
-
-
-def _split(tokens: Tokens, held_out: int) -> tuple[torch.Tensor, Tokens]:
-    _check_held_out(held_out, len(tokens))
-    return tokens[torch.arange(held_out)], _Shifted(tokens, held_out)
-
-
-def _check_held_out(held_out: int, count: int) -> None:
-    if not 1 <= held_out < count:
-        raise ValueError(f"data.held_out: got {held_out} of {count} sequences; allowed: 1 and more, not all")

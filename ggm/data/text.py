@@ -7,6 +7,7 @@ tokenizer.json, tells how to read and write what a model was trained on.
 from __future__ import annotations
 
 import codecs
+import glob
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ggm.data.text_files import text_files
 from ggm.extras import require
 from ggm.files import read_text
 from ggm.progress import library_bars
@@ -66,7 +68,8 @@ def open_documents(
     Parameters
     ----------
     source : str
-        A .txt, .jsonl, .json or .parquet file, or a name on the Hub.
+        A .txt, .jsonl, .json or .parquet file, a folder of .txt files, a pattern of file names
+        (`text_files`), or a name on the Hub.
     subset : str, optional
         Configuration of a data set on the Hub.
     split : str
@@ -87,8 +90,8 @@ def open_documents(
         If there is none, or it cannot be read.
     """
     datasets = require("datasets", extra="train")
-    path = Path(source)
-    if not path.exists() and path.suffix not in _READERS:
+    files = text_files(source)
+    if not files:
         try:
             with quiet_hub(), library_bars(progress):
                 return datasets.load_dataset(source, subset, split=split, streaming=streaming)
@@ -96,17 +99,14 @@ def open_documents(
             raise FileNotFoundError(
                 f"{source}: no file or folder, and the Hub does not give it: {error}"
             ) from error
-    if not path.is_file() or path.suffix not in _READERS:
-        raise FileNotFoundError(f"{source}: no such file of {', '.join(_READERS)}, nor a name on the Hub")
-    if not path.stat().st_size:
-        raise ValueError(f"{source}: got an empty file; allowed: documents")
-    reader, options = _READERS[path.suffix]
-    if reader != "parquet" and _has_mark(path):
+    reader, options = _READERS[files[0].suffix]
+    if reader != "parquet" and any(map(_has_mark, files)):
         options = {**options, "encoding": "utf-8-sig"}
+    names = [glob.escape(str(path.resolve())) for path in files]  # they are patterns there
     try:
         with library_bars(progress):
             return datasets.load_dataset(
-                reader, data_files=str(path.resolve()), split="train", streaming=streaming, **options
+                reader, data_files=names, split="train", streaming=streaming, **options
             )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{source}: not read as {reader}: {error.__cause__ or error}") from error

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ggm.chain import ChainConfig
 from ggm.config import ConfigError, build, read_yaml
@@ -168,7 +168,25 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError
         If a key or a value is not allowed.
     """
-    values = read_yaml(path, overrides)
+    return _build(read_yaml(path, overrides))
+
+
+def read_written(path: Path) -> RunConfig:
+    """Run of a file that `write_config` wrote, in this version or an earlier one.
+
+    Raises
+    ------
+    OSError, ConfigError
+        As `read_config`.
+    """
+    values = read_yaml(path)
+    data = values.get("data")
+    if isinstance(data, dict) and data.get("kind") in ("text", "pydoc", "tokens"):
+        data.setdefault("held_out_by", "first")  # before there was a choice
+    return _build(values)
+
+
+def _build(values: dict[str, Any]) -> RunConfig:
     model = values.get("model")
     if isinstance(model, dict):
         if "vocab_size" in model:
@@ -213,7 +231,7 @@ def check_same_curve(config: RunConfig, path: Path) -> RunConfig | None:
     if not path.is_file():
         return None
     try:
-        before = read_config(path)
+        before = read_written(path)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     old, new = _of_the_curve(before), _of_the_curve(config)

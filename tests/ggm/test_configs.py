@@ -13,6 +13,7 @@ from pictures import draw_pictures, small_vq
 
 from ggm import GGM
 from ggm.commands.cli import main
+from ggm.data.text import pydoc_documents
 from ggm.training.checkpoints import find
 from ggm.training.config import read_config
 from ggm.training.metrics import read_metrics
@@ -76,7 +77,7 @@ def trained(path: Path, out: Path, overrides: list[str]) -> GGM:
 
 def test_every_configuration_is_tested_here():
     names = {path.stem for path in CONFIGS}
-    assert names == {"digits", "pydoc-char", "owt-small", "owt-medium", *IMAGES}
+    assert names == {"digits", "own-text", "pydoc-char", "owt-small", "owt-medium", *IMAGES}
     for path in CONFIGS:
         assert read_config(path).out == f"outputs/{path.stem}"
 
@@ -85,6 +86,15 @@ def test_every_configuration_is_tested_here():
 def test_small_configurations_run_as_they_are(name, tmp_path):
     model = trained(ROOT / "configs" / f"{name}.yaml", tmp_path / "run", ["tracker=none"])
     assert model.chain.length == 64
+
+
+def test_the_configuration_of_own_text_runs_in_a_folder_of_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for i, document in enumerate(pydoc_documents()[:20]):
+        Path(f"texts/{i}.txt").write_text(document)
+    model = trained(ROOT / "configs" / "own-text.yaml", tmp_path / "run", ["tracker=none"])
+    assert (model.chain.length, model.config.vocab_size) == (64, 512)
 
 
 @pytest.mark.parametrize("path", TEXT, ids=lambda path: path.stem)

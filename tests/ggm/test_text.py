@@ -78,7 +78,12 @@ def test_packing_loses_nothing_but_the_last_tokens():
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_files_are_packed_alike_on_disk_and_as_streams(files, suffix):
-    config = {"source": str(files / f"a.{suffix}"), "tokenizer": "bpe:300", "held_out": 3}
+    config = {
+        "source": str(files / f"a.{suffix}"),
+        "tokenizer": "bpe:300",
+        "held_out": 3,
+        "held_out_by": "first",
+    }
     data = load_data(TextData(**config), 16)
     tokenizer = text.make_tokenizer("bpe:300", DOCUMENTS)
     expected = torch.tensor(list(text.pack(tokenizer, DOCUMENTS, text.end_token(tokenizer, text.END), 16)))
@@ -93,7 +98,7 @@ def test_files_are_packed_alike_on_disk_and_as_streams(files, suffix):
 
 
 def test_a_text_file_is_one_document(files):
-    data = load_data(TextData(str(files / "a.txt")), 16)
+    data = load_data(TextData(str(files / "a.txt"), held_out_by="first"), 16)
     ids = torch.arange(len(data.train))
     tokens = torch.cat([data.held_out, data.train[ids]]).flatten().tolist()
     assert "".join(DOCUMENTS).startswith(text.decode(data.tokenizer, tokens[:-16]))
@@ -109,7 +114,7 @@ def test_the_text_that_every_python_has():
 def test_arrays_of_tokens(tmp_path):
     rows = numpy.arange(60, dtype=numpy.uint16).reshape(10, 6)
     numpy.save(tmp_path / "tokens.npy", rows)
-    config = TokenData(str(tmp_path / "tokens.npy"), vocab_size=60, held_out=2)
+    config = TokenData(str(tmp_path / "tokens.npy"), vocab_size=60, held_out=2, held_out_by="first")
     data = load_data(config, 6)
     assert data.held_out.tolist() == rows[:2].tolist()
     assert data.train[torch.tensor([7, 0])].tolist() == rows[[9, 2]].tolist()
