@@ -111,7 +111,16 @@ def _product(
     return torch.addmm(bias, rows, weight.T, out=out)
 
 
-def _tile(step: Step, logits: torch.Tensor, group, group_stride, row_stride, row_ids=None, token_begin=0, row_begin=0):
+def _tile(
+    step: Step,
+    logits: torch.Tensor,
+    group,
+    group_stride,
+    row_stride,
+    row_ids=None,
+    token_begin=0,
+    row_begin=0,
+):
     rows = math.prod(logits.shape[:-1])
     return step.core.LogitsTile(
         logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin,
@@ -181,7 +190,11 @@ class Step:
         )
 
     def _step_arguments(self, step: int | torch.Tensor) -> tuple[int, int]:
-        return (0, 0) if isinstance(step, torch.Tensor) and step.dim() == 1 else self.kernels.step_arguments(step)
+        return (
+            (0, 0)
+            if isinstance(step, torch.Tensor) and step.dim() == 1
+            else self.kernels.step_arguments(step)
+        )
 
     def _options(self, update: Update, vocab_size: int):
         """What few calls ask for."""

@@ -78,7 +78,9 @@ class Update(NamedTuple):
         """The tensors that are not written, beside what the logits come from."""
         fields = zip(self._fields, self, strict=True)
         return {
-            name: value for name, value in fields if isinstance(value, torch.Tensor) and name not in BY_PRODUCTS
+            name: value
+            for name, value in fields
+            if isinstance(value, torch.Tensor) and name not in BY_PRODUCTS
         }
 
     @property
@@ -181,7 +183,9 @@ class _Given:
         self._tokens = tokens
         self._shapes = [(tokens.shape[0],), (tokens.shape[0], count)]
 
-    def _tensor(self, name: str, value: torch.Tensor, dtypes, dtype: torch.dtype, shapes=None) -> torch.Tensor:
+    def _tensor(
+        self, name: str, value: torch.Tensor, dtypes, dtype: torch.dtype, shapes=None
+    ) -> torch.Tensor:
         checks.tensor(name, value, dtypes=dtypes, shapes=shapes or self._shapes)
         checks.same_device(name, value, "tokens", self._tokens)
         return value.detach().to(dtype)

@@ -91,9 +91,7 @@ class _Rows:
             noise = self._noise_token(noise_words, g.shape[1])
             drawn = torch.where(takes_law(alpha, side_word), drawn, noise)
         if self.tokens.numel() > 0:
-            self.tokens.index_put_(
-                (at[0][changes], at[1][changes]), drawn[changes].to(self.tokens.dtype)
-            )
+            self.tokens.index_put_((at[0][changes], at[1][changes]), drawn[changes].to(self.tokens.dtype))
         log_prob = _at(z.log_softmax(1), drawn)
         if update.mixture is not None:
             log_prob = _log_mixture(log_prob, alpha, self._log_pi(drawn, g))
@@ -143,7 +141,11 @@ class _Rows:
 
     def _log_pi(self, tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         log_pi = self.update.noise_log_probs
-        return torch.full(tokens.shape, -math.log(g.shape[1]), device=g.device) if log_pi is None else log_pi[tokens]
+        return (
+            torch.full(tokens.shape, -math.log(g.shape[1]), device=g.device)
+            if log_pi is None
+            else log_pi[tokens]
+        )
 
     def _log_odds(self, part: slice, g, present, alpha) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
@@ -253,7 +255,7 @@ def _scores(z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
 
 
 def _leading_group(z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """z of the group that wins the race of groups, and -inf of the others."""
+    """Z of the group that wins the race of groups, and -inf of the others."""
     rows, vocab_size = z.shape
     groups = words.shape[1]
     padded = torch.nn.functional.pad(z, (0, groups * RACE_GROUP - vocab_size), value=-math.inf)

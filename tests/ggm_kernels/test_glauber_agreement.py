@@ -58,7 +58,9 @@ def with_keeping(arguments):
 
 def run(arguments, backend, op=glauber_step, **changes):
     arguments = {**arguments, **changes}
-    vocab_size = arguments["logits" if op is glauber_step else "weight"].shape[-1 if op is glauber_step else 0]
+    vocab_size = arguments["logits" if op is glauber_step else "weight"].shape[
+        -1 if op is glauber_step else 0
+    ]
     if backend in ONE_LEVEL and vocab_size > RACE_GROUP and arguments.get("temperature") != 0:
         pytest.skip(f"{backend} races the tokens of all groups at once: the same law from other noise")
     return op(arguments.pop("tokens").clone(), **arguments, backend=backend)

@@ -17,7 +17,9 @@ SECOND_EDITION = ("reference", "cpu")
 
 def arguments_of_op(update, backend):
     """Arguments of the schema behind the positions, where `update` says nothing None, False or 1."""
-    names = [name.rsplit(" ", 1)[-1] for name in UPDATE_SCHEMA.partition(")? log_sum_exp")[0].split(", ")][1:-1]
+    names = [name.rsplit(" ", 1)[-1] for name in UPDATE_SCHEMA.partition(")? log_sum_exp")[0].split(", ")][
+        1:-1
+    ]
     plain = {"temperature": 1.0, "normalize": False, "top_p_first": False}
     names += BY_PRODUCTS
     assert set(update) <= set(names)

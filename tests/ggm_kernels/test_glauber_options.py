@@ -66,7 +66,9 @@ def run(arguments, backend, op=glauber_step):
     """Tokens and every by-product."""
     arguments = dict(arguments)
     rows = arguments["positions"].shape
-    filled = {name: torch.full(rows, 77.0) for name in FLOATS if name != "keep_prob" or "noise_rate" in arguments}
+    filled = {
+        name: torch.full(rows, 77.0) for name in FLOATS if name != "keep_prob" or "noise_rate" in arguments
+    }
     filled["argmax"] = torch.full(rows, 77)
     tokens = op(arguments.pop("tokens").clone(), **arguments, **filled, backend=backend)
     return {"tokens": tokens, **filled}
@@ -82,7 +84,12 @@ def from_hidden(arguments):
 def assert_same(ours, theirs, said, tolerance=2e-5):
     for name, value in theirs.items():
         torch.testing.assert_close(
-            ours[name], value, equal_nan=True, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}, {said}: {m}"
+            ours[name],
+            value,
+            equal_nan=True,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m, n=name: f"{n}, {said}: {m}",
         )
 
 
@@ -150,13 +157,17 @@ def test_a_mixed_batch_equals_its_rows_alone_to_the_bit(backend, vocab_size):
             at = sequence, arguments["positions"][sequence, k]
             assert alone["tokens"][0, at[1]] == whole["tokens"][at]
             for name in set(whole) - {"tokens"}:
-                assert torch.equal(alone[name].nan_to_num(-9.0)[0, 0], whole[name].nan_to_num(-9.0)[sequence, k]), name
+                assert torch.equal(
+                    alone[name].nan_to_num(-9.0)[0, 0], whole[name].nan_to_num(-9.0)[sequence, k]
+                ), name
 
 
 def test_all_positions(backend):
     arguments = problem(9)
     arguments["logits"] = torch.randn(2, LENGTH, 9)
-    every = glauber_step(arguments.pop("tokens"), **{**arguments, "positions": torch.arange(LENGTH)}, backend=backend)
+    every = glauber_step(
+        arguments.pop("tokens"), **{**arguments, "positions": torch.arange(LENGTH)}, backend=backend
+    )
     start = problem(9)["tokens"]
     assert torch.equal(glauber_step(start, **{**arguments, "positions": None}, backend=backend), every)
 
@@ -217,7 +228,9 @@ def test_empty_batches_with_every_option(backend, vocab_size):
     for batch, count in [(0, 3), (2, 0), (0, 0)]:
         rows = batch, count
         tokens = torch.ones(batch, 4, dtype=torch.int64)
-        by_products = {name: torch.zeros(rows) for name in FLOATS} | {"argmax": torch.zeros(rows, dtype=torch.int64)}
+        by_products = {name: torch.zeros(rows) for name in FLOATS} | {
+            "argmax": torch.zeros(rows, dtype=torch.int64)
+        }
         arguments = {
             "seed": torch.zeros(batch, dtype=torch.int64), "step": torch.zeros(batch, dtype=torch.int64),
             "temperature": torch.ones(rows), "top_k": torch.ones(rows, dtype=torch.int64), "top_p": torch.ones(batch),
@@ -233,7 +246,9 @@ def test_empty_batches_with_every_option(backend, vocab_size):
 
 def test_compiles_with_every_option(backend):
     torch._dynamo.reset()
-    arguments = problem(9, "seed", "step", "temperature", "top_k", "top_p", "min_p", "noise", "mixture", "logit_shift")
+    arguments = problem(
+        9, "seed", "step", "temperature", "top_k", "top_p", "min_p", "noise", "mixture", "logit_shift"
+    )
     tokens = arguments.pop("tokens")
 
     def step(tokens, temperature, entropy):

@@ -138,7 +138,9 @@ def judge(row, token, by_products):
         assert token == row.present
         # What else is said of a row without a law than that nothing was drawn is not settled.
         said = by_products if row.frozen else {"log_prob": by_products.get("log_prob", math.nan)}
-        assert all(math.isnan(value) or (name == "argmax" and value == -1) for name, value in said.items()), said
+        assert all(math.isnan(value) or (name == "argmax" and value == -1) for name, value in said.items()), (
+            said
+        )
         return True
     kept = truth.keeps(row)
     z = truth.law(row)

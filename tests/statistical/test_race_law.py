@@ -295,9 +295,7 @@ def test_the_two_levels_draw_independently(backend):
 
 def test_the_check_notices_levels_that_share_a_stream(monkeypatch):
     right = philox._words_of_many
-    monkeypatch.setattr(
-        philox, "_words_of_many", lambda stream, *rest: right(Stream.RACE, *rest)
-    )
+    monkeypatch.setattr(philox, "_words_of_many", lambda stream, *rest: right(Stream.RACE, *rest))
     with pytest.raises(AssertionError):
         test_the_two_levels_draw_independently("reference")
 
