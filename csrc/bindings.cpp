@@ -183,11 +183,11 @@ void bind_struct(py::module_& module, const char* name, Make make) {
 }
 
 // (address, stride of sequences, stride of rows): a value per row.
-using PerRowTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+using RowValuesTuple = std::tuple<uintptr_t, int64_t, int64_t>;
 
 template <class T>
-void def_per_row(py::class_<ggm::RowOptions>& options, const char* name, ggm::PerRow<T> ggm::RowOptions::*member) {
-  options.def_property(name, nullptr, [member](ggm::RowOptions& of, const PerRowTuple& given) {
+void def_row_values(py::class_<ggm::RowOptions>& options, const char* name, ggm::RowValues<T> ggm::RowOptions::*member) {
+  options.def_property(name, nullptr, [member](ggm::RowOptions& of, const RowValuesTuple& given) {
     of.*member = {pointer<const T>(std::get<0>(given)), std::get<1>(given), std::get<2>(given)};
   });
 }
@@ -212,14 +212,14 @@ void bind_row_options(py::module_& module) {
       .def_readwrite("top_p_first", &Options::top_p_first)
       .def_readwrite("noise_mask", &Options::noise_mask)
       .def_readwrite("token_bound", &Options::token_bound);
-  def_per_row(options, "seed", &Options::seed);
-  def_per_row(options, "step", &Options::step);
-  def_per_row(options, "temperature", &Options::temperature);
-  def_per_row(options, "top_k", &Options::top_k);
-  def_per_row(options, "top_p", &Options::top_p);
-  def_per_row(options, "min_p", &Options::min_p);
-  def_per_row(options, "logit_shift", &Options::logit_shift);
-  def_per_row(options, "mixture", &Options::mixture);
+  def_row_values(options, "seed", &Options::seed);
+  def_row_values(options, "step", &Options::step);
+  def_row_values(options, "temperature", &Options::temperature);
+  def_row_values(options, "top_k", &Options::top_k);
+  def_row_values(options, "top_p", &Options::top_p);
+  def_row_values(options, "min_p", &Options::min_p);
+  def_row_values(options, "logit_shift", &Options::logit_shift);
+  def_row_values(options, "mixture", &Options::mixture);
   def_address(options, "noise_table", &Options::noise_table);
   def_address(options, "raw_log_prob", &Options::raw_log_prob);
   def_address(options, "entropy", &Options::entropy);

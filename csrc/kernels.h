@@ -65,19 +65,19 @@ struct SigmoidBceGradients {
 
 // A value per row, where values is not null: strides count elements and may be 0.
 template <class T>
-struct PerRow {
+struct RowValues {
   const T* values;
   int64_t sequence_stride, stride;
 };
 
 // What a step may be given row by row, or not at all, and by-products that few ask for.
 struct RowOptions {
-  PerRow<int64_t> seed, step;    // instead of the step's own
-  PerRow<float> temperature;     // likewise
-  PerRow<int64_t> top_k;
-  PerRow<float> top_p, min_p;
-  PerRow<float> logit_shift;     // added to the logit of the token that stands there
-  PerRow<float> mixture;         // alpha
+  RowValues<int64_t> seed, step;    // instead of the step's own
+  RowValues<float> temperature;     // likewise
+  RowValues<int64_t> top_k;
+  RowValues<float> top_p, min_p;
+  RowValues<float> logit_shift;     // added to the logit of the token that stands there
+  RowValues<float> mixture;         // alpha
   float softcap;                 // 0: none
   bool top_p_first;              // before top_k
   const AliasRow* noise_table;   // of a mixture's noise, [token_bound]; null for uniform or a mask

@@ -65,7 +65,7 @@ bool all_positions_valid(const GlauberArgs& args) {
 
 // Whether every value of a row, where there is one, is in range: NaN is in none.
 template <class T, class Range>
-bool all_in(const GlauberArgs& args, const PerRow<T>& given, const Range& range) {
+bool all_in(const GlauberArgs& args, const RowValues<T>& given, const Range& range) {
   if (given.values == nullptr) return true;
   bool valid = true;
   for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
@@ -79,7 +79,7 @@ bool all_in(const GlauberArgs& args, const PerRow<T>& given, const Range& range)
 bool row_values_valid(const GlauberArgs& args) {
   const RowOptions& options = args.options;
   const auto is_probability = [](float p) { return p >= 0.0f && p <= 1.0f; };
-  const PerRow<float> noise_rate = {args.noise_rate, args.noise_row_stride, args.noise_stride};
+  const RowValues<float> noise_rate = {args.noise_rate, args.noise_row_stride, args.noise_stride};
   return all_in(args, noise_rate, is_probability) && all_in(args, options.mixture, is_probability) &&
          all_in(args, options.min_p, is_probability) &&
          all_in(args, options.top_p, [](float p) { return p > 0.0f && p <= 1.0f; }) &&

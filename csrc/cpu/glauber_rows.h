@@ -17,7 +17,7 @@ struct Place {
 };
 
 template <class T>
-GGM_HD T value_of(const PerRow<T>& given, const Place& place, T otherwise) {
+GGM_HD T value_of(const RowValues<T>& given, const Place& place, T otherwise) {
   if (given.values == nullptr) return otherwise;
   return given.values[place.sequence * given.sequence_stride + place.k * given.stride];
 }

@@ -21,7 +21,7 @@ _OUT_OF_RANGE = -1  # and nothing is written
 
 
 def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int:
-    """`glauber_step` on checked arguments; the number of lawless rows seen, or -1 for a value out of range."""
+    """`glauber_step` on checked arguments; the number of lawless rows, or -1: a value is out of range."""
     step = Step(kernels, tokens, update, logits.shape[2])
     if not step.is_valid:
         return _OUT_OF_RANGE

@@ -38,7 +38,7 @@ def glauber_race(
     Parameters
     ----------
     logits : torch.Tensor
-        float32, bfloat16 or float16: the shard's logits [B, K, v], or hidden states [B, K, d] where `weight` is given.
+        float32, bfloat16 or float16: the shard's logits [B, K, v], or with `weight` hidden states [B, K, d].
     weight : torch.Tensor, optional
         The shard's rows of the output embedding, [v, d].
     positions : torch.Tensor or None
@@ -52,8 +52,8 @@ def glauber_race(
     bias : torch.Tensor, optional
         The shard's part of the bias, [v].
     seed, step, temperature, sample_ids, softcap, logit_shift
-        As in `glauber_step`, and the same in every shard and in `glauber_settle`. There are no filters: what they
-        leave out depends on all shards.
+        As in `glauber_step`, and the same in every shard and in `glauber_settle`. There are no filters: what
+        they leave out depends on all shards.
     backend : str, optional
         "reference" serves every device; None, too, takes it.
 
@@ -119,7 +119,9 @@ def glauber_settle(
         As in `glauber_race`.
     vocab_size : int
         V of all shards together.
-    noise_rate, noise, normalize, frozen, log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax
+    noise_rate, noise, normalize, frozen
+        As in `glauber_step`.
+    log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax
         As in `glauber_step`.
     backend : str, optional
         As in `glauber_race`.
@@ -157,8 +159,8 @@ def glauber_settle(
 
 _DEFAULTS = dict.fromkeys(
     (
-        "top_k", "top_p", "min_p", "noise_rate", "noise", "sample_ids", "frozen", "softcap", "logit_shift", "mixture",
-        "log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax", "backend",
+        "top_k", "top_p", "min_p", "noise_rate", "noise", "sample_ids", "frozen", "softcap", "logit_shift",
+        "mixture", "log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax", "backend",
     )
 )  # fmt: skip
 

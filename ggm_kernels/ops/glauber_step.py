@@ -62,8 +62,8 @@ def glauber_step(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids, int32 or int64, shape [B, L]; written in place, so not an expanded tensor. A token is read, and
-        must be in [0, V), only where `noise_rate` or `logit_shift` ask for it: elsewhere any id may stand.
+        Token ids, int32 or int64, shape [B, L]; written in place, so not an expanded tensor. A token is read,
+        and must be in [0, V), only where `noise_rate` or `logit_shift` ask for it: elsewhere any id may stand.
     logits : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
         but -inf, leaves its token as it was (one warning a process; raises under GGM_KERNELS_CHECK=1).
@@ -112,8 +112,8 @@ def glauber_step(
         Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`. 1 where
         the token cannot be noise (eps or pi is 0).
     raw_log_prob : torch.Tensor, optional
-        Filled with the log-probability of the token drawn under softmax(logits), float32 [B, K]; NaN where the
-        token was kept.
+        Filled with the log-probability of the token drawn under softmax(logits), float32 [B, K]; NaN where
+        the token was kept.
     entropy : torch.Tensor, optional
         Filled with the entropy of softmax(logits / temperature) before filters, in nats, float32 [B, K].
     margin : torch.Tensor, optional
@@ -134,19 +134,19 @@ def glauber_step(
         For an argument of wrong type, shape, device or range, or one that shares memory with `tokens` or a
         by-product; nothing is written.
     IndexError
-        For a token outside [0, V) where it is read, a position outside [0, L) or twice in one sequence; nothing
-        is written. On CPU, and on GPU if GGM_KERNELS_CHECK=1.
+        For a token outside [0, V) where it is read, a position outside [0, L) or twice in one sequence;
+        nothing is written. On CPU, and on GPU if GGM_KERNELS_CHECK=1.
 
     Notes
     -----
-    By-products are NaN, argmax -1, in rows without a position, frozen or without a law (keep_prob alone, which
-    without `normalize` follows from one logit, is given for the latter).
+    By-products are NaN, argmax -1, in rows without a position, frozen or without a law (keep_prob alone,
+    which without `normalize` follows from one logit, is given for the latter).
 
-    The draw is an exponential race of two levels on float32 scores. Of the groups of 1024 consecutive tokens the
-    one with the largest log S - log E wins, S its mass, and inside it the token with the largest
-    logit / temperature - log E. E = -log1p(-u), and u is one of 2**32 uniforms keyed by (seed, step, sample id,
-    position, group or token). Events down to probability 2**-33 occur at their rate. Source: reverse process of arXiv 2405.17035;
-    keep-or-replace is our derivation (docs/mathematics.md).
+    The draw is an exponential race of two levels on float32 scores. Of the groups of 1024 consecutive tokens
+    the one with the largest log S - log E wins, S its mass, and inside it the token with the largest
+    logit / temperature - log E. E = -log1p(-u), and u is one of 2**32 uniforms keyed by (seed, step, sample
+    id, position, group or token). Events down to probability 2**-33 occur at their rate. Source: reverse
+    process of arXiv 2405.17035; keep-or-replace is our derivation (docs/mathematics.md).
     """
     checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
     update = check_update(
@@ -207,9 +207,11 @@ def linear_glauber_step(
         As in `glauber_step`.
     bias : torch.Tensor, optional
         dtype of `weight`, shape [V].
-    seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen, filter_order
+    seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen
         As in `glauber_step`.
-    softcap, logit_shift, mixture, log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax, backend
+    filter_order, softcap, logit_shift, mixture
+        As in `glauber_step`.
+    log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax, backend
         As in `glauber_step`.
 
     Returns
@@ -274,8 +276,8 @@ def _warn_of_lawless_rows() -> None:
     if not _has_warned:
         _has_warned = True
         warnings.warn(
-            "rows of logits with a NaN or nothing but -inf: their tokens stay as they were and their by-products are "
-            "NaN; GGM_KERNELS_CHECK=1 raises at the first (said once a process)",
+            "rows of logits with a NaN or nothing but -inf: their tokens stay as they were and their "
+            "by-products are NaN; GGM_KERNELS_CHECK=1 raises at the first (said once a process)",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -9,7 +9,7 @@ import torch
 
 from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, requested
-from ggm_kernels.noise import NoiseLaw, check_noise
+from ggm_kernels.noise import check_noise, drawn_by
 
 # Arguments of both ops behind tokens and logits, in the order of `Given`.
 UPDATE_SCHEMA = (
@@ -19,7 +19,8 @@ UPDATE_SCHEMA = (
     "Tensor? noise_rate, Tensor? noise_log_probs, Tensor? noise_table, int? noise_mask, bool normalize, "
     "Tensor? sample_ids, Tensor? frozen, bool top_p_first, float? softcap, Tensor? logit_shift, "
     "Tensor? mixture, Tensor(b!)? log_sum_exp, Tensor(c!)? log_prob, Tensor(d!)? keep_prob, "
-    "Tensor(e!)? raw_log_prob, Tensor(f!)? entropy, Tensor(g!)? margin, Tensor(h!)? argmax, str backend) -> ()"
+    "Tensor(e!)? raw_log_prob, Tensor(f!)? entropy, Tensor(g!)? margin, Tensor(h!)? argmax, "
+    "str backend) -> ()"
 )
 
 BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax")
@@ -70,7 +71,7 @@ class Update(NamedTuple):
         return self.noise_rate is not None or self.logit_shift is not None
 
     def token_bound(self, vocab_size: int) -> int:
-        """Tokens that stand in rows are below it: V, or V + 1 where the noise has a mask beside the logits."""
+        """Tokens that stand in rows are below it: V, or V + 1 where the noise has a mask of its own."""
         return vocab_size if self.noise_log_probs is None else self.noise_log_probs.shape[0]
 
     @property
@@ -144,7 +145,7 @@ def check_update(
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     log_probs = None if noise is None else noise.log_probs(tokens.device)
-    table, mask = (None, None) if mixture is None else _drawn_by(noise, tokens.device)
+    table, mask = (None, None) if mixture is None else drawn_by(noise, tokens.device)
     for name, by_product in by_products.items():
         _check_by_product(name, by_product, tokens, count)
     if by_products["keep_prob"] is not None and noise_rate is None:
@@ -154,11 +155,6 @@ def check_update(
         filter_order == "p_k_min", softcap, logit_shift, mixture,
         *(by_products[name] for name in BY_PRODUCTS), requested(backend),
     )  # fmt: skip
-
-
-def _drawn_by(noise: NoiseLaw | None, device: torch.device) -> tuple[torch.Tensor | None, int | None]:
-    """Alias table and mask of a law, as a mixture draws from it: at most one of them; neither is uniform."""
-    return (None, None) if noise is None else (noise.table(device), None)
 
 
 def _check_positions(positions, tokens, rows, rows_name) -> torch.Tensor:

@@ -14,9 +14,9 @@ def filtered(
     min_p: torch.Tensor | None,
     top_p_first: bool,
 ) -> torch.Tensor:
-    """Set to -inf what the filters leave out of rows z [R, V], whose largest is 0; equal logits share one fate.
+    """Set to -inf what the filters leave out of rows z [R, V], whose largest is 0.
 
-    Each filter has a value per row, [R], or is None; min-p comes last.
+    Equal logits share one fate. Each filter has a value per row, [R], or is None; min-p comes last.
     """
     filters = [(_top_k, top_k), (_top_p, top_p)]
     for keep_largest, value in reversed(filters) if top_p_first else filters:

@@ -1,7 +1,7 @@
 """Reference of `glauber_race` and `glauber_settle`: a step whose vocabulary is cut into shards.
 
-A shard races its whole groups and says which leads. A group that the shard's border cuts is raced in parts: each says
-its mass and its leading token, and the settlement adds up and compares the parts of one group.
+A shard races its whole groups and says which leads. A group that the shard's border cuts is raced in parts:
+each says its mass and its leading token, and the settlement adds up and compares the parts of one group.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FIELDS = len(Shard._fields) + CONTENDERS * len(Contender._fields)
 def race_shard(
     g: torch.Tensor,
     present: torch.Tensor,
-    coordinates: tuple,
+    coordinates: philox.Coordinates,
     temperature: torch.Tensor,
     offset: int,
     vocab_size: int,
@@ -74,12 +74,13 @@ def race_shard(
     return torch.stack([field.double() for field in fields], 1)
 
 
-def _contenders(g, coordinates, temperature, offset: int, vocab_size: int) -> list[Contender]:
+def _contenders(g, coordinates: philox.Coordinates, temperature, offset: int, vocab_size: int) -> list[Contender]:
     end = offset + g.shape[1]
     words = philox.race_words(*coordinates, end)[:, offset:]
     log_times = torch.log(-torch.log1p(-philox.uniform(words)))
     groups = range(offset // RACE_GROUP, -(-end // RACE_GROUP))
-    whole, cut = [], []
+    whole: list[Contender] = []
+    cut: list[Contender] = []
     for group in groups:
         begin, stop = group * RACE_GROUP, min((group + 1) * RACE_GROUP, vocab_size)
         part = slice(max(begin, offset) - offset, min(stop, end) - offset)
@@ -113,7 +114,7 @@ def _contender(g, log_times, temperature, group: int, first_token: int) -> Conte
     )
 
 
-def settle_shards(states: torch.Tensor, coordinates: tuple, temperature: torch.Tensor, vocab_size: int):
+def settle_shards(states: torch.Tensor, coordinates: philox.Coordinates, temperature: torch.Tensor, vocab_size: int):
     """Of states [S, R, FIELDS] of all shards: the merged `Shard`, the winner and its logit."""
     shards = Shard(*states[..., : len(Shard._fields)].unbind(2))
     merged = _merged(shards, temperature)
@@ -174,7 +175,7 @@ def _joined(contenders: Contender, temperature: torch.Tensor) -> Contender:
 
 
 def _group_scores(
-    contenders: Contender, reference, coordinates, temperature, vocab_size: int
+    contenders: Contender, reference, coordinates: philox.Coordinates, temperature, vocab_size: int
 ) -> torch.Tensor:
     """Log S - log E of groups [R, n], relative to `reference`; -inf where there is none."""
     groups = -(-vocab_size // RACE_GROUP)

@@ -1,9 +1,9 @@
 """Reference of `glauber_step` and `linear_glauber_step`.
 
-Rows are the (sequence, updated position) pairs. Heat bath: a draw from p = softmax(z) as a race of two levels. The
-group of RACE_GROUP tokens with the largest log S - log E wins, S its mass and E its exponential; inside it
-the token with the largest log p_v - log E_v, E_v = -log1p(-u_v). Keep-or-replace first keeps the present token a
-with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a). A mixture draws from pi instead with
+Rows are the (sequence, updated position) pairs. Heat bath: a draw from p = softmax(z) as a race of two levels.
+The group of RACE_GROUP tokens with the largest log S - log E wins, S its mass and E its exponential; inside it
+the token with the largest log p_v - log E_v, E_v = -log1p(-u_v). Keep-or-replace first keeps the present token
+a with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a). A mixture draws from pi instead with
 probability 1 - alpha.
 """
 
@@ -24,7 +24,7 @@ _CHUNK = 2**20  # logits handled at once
 
 
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
-    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; the number of lawless rows (CPU)."""
+    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; the lawless rows' number (CPU)."""
     rows = _Rows(tokens, update)
     flat = logits.flatten(0, 1)
     for part in rows.chunks(flat.shape[1]):
@@ -115,13 +115,13 @@ class _Rows:
             g = torch.where(tokens == present[:, None], g + shift[:, None], g)
         return g
 
-    def _coordinates(self, part: slice) -> tuple:
+    def _coordinates(self, part: slice) -> philox.Coordinates:
         """Seed, step, sample ids and positions of the rows."""
-        own = (
+        seed, step = (
             value[self.batch_index[part]] if isinstance(value, torch.Tensor) and value.dim() == 1 else value
             for value in (self.update.seed, self.update.step)
         )
-        return (*own, self.sample_ids[part], self.positions[part])
+        return seed, step, self.sample_ids[part], self.positions[part]
 
     def _value(self, name: str, part: slice, otherwise: float) -> torch.Tensor:
         """An argument that may be None, a number or a tensor [B] or [B, K], by row, float32 [R]."""
@@ -192,7 +192,7 @@ class _Rows:
         entropy = -torch.where(log_p > -math.inf, log_p.exp() * log_p, 0.0).sum(1)
         return torch.where(self._value("temperature", part, 1.0) == 0, 0.0, entropy)
 
-    def _winner(self, z: torch.Tensor, coordinates: tuple) -> torch.Tensor:
+    def _winner(self, z: torch.Tensor, coordinates: philox.Coordinates) -> torch.Tensor:
         groups = -(-z.shape[1] // RACE_GROUP)
         if groups > 1:
             z = _leading_group(z, philox.group_words(*coordinates, groups))

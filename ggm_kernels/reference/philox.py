@@ -12,6 +12,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# Seed, step, sample ids and positions of rows.
+Coordinates = tuple[int | torch.Tensor, int | torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def philox4x32(counter: Words, seed: int | torch.Tensor) -> Words:
