@@ -160,7 +160,8 @@ def glauber_settle(
 _DEFAULTS = dict.fromkeys(
     (
         "top_k", "top_p", "min_p", "noise_rate", "noise", "sample_ids", "frozen", "softcap", "logit_shift",
-        "mixture", "log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax", "backend",
+        "mixture", "log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax",
+        "backend",
     )
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.ops.glauber_update import (
     UPDATE_SCHEMA,
     Update,
+    check_logits,
     check_update,
     check_values,
     idle_rows,
@@ -63,7 +64,7 @@ def glauber_step(
     ----------
     tokens : torch.Tensor
         Token ids, int32 or int64, shape [B, L]; written in place, so not an expanded tensor. A token is read,
-        and must be in [0, V), only where `noise_rate` or `logit_shift` ask for it: elsewhere any id may stand.
+        and must be in [0, V), only where `noise_rate` or `logit_shift` ask for it; elsewhere any may stand.
     logits : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
         but -inf, leaves its token as it was (one warning a process; raises under GGM_KERNELS_CHECK=1).
@@ -148,7 +149,7 @@ def glauber_step(
     id, position, group or token). Events down to probability 2**-33 occur at their rate. Source: reverse
     process of arXiv 2405.17035; keep-or-replace is our derivation (docs/mathematics.md).
     """
-    checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
+    check_logits(logits)
     update = check_update(
         tokens, positions, logits, "logits", logits.shape[2], seed=seed, step=step, temperature=temperature,
         top_k=top_k, top_p=top_p, min_p=min_p, noise_rate=noise_rate, noise=noise, normalize=normalize,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -210,14 +211,14 @@ class _Given:
             return 1.0, self._tensor(name, value, _NUMBERS, torch.float32)
         if value is None and name != "temperature":
             return None, None
-        return checks.number(name, value, **limits), None
+        return _kindly(name, checks.number, value, **limits), None
 
     def top_k(self, value) -> tuple[int | None, torch.Tensor | None]:
         if isinstance(value, torch.Tensor):
             return None, self._tensor("top_k", value, checks.INTEGERS, torch.int64)
         if value is None:
             return None, None
-        return checks.integer("top_k", value, low=1, high=2**63), None
+        return _kindly("top_k", checks.integer, value, low=1, high=2**63), None
 
     def floats(self, name: str, value) -> torch.Tensor | None:
         return None if value is None else self._tensor(name, value, _NUMBERS, torch.float32)
@@ -239,6 +240,32 @@ class _Given:
         if value.dim() == 0:
             return value.expand(batch)
         return value[:, 0] if value.dim() == 2 and value.shape[1] == 1 else value
+
+
+# What libraries give numbers for that leave nothing or everything.
+_MEANT = {
+    "top_k": "None, or V and more, for no limit",
+    "top_p": "None or 1 for all tokens; a nucleus holds one at least",
+    "temperature": "0 for the largest logit",
+}
+
+
+def _kindly(name: str, check: Callable, value, **limits):
+    try:
+        return check(name, value, **limits)
+    except ValueError as error:
+        raise ValueError(f"{error} ({_MEANT[name]})" if name in _MEANT else str(error)) from None
+
+
+def check_logits(logits: torch.Tensor) -> None:
+    """Check type, dtype and dimensions of logits [B, K, V]."""
+    if isinstance(logits, torch.Tensor) and logits.dtype == torch.float64:
+        allowed = ", ".join(str(dtype) for dtype in checks.FLOATS)
+        raise TypeError(
+            f"logits: got dtype torch.float64; allowed: {allowed}. float32 is enough: a draw is exact to events "
+            "of probability 2**-33, as random words have 32 bits near 0; give logits.float()"
+        )
+    checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
 
 
 def _check_by_product(name: str, value: torch.Tensor | None, tokens: torch.Tensor, count: int) -> None:

@@ -27,7 +27,9 @@ def only_where_it_is_done(request):
 def drawn(present, logits, backend, **arguments):
     """Tokens of ROWS rows in which `present` stands, all with the same logits [V]."""
     tokens = torch.full((1, ROWS), present)
-    return glauber_step(tokens, logits.float().expand(1, ROWS, -1), None, seed=1, step=0, backend=backend, **arguments)[0]
+    return glauber_step(
+        tokens, logits.float().expand(1, ROWS, -1), None, seed=1, step=0, backend=backend, **arguments
+    )[0]
 
 
 def mixed(alpha, p=P0, pi=None):
@@ -100,7 +102,9 @@ def test_the_posterior_of_absorbing_diffusion(backend, present):
     check_rate(tokens != V, 1.0 if present < V else (ALPHA_S - ALPHA_T) / (1 - ALPHA_T))
 
 
-@pytest.mark.parametrize("fault", ["no mixture", "alpha of another time", "rate of another time", "no law of the noise"])
+@pytest.mark.parametrize(
+    "fault", ["no mixture", "alpha of another time", "rate of another time", "no law of the noise"]
+)
 def test_the_check_notices_a_wrong_posterior(fault):
     changes = {
         "no mixture": {"mixture": None},
@@ -109,7 +113,8 @@ def test_the_check_notices_a_wrong_posterior(fault):
         "no law of the noise": {"noise": None},
     }[fault]
     with pytest.raises(AssertionError):
-        check_law(posterior_step(3, NoiseLaw(SKEWED), "reference", **changes), posterior(3, SKEWED))
+        arguments = {"noise": NoiseLaw(SKEWED), **changes}
+        check_law(posterior_step(3, backend="reference", **arguments), posterior(3, SKEWED))
 
 
 # The Gibbs corrector: a denoiser that sees the token, made leave-one-out
@@ -149,6 +154,8 @@ def test_sides_and_noise_are_independent_of_the_keep_decision(backend):
 
 def test_log_prob_is_that_of_the_mixture(backend):
     by_product, raw = torch.zeros(1, ROWS), torch.zeros(1, ROWS)
-    tokens = drawn(0, P0.log() + 2, backend, mixture=torch.tensor([0.4]), log_prob=by_product, raw_log_prob=raw)
+    tokens = drawn(
+        0, P0.log() + 2, backend, mixture=torch.tensor([0.4]), log_prob=by_product, raw_log_prob=raw
+    )
     torch.testing.assert_close(by_product[0].double(), mixed(0.4).log()[tokens], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(raw[0].double(), P0.log()[tokens], rtol=1e-5, atol=1e-5)
