@@ -262,8 +262,8 @@ def check_logits(logits: torch.Tensor) -> None:
     if isinstance(logits, torch.Tensor) and logits.dtype == torch.float64:
         allowed = ", ".join(str(dtype) for dtype in checks.FLOATS)
         raise TypeError(
-            f"logits: got dtype torch.float64; allowed: {allowed}. float32 is enough: a draw is exact to events "
-            "of probability 2**-33, as random words have 32 bits near 0; give logits.float()"
+            f"logits: got dtype torch.float64; allowed: {allowed}. float32 is enough: a draw is exact to "
+            "events of probability 2**-33, as random words have 32 bits near 0; give logits.float()"
         )
     checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
 

@@ -74,7 +74,9 @@ def race_shard(
     return torch.stack([field.double() for field in fields], 1)
 
 
-def _contenders(g, coordinates: philox.Coordinates, temperature, offset: int, vocab_size: int) -> list[Contender]:
+def _contenders(
+    g, coordinates: philox.Coordinates, temperature, offset: int, vocab_size: int
+) -> list[Contender]:
     end = offset + g.shape[1]
     words = philox.race_words(*coordinates, end)[:, offset:]
     log_times = torch.log(-torch.log1p(-philox.uniform(words)))
@@ -114,7 +116,9 @@ def _contender(g, log_times, temperature, group: int, first_token: int) -> Conte
     )
 
 
-def settle_shards(states: torch.Tensor, coordinates: philox.Coordinates, temperature: torch.Tensor, vocab_size: int):
+def settle_shards(
+    states: torch.Tensor, coordinates: philox.Coordinates, temperature: torch.Tensor, vocab_size: int
+) -> tuple[Shard, torch.Tensor, torch.Tensor]:
     """Of states [S, R, FIELDS] of all shards: the merged `Shard`, the winner and its logit."""
     shards = Shard(*states[..., : len(Shard._fields)].unbind(2))
     merged = _merged(shards, temperature)

@@ -1,10 +1,10 @@
 """Reference of `glauber_step` and `linear_glauber_step`.
 
-Rows are the (sequence, updated position) pairs. Heat bath: a draw from p = softmax(z) as a race of two levels.
-The group of RACE_GROUP tokens with the largest log S - log E wins, S its mass and E its exponential; inside it
-the token with the largest log p_v - log E_v, E_v = -log1p(-u_v). Keep-or-replace first keeps the present token
-a with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a). A mixture draws from pi instead with
-probability 1 - alpha.
+Rows are the (sequence, updated position) pairs. Heat bath: a draw from p = softmax(z) as a race of two
+levels. The group of RACE_GROUP tokens with the largest log S - log E wins, S its mass and E its exponential;
+inside it the token with the largest log p_v - log E_v, E_v = -log1p(-u_v). Keep-or-replace first keeps the
+present token a with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a). A mixture draws from
+pi instead with probability 1 - alpha.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK = 2**20  # logits handled at once
 
 
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
-    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; the lawless rows' number (CPU)."""
+    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; on the CPU, how many are lawless."""
     rows = _Rows(tokens, update)
     flat = logits.flatten(0, 1)
     for part in rows.chunks(flat.shape[1]):

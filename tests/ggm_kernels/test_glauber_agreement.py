@@ -5,13 +5,12 @@ import sys
 
 import pytest
 import torch
+from editions import need_same_noise
 from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, backends, glauber_step, linear_glauber_step
-from ggm_kernels.randomness import RACE_GROUP
 
 OP = "glauber_step"
-ONE_LEVEL = ("triton", "cuda")  # backends without the race of two levels
 WITHOUT_REFERENCE = True
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FILTERS = [
@@ -61,8 +60,7 @@ def run(arguments, backend, op=glauber_step, **changes):
     vocab_size = arguments["logits" if op is glauber_step else "weight"].shape[
         -1 if op is glauber_step else 0
     ]
-    if backend in ONE_LEVEL and vocab_size > RACE_GROUP and arguments.get("temperature") != 0:
-        pytest.skip(f"{backend} races the tokens of all groups at once: the same law from other noise")
+    need_same_noise(backend, vocab_size, arguments.get("temperature"))
     return op(arguments.pop("tokens").clone(), **arguments, backend=backend)
 
 
