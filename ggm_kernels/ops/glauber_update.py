@@ -354,7 +354,7 @@ def refuse_what_is_missing(backend: str, update: Update) -> None:
     if update.top_p_first and update.top_k is not None and update.top_p is not None:
         missing.append("filter_order='p_k_min'")
     positions = update.positions
-    if positions.dim() == 2 and checks_values(positions.device) and bool((positions < 0).any()):
+    if positions.dim() == 2 and checks_values(positions.device) and bool((positions == -1).any()):
         missing.append("positions of -1")
     if missing:
         raise NotImplementedError(f"backend {backend!r} does not implement {', '.join(missing)} yet")

@@ -259,6 +259,29 @@ def test_events_of_probability_1e_8_occur_at_their_rate(place):
     assert abs(seen - rows * calls * probability) < bound, seen
 
 
+def shared_tail() -> torch.Tensor:
+    """Token 0 of probability 0.999, and 50,000 tokens that share 0.001."""
+    logits = torch.full((50_001,), math.log(1e-3 / 50_000))
+    logits[0] = math.log(0.999)
+    return logits
+
+
+def test_many_rare_tokens_are_drawn_at_their_rate():
+    check_rate(draw(shared_tail(), 100_000, "cpu") > 0, 1e-3)
+
+
+@pytest.mark.slow
+def test_the_check_notices_a_float32_gumbel():
+    """Of the kind ``-log(eps - log(u + eps))``, as many samplers draw: uniforms of 24 bits end before such a tail."""
+    logits, generator, eps = shared_tail(), torch.Generator().manual_seed(0), 1e-10
+    seen = []
+    for _ in range(250):
+        gumbel = torch.rand(100, len(logits), generator=generator).add_(eps).log_().neg_().add_(eps).log_().neg_()
+        seen.append((gumbel + logits).argmax(1) > 0)
+    with pytest.raises(AssertionError):
+        check_rate(torch.cat(seen), 1e-3)
+
+
 # Independence
 
 
