@@ -138,14 +138,7 @@ class Step:
         self._positions = update.positions.to(torch.int64).contiguous()
         self._noise_rate = None if update.noise_rate is None else update.noise_rate.to(torch.float32)
         self.threads = torch.get_num_threads()
-        self.has_filter = (isinstance(update.temperature, torch.Tensor) or update.temperature > 0) and (
-            isinstance(update.top_k, torch.Tensor)
-            or isinstance(update.top_p, torch.Tensor)
-            or isinstance(update.min_p, torch.Tensor)
-            or (update.top_k is not None and update.top_k < vocab_size)
-            or (update.top_p is not None and update.top_p < 1)
-            or (update.min_p is not None and update.min_p > 0)
-        )
+        self.has_filter = _has_filter(update, vocab_size)
         self.may_skip_rows = (
             update.noise_rate is not None
             or update.frozen is not None
@@ -181,8 +174,8 @@ class Step:
             *self._step_arguments(update.step),
             _temperature(_number(update.temperature, 1.0)),
             min(top_k, 2**63 - 1),
-            _float32(_number(update.top_p, 1.0)),
-            math.log(_float32(min_p)) if _float32(min_p) > 0 else -math.inf,
+            1.0 if update.top_p is None else _float32(_number(update.top_p, 1.0)),
+            math.log(_float32(min_p)) if min_p and _float32(min_p) > 0 else -math.inf,
             address(update.log_sum_exp),
             address(update.log_prob),
             address(update.keep_prob),
@@ -217,6 +210,18 @@ class Step:
         return options
 
 
+def _has_filter(update: Update, vocab_size: int) -> bool:
+    """Whether a filter may leave tokens out of some row."""
+    temperature, top_k, top_p, min_p = update.temperature, update.top_k, update.top_p, update.min_p
+    if not isinstance(temperature, torch.Tensor) and temperature == 0:
+        return False
+    return (
+        (top_k is not None and (isinstance(top_k, torch.Tensor) or top_k < vocab_size))
+        or (top_p is not None and (isinstance(top_p, torch.Tensor) or top_p < 1))
+        or (min_p is not None and (isinstance(min_p, torch.Tensor) or min_p > 0))
+    )
+
+
 def _is_plain(update: Update) -> bool:
     """Whether nothing is given that the options are for."""
     numbers = (update.seed, update.step, update.temperature, update.top_k, update.top_p, update.min_p)
@@ -226,7 +231,7 @@ def _is_plain(update: Update) -> bool:
     )  # fmt: skip
     return (
         not update.top_p_first
-        and not any(isinstance(value, torch.Tensor) for value in numbers)
+        and not any(isinstance(value, torch.Tensor) for value in numbers if value is not None)
         and all(value is None for value in given)
     )
 

@@ -78,12 +78,8 @@ class Update(NamedTuple):
     @property
     def read(self) -> dict[str, torch.Tensor]:
         """The tensors that are not written, beside what the logits come from."""
-        fields = zip(self._fields, self, strict=True)
-        return {
-            name: value
-            for name, value in fields
-            if isinstance(value, torch.Tensor) and name not in BY_PRODUCTS
-        }
+        given = zip(self._fields, self[: -len(BY_PRODUCTS)], strict=False)
+        return {name: value for name, value in given if value is not None and isinstance(value, torch.Tensor)}
 
     @property
     def by_products(self) -> dict[str, torch.Tensor]:
