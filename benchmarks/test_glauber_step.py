@@ -31,6 +31,25 @@ class Size:
         return f"N={self.rows}-V={self.vocab_size}"
 
 
+def by_products(rows: "Rows") -> dict[str, torch.Tensor]:
+    """Memory for what samplers ask for most."""
+    return {name: torch.empty(rows.tokens.shape) for name in ("log_sum_exp", "entropy")}
+
+
+def options(rows: "Rows") -> dict[str, torch.Tensor]:
+    """Numbers row by row, and a mixture that seldom draws noise."""
+    alike = torch.ones(rows.tokens.shape)
+    return {"temperature": alike, "mixture": alike * 0.999, "logit_shift": alike}
+
+
+ASKED_FOR = {
+    "by-products": by_products,
+    "options": options,
+    "frozen, by-products": lambda rows: {
+        **by_products(rows),
+        "frozen": torch.ones(rows.tokens.shape, dtype=torch.bool),
+    },
+}
 FULL_SIZES = [Size(rows=rows) for rows in (1, 16, 256, 4096, 65536)]
 # Rows, then vocabulary: few implementations, for the curves.
 CURVES = [Size(rows=rows) for rows in (1, 16)] + [Size(vocab_size=v) for v in (1024, 8192, 262144)]
@@ -230,6 +249,27 @@ def test_curves(timed, inputs, device, curve):
         timed(step_case(inputs), curve, lambda: multinomial(inputs.logits))
     else:
         timed(step_case(inputs), name_of(backend), lambda: inputs.step(backend), role_of(backend))
+
+
+def test_floor_sum(timed, inputs):
+    """Adding the logits up once."""
+
+    def total() -> torch.Tensor:
+        inputs.need_logits().sum()
+        return inputs.tokens
+
+    timed(step_case(inputs), "sum of the logits", total, "floor")
+
+
+# What a call may ask for beside: none may cost a call that does not ask
+
+
+@pytest.mark.parametrize("name", ["by-products", "options", "frozen, by-products"])
+def test_asked_for(timed, inputs, device, name):
+    if device.type == "cuda":
+        pytest.skip("not done there yet")
+    arguments = ASKED_FOR[name](inputs)
+    timed(step_case(inputs, name), name_of("cpu"), lambda: inputs.step("cpu", **arguments), role_of("cpu"))
 
 
 # With filters

@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -120,8 +121,9 @@ ggm::GlauberArgs glauber_args(
     uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t positions,
     int64_t position_row_stride, uintptr_t sample_ids, uintptr_t frozen, uintptr_t noise_rate, int64_t noise_row_stride,
     int64_t noise_stride, uintptr_t noise_log_probs, bool normalize, int64_t batch, int64_t length, int64_t count,
-    int64_t vocab_size, uint64_t seed, int64_t step, uintptr_t step_pointer, float inverse_temperature, bool greedy,
-    int64_t top_k, double top_p, float log_min_p, uintptr_t log_sum_exp, uintptr_t log_prob, uintptr_t keep_prob) {
+    int64_t vocab_size, uint64_t seed, int64_t step, uintptr_t step_pointer, float temperature, int64_t top_k,
+    double top_p, float log_min_p, uintptr_t log_sum_exp, uintptr_t log_prob, uintptr_t keep_prob,
+    const ggm::RowOptions& options) {
   return {pointer<void>(tokens),
           token_bytes,
           token_row_stride,
@@ -142,14 +144,16 @@ ggm::GlauberArgs glauber_args(
           seed,
           step,
           pointer<const int64_t>(step_pointer),
-          inverse_temperature,
-          greedy,
+          temperature,
+          ggm::inverse_of(temperature),
+          temperature <= 0.0f,
           top_k,
           top_p,
           log_min_p,
           pointer<float>(log_sum_exp),
           pointer<float>(log_prob),
-          pointer<float>(keep_prob)};
+          pointer<float>(keep_prob),
+          options};
 }
 
 ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t group_stride, int64_t row_stride,
@@ -178,11 +182,56 @@ void bind_struct(py::module_& module, const char* name, Make make) {
   py::class_<Struct>(module, name, py::module_local()).def(py::init(make));
 }
 
+// (address, stride of sequences, stride of rows): a value per row.
+using RowValuesTuple = std::tuple<uintptr_t, int64_t, int64_t>;
+
+template <class T>
+void def_row_values(py::class_<ggm::RowOptions>& options, const char* name, ggm::RowValues<T> ggm::RowOptions::*member) {
+  options.def_property(name, nullptr, [member](ggm::RowOptions& of, const RowValuesTuple& given) {
+    of.*member = {pointer<const T>(std::get<0>(given)), std::get<1>(given), std::get<2>(given)};
+  });
+}
+
+template <class T>
+void def_address(py::class_<ggm::RowOptions>& options, const char* name, T* ggm::RowOptions::*member) {
+  options.def_property(name, nullptr,
+                       [member](ggm::RowOptions& of, uintptr_t address) { of.*member = pointer<T>(address); });
+}
+
+ggm::RowOptions row_options() {
+  ggm::RowOptions options = {};
+  options.noise_mask = -1;
+  return options;
+}
+
+void bind_row_options(py::module_& module) {
+  using Options = ggm::RowOptions;
+  py::class_<Options> options(module, "RowOptions", py::module_local());
+  options.def(py::init(&row_options))
+      .def_readwrite("softcap", &Options::softcap)
+      .def_readwrite("top_p_first", &Options::top_p_first)
+      .def_readwrite("noise_mask", &Options::noise_mask)
+      .def_readwrite("token_bound", &Options::token_bound);
+  def_row_values(options, "seed", &Options::seed);
+  def_row_values(options, "step", &Options::step);
+  def_row_values(options, "temperature", &Options::temperature);
+  def_row_values(options, "top_k", &Options::top_k);
+  def_row_values(options, "top_p", &Options::top_p);
+  def_row_values(options, "min_p", &Options::min_p);
+  def_row_values(options, "logit_shift", &Options::logit_shift);
+  def_row_values(options, "mixture", &Options::mixture);
+  def_address(options, "noise_table", &Options::noise_table);
+  def_address(options, "raw_log_prob", &Options::raw_log_prob);
+  def_address(options, "entropy", &Options::entropy);
+  def_address(options, "margin", &Options::margin);
+  def_address(options, "argmax", &Options::argmax);
+}
+
 #if !defined(GGM_ON_HOST)
 // The states of some rows' races, between tiles.
-struct RaceStates {
-  explicit RaceStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::race_start()) {}
-  std::vector<ggm::RaceState> of_row;
+struct RowStates {
+  explicit RowStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::row_start()) {}
+  std::vector<ggm::RowState> of_row;
 };
 
 std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id, uint32_t position_block,
@@ -215,6 +264,8 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_row_options(module);
+  module.attr("RACE_GROUP") = ggm::kRaceGroup;
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
   bind_struct<ggm::LogitsTile>(module, "LogitsTile", &logits_tile);
   bind_struct<ggm::Factors>(module, "Factors", &factors);
@@ -222,7 +273,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
 #if defined(GGM_ON_HOST)
   emulated::bind(module);
 #else
-  py::class_<RaceStates>(module, "RaceStates").def(py::init<int64_t>());
+  py::class_<RowStates>(module, "RowStates").def(py::init<int64_t>());
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
@@ -249,15 +300,15 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
       "cpu_glauber_race",
-      [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile, RaceStates& states, int threads) {
+      [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile, RowStates& states, int threads) {
         ggm::cpu::glauber_race(args, tile, states.of_row.data(), threads);
       },
       release);
   module.def(
       "cpu_glauber_settle",
-      [](const ggm::GlauberArgs& args, uintptr_t row_ids, const RaceStates& states) {
-        ggm::cpu::glauber_settle(args, pointer<const int64_t>(row_ids), states.of_row.data(),
-                                 static_cast<int64_t>(states.of_row.size()));
+      [](const ggm::GlauberArgs& args, uintptr_t row_ids, const RowStates& states) {
+        return ggm::cpu::glauber_settle(args, pointer<const int64_t>(row_ids), states.of_row.data(),
+                                        static_cast<int64_t>(states.of_row.size()));
       },
       release);
   module.def(

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "numerics/corrupt.h"
+#include "numerics/group_race.h"
 #include "numerics/race_state.h"
 
 namespace ggm {
@@ -62,13 +63,39 @@ struct SigmoidBceGradients {
   void* logits;             // sigmoid_bce: [rows, vocab_size] contiguous and zero
 };
 
+// A value per row, where values is not null: strides count elements and may be 0.
+template <class T>
+struct RowValues {
+  const T* values;
+  int64_t sequence_stride, stride;
+};
+
+// What a step may be given row by row, or not at all, and by-products that few ask for.
+struct RowOptions {
+  RowValues<int64_t> seed, step;    // instead of the step's own
+  RowValues<float> temperature;     // likewise
+  RowValues<int64_t> top_k;
+  RowValues<float> top_p, min_p;
+  RowValues<float> logit_shift;     // added to the logit of the token that stands there
+  RowValues<float> mixture;         // alpha
+  float softcap;                 // 0: none
+  bool top_p_first;              // before top_k
+  const AliasRow* noise_table;   // of a mixture's noise, [token_bound]; null for uniform or a mask
+  int64_t noise_mask;            // the only token that it draws, or -1
+  int64_t token_bound;           // present tokens are below; 0: vocab_size
+  float* raw_log_prob;           // by-products [batch, count], each or null
+  float* entropy;
+  float* margin;
+  int64_t* argmax;
+};
+
 // glauber_step: rows are the batch * count pairs of a sequence and an updated position.
 // Strides count elements. Those of logits may be 0 (expanded).
 struct GlauberArgs {
   void* tokens;  // [batch, length], int32 or int64, by token_bytes; written
   int64_t token_bytes;
   int64_t token_row_stride, token_stride;
-  const int64_t* positions;  // [batch, count], or [count] where position_row_stride is 0
+  const int64_t* positions;  // [batch, count], -1 for none, or [count] where position_row_stride is 0
   int64_t position_row_stride;
   const int64_t* sample_ids;     // [batch], or null for 0 .. batch - 1
   const uint8_t* frozen;         // [batch, length] contiguous, or null
@@ -80,6 +107,7 @@ struct GlauberArgs {
   uint64_t seed;
   int64_t step;
   const int64_t* step_pointer;  // device memory that holds the step, or null (cuda only)
+  float temperature;
   float inverse_temperature;    // finite and normal; unused where `greedy`
   bool greedy;                  // temperature 0
   int64_t top_k;                // vocab_size or more: no filter
@@ -88,6 +116,7 @@ struct GlauberArgs {
   float* log_sum_exp;           // by-products [batch, count], each or null
   float* log_prob;
   float* keep_prob;
+  RowOptions options;           // cpu only
 };
 
 // Logits of tokens [token_begin, token_begin + tokens) in `rows` rows from row_begin on, or in the rows row_ids; row
@@ -190,15 +219,16 @@ void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients&
 
 // Whether all values are in range and no position twice in a sequence. The calls below trust that.
 bool glauber_check(const GlauberArgs& args);
-// Whole steps of the rows of a tile that holds the whole vocabulary.
-void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);
+// Whole steps of the rows of a tile that holds the whole vocabulary. The number of rows seen to have no law.
+int64_t glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);
 
 // The same in parts. The rows that are not settled by their present token alone (kept or frozen), whose number is
 // returned; the others are done with.
 int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads);
-// Without filters: the states of a tile's rows go on from race_start() over tiles of any number.
-void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);
-void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows);
+// Without filters: the states of a tile's rows go on from row_start() over tiles of any number, each of whole groups
+// but for the last.
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);
+int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

@@ -15,13 +15,16 @@ c3    32: step
 
 One Philox call yields four words. How a stream spends them:
 
-- token streams (everything but RACE and KEEP): position block = position >> 1, vocabulary block 0.
+- token streams (everything but RACE, GROUP and KEEP): position block = position >> 1, vocabulary block 0.
   Words 2h and 2h + 1 serve position 2 * block + h: the first decides keep or noise, the second draws
   the uniform token or the column of the alias table. With a noise law, the acceptance word of a
   position is word (position & 3) of position block = position >> 2, vocabulary block 1. COMMIT decides
   nothing by words.
 - RACE: position block = position, vocabulary block = v >> 2; word (v & 3) is the uniform of token v.
-- KEEP: position block = position, vocabulary block 0, word 0.
+- GROUP: position block = position, vocabulary block = n >> 2; word (n & 3) is the uniform of group n of the
+  race, the RACE_GROUP tokens from n * RACE_GROUP on, whatever part of the vocabulary a process or a tile holds.
+- KEEP: position block = position, vocabulary block 0. Word 0 decides to keep, word 1 takes a side of a
+  mixture, words 2 and 3 draw its noise: column or uniform token, acceptance.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ MAX_SAMPLE_ID = 2**40
 MAX_POSITION = 2**32
 MAX_RACE_VOCAB = 2**22  # 20 bits of vocabulary blocks, four tokens each
 MAX_VOCAB = 2**31 - 1
+RACE_GROUP = 1024  # tokens that race as one before they race each other; part of the noise's definition
 
 
 class Stream(IntEnum):
@@ -53,10 +57,11 @@ class Stream(IntEnum):
     FROZEN = 7
     DATA_ORDER = 8
     REDENOISE = 9
+    GROUP = 10
     COMMIT = 13
 
 
-STREAMS_OF_OPS = (Stream.CORRUPT, Stream.RACE, Stream.KEEP, Stream.COMMIT)
+STREAMS_OF_OPS = (Stream.CORRUPT, Stream.RACE, Stream.KEEP, Stream.GROUP, Stream.COMMIT)
 
 
 def check_seed(seed: int) -> int:

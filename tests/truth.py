@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-RACE, KEEP = 1, 2  # streams
+RACE, KEEP, GROUP = 1, 2, 10  # streams
+RACE_GROUP = 1024  # tokens that race as one first
 _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -81,6 +82,7 @@ class Row:
     noise_rate: float | None = None
     log_pi: float = 0.0  # of the present token
     normalize: bool = False
+    two_levels: bool = True  # or the race of all tokens at once
     precision: float = 1e-6  # what the logits are known to, relative to 1 + their size
     doubts: list[str] = field(default_factory=list)
 
@@ -155,17 +157,30 @@ def _min_p(row: Row, z: np.ndarray) -> np.ndarray:
 
 
 def race(row: Row, z: np.ndarray, token: int) -> float:
-    """By how much the score of `token` misses the best one: 0 for the winner, the first of equals.
+    """By how much the score of `token` misses the best one, or that of its group: 0 for the winner.
 
-    Token v arrives at time E_v / exp(z_v). In one level: the groups of a second one are drawn here.
+    Token v arrives at time E_v / exp(z_v), a group at E / S, S the sum of exp(z) over it: of the first of them its
+    first token is drawn.
     """
     words = row.place.words(RACE, -(-len(z) // 4))[: len(z)]
+    if not row.two_levels or len(z) <= RACE_GROUP:
+        return _miss(z, words, token)
+    starts = np.arange(0, len(z), RACE_GROUP)
+    with np.errstate(divide="ignore"):
+        masses = np.log(np.add.reduceat(np.exp(z), starts))
+    group = token // RACE_GROUP
+    inside = slice(group * RACE_GROUP, (group + 1) * RACE_GROUP)
+    group_words = row.place.words(GROUP, -(-len(starts) // 4))[: len(starts)]
+    return max(_miss(masses, group_words, group), _miss(z[inside], words[inside], token - inside.start))
+
+
+def _miss(z: np.ndarray, words: np.ndarray, index: int) -> float:
     scores = z - np.log(-np.log1p(-uniform(words)))
     best = int(scores.argmax())
-    if token == best:
+    if index == best:
         return 0.0
-    sizes = 1 + abs(z[best]) + (abs(z[token]) if math.isfinite(z[token]) else 0.0)
-    return (scores[best] - scores[token]) / sizes
+    sizes = 1 + abs(z[best]) + (abs(z[index]) if math.isfinite(z[index]) else 0.0)
+    return (scores[best] - scores[index]) / sizes
 
 
 def log_odds(row: Row) -> float:
@@ -211,11 +226,30 @@ def _log_prob(row: Row, drawn: int | None) -> float:
     return z[drawn] - log_sum_exp(z)
 
 
+def _entropy(row: Row, drawn: int | None) -> float:
+    if row.temperature == 0:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        z = np.where(row.g == row.g.max(), 0.0, (row.g - row.g.max()) / row.temperature)
+    log_p = z - log_sum_exp(z)
+    return -float(sum(p * log for log in log_p if (p := math.exp(log)) > 0))
+
+
+def _margin(row: Row, drawn: int | None) -> float:
+    second, first = np.sort(np.r_[row.g, -math.inf])[-2:]
+    return 0.0 if first == second else first - second
+
+
 BY_PRODUCTS = {
     "log_sum_exp": lambda row, drawn: log_sum_exp(row.g),
     "log_prob": _log_prob,
     "keep_prob": lambda row, drawn: sigmoid(log_odds(row)),
+    "raw_log_prob": lambda row, drawn: math.nan if drawn is None else row.g[drawn] - log_sum_exp(row.g),
+    "entropy": _entropy,
+    "margin": _margin,
+    "argmax": lambda row, drawn: int(row.g.argmax()),
 }
+SECOND_EDITION = ("raw_log_prob", "entropy", "margin", "argmax")  # not of every backend yet
 
 
 # Losses

@@ -4,7 +4,7 @@
 
 #include <cstdlib>
 
-#include "cpu/race.h"
+#include "cpu/group_sums.h"
 #include "numerics/race_merge.h"
 
 namespace ggm::cpu::GGM_ISA {
@@ -12,17 +12,20 @@ namespace {
 
 constexpr uint32_t kDepthOfMinusInfinity = 0x7F800000u;
 
-GGM_HD bool has_filter(const GlauberArgs& args) {
-  return !args.greedy &&
-         (args.top_k < args.vocab_size || args.top_p < 1.0 || args.log_min_p > minus_infinity());
-}
+// The filters of one row.
+struct Filters {
+  int64_t top_k;    // vocab_size or more: none
+  double top_p;     // 1: none
+  float log_min_p;  // -inf: none
+  bool top_p_first;
+};
 
 // Of one row: how deep every token lies below the largest (depth_bits), and its weight exp(z).
 struct Depths {
   uint32_t* bits;
   float* weights;
   int64_t size;
-  explicit Depths(int64_t tokens) : size((tokens + kGroup - 1) / kGroup * kGroup) {
+  explicit Depths(int64_t tokens) : size((tokens + kBatch - 1) / kBatch * kBatch) {
     bits = static_cast<uint32_t*>(std::malloc(2 * sizeof(uint32_t) * (size + 1)));
     weights = reinterpret_cast<float*>(bits + size);
   }
@@ -33,9 +36,9 @@ struct Depths {
 
 template <class T>
 GGM_HD void fill(Depths& depths, const Span<T>& row, float top, float inverse_temperature) {
-  for (int64_t i = 0; i < row.tokens; i += kGroup) {
+  for (int64_t i = 0; i < row.tokens; i += kBatch) {
     Floats z[8];
-    load_group(row.logits + i, row.tokens - i, z);
+    load_batch(row.logits + i, row.tokens - i, z);
     for (int j = 0; j < 8; ++j) {
       z[j] = tempered(z[j], Floats{} + top, inverse_temperature);
       const Words bits = float_bits(z[j]) & 0x7FFFFFFFu;
@@ -83,23 +86,33 @@ GGM_HD uint64_t nucleus_mass(const Depths& depths, int64_t tokens, uint32_t limi
   return nucleus_target(top_p, total);
 }
 
-// Sets the top of the race; returns the least z that stays.
-template <class T>
-float row_cut(const GlauberArgs& args, const Span<T>& row, Depths& depths, RaceState& state) {
-  state.top = chunk_top(row, state);
-  if (!has_law(state)) return minus_infinity();
+// The depth of the least token that top-k and top-p leave, in the order given.
+GGM_HD uint32_t depth_limit(const Filters& filters, const Depths& depths, int64_t tokens) {
   uint32_t limit = kDepthOfMinusInfinity;
-  if (args.top_k < args.vocab_size || args.top_p < 1.0) {
-    fill(depths, row, state.top, args.inverse_temperature);
-    if (args.top_k < args.vocab_size) {
-      limit = select_depth<One>(depths, row.tokens, limit, static_cast<uint64_t>(args.top_k));
+  for (int turn = 0; turn < 2; ++turn) {
+    const bool by_mass = (turn == 0) == filters.top_p_first;
+    if (!by_mass && filters.top_k < tokens) {
+      // What top-p left may be fewer than k already: then all of it stays.
+      const uint32_t kth = select_depth<One>(depths, tokens, limit, static_cast<uint64_t>(filters.top_k));
+      limit = kth < limit ? kth : limit;
     }
-    if (args.top_p < 1.0) {
-      limit = select_depth<Mass>(depths, row.tokens, limit, nucleus_mass(depths, row.tokens, limit, args.top_p));
+    if (by_mass && filters.top_p < 1.0) {
+      limit = select_depth<Mass>(depths, tokens, limit, nucleus_mass(depths, tokens, limit, filters.top_p));
     }
   }
+  return limit;
+}
+
+// Of a row whose largest logit is `top`: the least z that stays.
+template <class T>
+float row_cut(const Filters& filters, const Span<T>& row, float inverse_temperature, float top, Depths& depths) {
+  uint32_t limit = kDepthOfMinusInfinity;
+  if (filters.top_k < row.tokens || filters.top_p < 1.0) {
+    fill(depths, row, top, inverse_temperature);
+    limit = depth_limit(filters, depths, row.tokens);
+  }
   const float cut = depth_value(limit);
-  return cut > args.log_min_p ? cut : args.log_min_p;
+  return cut > filters.log_min_p ? cut : filters.log_min_p;
 }
 
 }  // namespace

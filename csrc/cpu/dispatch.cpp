@@ -16,10 +16,10 @@ struct Isa {
   bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
   bool (*glauber_check)(const GlauberArgs&);
-  void (*glauber_step)(const GlauberArgs&, const LogitsTile&, int);
+  int64_t (*glauber_step)(const GlauberArgs&, const LogitsTile&, int);
   int64_t (*glauber_undecided)(const GlauberArgs&, const Factors&, int64_t*, int);
-  void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RaceState*, int);
-  void (*glauber_settle)(const GlauberArgs&, const int64_t*, const RaceState*, int64_t);
+  void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RowState*, int);
+  int64_t (*glauber_settle)(const GlauberArgs&, const int64_t*, const RowState*, int64_t);
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
@@ -80,17 +80,17 @@ void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients&
 }
 
 bool glauber_check(const GlauberArgs& args) { return in_use->glauber_check(args); }
-void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
-  in_use->glauber_step(args, tile, threads);
+int64_t glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+  return in_use->glauber_step(args, tile, threads);
 }
 int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
   return in_use->glauber_undecided(args, factors, row_ids, threads);
 }
-void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads) {
   in_use->glauber_race(args, tile, states, threads);
 }
-void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows) {
-  in_use->glauber_settle(args, row_ids, states, rows);
+int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows) {
+  return in_use->glauber_settle(args, row_ids, states, rows);
 }
 
 int isa_count() {

@@ -9,20 +9,20 @@
 namespace ggm::cpu::GGM_ISA {
 namespace {
 
-template <class T>
+// Tokens that stand where they are read, of rows with a position that is not frozen.
 bool tokens_in_range(const GlauberArgs& args) {
-  const uint64_t vocab_size = static_cast<uint64_t>(args.vocab_size);
-  const T* tokens = static_cast<const T*>(args.tokens);
+  const RowOptions& options = args.options;
+  if (args.noise_rate == nullptr && options.logit_shift.values == nullptr) return true;
+  const uint64_t bound = static_cast<uint64_t>(options.token_bound > 0 ? options.token_bound : args.vocab_size);
   bool valid = true;
-  for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
-    const T* row = tokens + sequence * args.token_row_stride;
-    if (args.token_stride == 1) {  // its own loop: vectors
-      for (int64_t i = 0; i < args.length; ++i) valid &= static_cast<uint64_t>(static_cast<int64_t>(row[i])) < vocab_size;
-    } else {
-      for (int64_t i = 0; i < args.length; ++i) {
-        valid &= static_cast<uint64_t>(static_cast<int64_t>(row[i * args.token_stride])) < vocab_size;
-      }
-    }
+  for (int64_t row = 0; row < args.batch * args.count; ++row) {
+    const int64_t sequence = row / args.count;
+    const int64_t position = args.positions[sequence * args.position_row_stride + row % args.count];
+    if (position < 0 || (args.frozen != nullptr && args.frozen[sequence * args.length + position] != 0)) continue;
+    const int64_t at = sequence * args.token_row_stride + position * args.token_stride;
+    const int64_t token = args.token_bytes == 8 ? static_cast<const int64_t*>(args.tokens)[at]
+                                                : static_cast<const int32_t*>(args.tokens)[at];
+    valid &= static_cast<uint64_t>(token) < bound;
   }
   return valid;
 }
@@ -36,46 +36,61 @@ struct Seen {
   Seen& operator=(const Seen&) = delete;
 };
 
-// `count` positions, each inside and none twice; leaves `seen` as it was unless they are not.
-bool positions_valid(const int64_t* positions, int64_t count, int64_t length, uint8_t* seen) {
+// `count` positions, each inside and none twice; leaves `seen` as it was unless they are not. -1 is none where rows
+// may be absent.
+bool positions_valid(const int64_t* positions, int64_t count, int64_t length, bool may_be_absent, uint8_t* seen) {
   for (int64_t k = 0; k < count; ++k) {
     const int64_t position = positions[k];
+    if (may_be_absent && position == -1) continue;
     if (static_cast<uint64_t>(position) >= static_cast<uint64_t>(length)) return false;
     const uint8_t bit = static_cast<uint8_t>(1u << (position & 7));
     if ((seen[position >> 3] & bit) != 0) return false;
     seen[position >> 3] = static_cast<uint8_t>(seen[position >> 3] | bit);
   }
-  for (int64_t k = 0; k < count; ++k) seen[positions[k] >> 3] = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    if (positions[k] >= 0) seen[positions[k] >> 3] = 0;
+  }
   return true;
 }
 
 bool all_positions_valid(const GlauberArgs& args) {
   const Seen seen(args.length);
-  const int64_t lists = args.position_row_stride == 0 ? 1 : args.batch;
-  for (int64_t list = 0; list < lists; ++list) {
-    if (!positions_valid(args.positions + list * args.position_row_stride, args.count, args.length, seen.bits)) {
-      return false;
-    }
+  const bool own = args.position_row_stride != 0;
+  for (int64_t list = 0; list < (own ? args.batch : 1); ++list) {
+    const int64_t* positions = args.positions + list * args.position_row_stride;
+    if (!positions_valid(positions, args.count, args.length, own, seen.bits)) return false;
   }
   return true;
 }
 
-bool noise_rates_valid(const GlauberArgs& args) {
-  if (args.noise_rate == nullptr) return true;
+// Whether every value of a row, where there is one, is in range: NaN is in none.
+template <class T, class Range>
+bool all_in(const GlauberArgs& args, const RowValues<T>& given, const Range& range) {
+  if (given.values == nullptr) return true;
   bool valid = true;
   for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
-    const float* rates = args.noise_rate + sequence * args.noise_row_stride;
-    const int64_t count = args.noise_stride == 0 && args.count > 0 ? 1 : args.count;
-    for (int64_t k = 0; k < count; ++k) {
-      const float rate = rates[k * args.noise_stride];
-      valid &= rate >= 0.0f && rate <= 1.0f;
-    }
+    const T* values = given.values + sequence * given.sequence_stride;
+    const int64_t count = given.stride == 0 ? (args.count > 0 ? 1 : 0) : args.count;
+    for (int64_t k = 0; k < count; ++k) valid &= range(values[k * given.stride]);
   }
   return valid;
 }
 
+bool row_values_valid(const GlauberArgs& args) {
+  const RowOptions& options = args.options;
+  const auto is_probability = [](float p) { return p >= 0.0f && p <= 1.0f; };
+  const RowValues<float> noise_rate = {args.noise_rate, args.noise_row_stride, args.noise_stride};
+  return all_in(args, noise_rate, is_probability) && all_in(args, options.mixture, is_probability) &&
+         all_in(args, options.min_p, is_probability) &&
+         all_in(args, options.top_p, [](float p) { return p > 0.0f && p <= 1.0f; }) &&
+         all_in(args, options.top_k, [](int64_t k) { return k >= 1; }) &&
+         all_in(args, options.temperature, [](float t) { return t >= 0.0f && t < float_of(0x7F800000u); });
+}
+
+bool is_step(int64_t step) { return static_cast<uint64_t>(step) < uint64_t{1} << kStepBits; }
+
 bool coordinates_valid(const GlauberArgs& args) {
-  bool valid = static_cast<uint64_t>(args.step) < uint64_t{1} << kStepBits;
+  bool valid = is_step(args.step) && all_in(args, args.options.step, is_step);
   if (args.sample_ids != nullptr) {
     for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
       valid &= static_cast<uint64_t>(args.sample_ids[sequence]) < uint64_t{1} << kSampleIdBits;
@@ -87,8 +102,7 @@ bool coordinates_valid(const GlauberArgs& args) {
 }  // namespace
 
 bool glauber_check(const GlauberArgs& args) {
-  return coordinates_valid(args) && noise_rates_valid(args) && all_positions_valid(args) &&
-         (args.token_bytes == 8 ? tokens_in_range<int64_t>(args) : tokens_in_range<int32_t>(args));
+  return coordinates_valid(args) && row_values_valid(args) && all_positions_valid(args) && tokens_in_range(args);
 }
 
 }  // namespace ggm::cpu::GGM_ISA

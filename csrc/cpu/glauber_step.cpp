@@ -1,9 +1,8 @@
-// One pass over the logits of a row, a chunk at a time: its maximum, then the race of its tokens against it while
-// they are in cache. A cheap test leaves a few tokens of a row for which logarithms are needed at all.
-#include "cpu/cut.h"
+// One pass over the logits of a row, a group at a time: its maximum and the sum of its exponentials while it is in
+// cache. The groups race by their masses, then the tokens of the one that won.
+#include "cpu/glauber_rows.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-#include "cpu/race.h"
 
 namespace ggm::cpu::GGM_ISA {
 namespace {
@@ -23,89 +22,90 @@ GGM_HD int64_t row_id(const LogitsTile& tile, int64_t row) {
   return tile.row_ids == nullptr ? tile.row_begin + row : tile.row_ids[row];
 }
 
-// Where the token of row b * count + k stands, and its coordinates.
-struct Place {
-  int64_t sequence, k, position, token_at;
-  Race race;
-};
-
-GGM_HD Place place_of(const GlauberArgs& args, int64_t row) {
-  Place place;
-  place.sequence = row / args.count;
-  place.k = row % args.count;
-  place.position = args.positions[place.sequence * args.position_row_stride + place.k];
-  place.token_at = place.sequence * args.token_row_stride + place.position * args.token_stride;
-  place.race.sample_id =
-      static_cast<uint64_t>(args.sample_ids == nullptr ? place.sequence : args.sample_ids[place.sequence]);
-  place.race.position = static_cast<uint32_t>(place.position);
-  place.race.step = static_cast<uint32_t>(args.step);
-  return place;
+// By-products of a row that was read and has a law, but for those of the token drawn.
+GGM_HD void note_row(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law) {
+  const RowOptions& options = args.options;
+  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = log_sum_exp(state);
+  if (options.entropy != nullptr) options.entropy[row] = law.greedy ? 0.0f : entropy_of(state);
+  if (options.margin != nullptr) options.margin[row] = margin_of(state);
+  if (options.argmax != nullptr) options.argmax[row] = state.argmax;
 }
 
-GGM_HD int64_t token_at(const GlauberArgs& args, int64_t at) {
-  return args.token_bytes == 8 ? static_cast<const int64_t*>(args.tokens)[at]
-                               : static_cast<const int32_t*>(args.tokens)[at];
-}
-
-GGM_HD void write_token(const GlauberArgs& args, int64_t at, uint32_t token) {
-  if (args.token_bytes == 8) {
-    static_cast<int64_t*>(args.tokens)[at] = token;
+// By-products of the token drawn, of logit g, of which pi is the law of a mixture's noise.
+GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law,
+                       const Decision& decision, int64_t token, float g) {
+  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = g - log_sum_exp(state);
+  if (args.log_prob == nullptr) return;
+  float log_prob;
+  if (law.greedy) {
+    log_prob = token == static_cast<int64_t>(state.winner) ? 0.0f : minus_infinity();
   } else {
-    static_cast<int32_t*>(args.tokens)[at] = static_cast<int32_t>(token);
+    log_prob = law_log_prob(state, g, law.inverse_temperature, law.cut);
   }
+  if (mixes(args)) log_prob = log_mixture(log_prob, decision.alpha, log_noise_prob(args, token));
+  args.log_prob[row] = log_prob;
 }
 
-GGM_HD bool is_frozen(const GlauberArgs& args, const Place& place) {
-  return args.frozen != nullptr && args.frozen[place.sequence * args.length + place.position] != 0;
-}
-
-GGM_HD float row_verdict(const GlauberArgs& args, const Place& place, float g) {
-  const float rate = args.noise_rate[place.sequence * args.noise_row_stride + place.k * args.noise_stride];
-  const float log_noise_prob = args.noise_log_probs == nullptr ? -logf(static_cast<float>(args.vocab_size))
-                                                               : args.noise_log_probs[token_at(args, place.token_at)];
-  return verdict(g, rate, log_noise_prob);
-}
-
-GGM_HD bool row_keeps(const Place& place, uint64_t seed, float f) { return keeps_token(f, keep_word(place.race, seed)); }
-
-// A row that nothing is known of, as nothing was done for it.
-void settle_frozen(const GlauberArgs& args, int64_t row) {
-  float* const by_products[] = {args.log_sum_exp, args.log_prob, args.keep_prob};
-  for (float* by_product : by_products) {
-    if (by_product != nullptr) by_product[row] = float_of(0x7FC00000u);
-  }
-}
-
-// What is left to do once the race of a row is run.
-void settle_row(const GlauberArgs& args, int64_t row, const RaceState& state) {
-  const Place place = place_of(args, row);
-  bool draws = has_law(state);
+// What is left to do once the race of a row is run. False where it has no law.
+bool settle_row(const GlauberArgs& args, int64_t row, const Place& place, const RowState& state, const Law& law) {
+  const Decision decision = decision_of(args, place);
+  bool keeps = false;
   if (args.noise_rate != nullptr) {
-    const float g = args.normalize ? state.present - log_sum_exp(state) : state.present;
-    const float f = row_verdict(args, place, g);
-    if (row_keeps(place, args.seed, f)) draws = false;
+    float h = state.present;
+    if (state.has_nan != 0u) h = not_a_number();
+    if (args.normalize) h = has_law(state) ? h - log_sum_exp(state) : not_a_number();
+    const float f = row_verdict(args, place, h, decision.alpha);
+    keeps = keeps_token(f, decision.keep_word);
     if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
   }
-  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = log_sum_exp(state);
-  if (args.log_prob != nullptr) args.log_prob[row] = draws ? winner_log_prob(state) : float_of(0x7FC00000u);
-  if (draws) write_token(args, place.token_at, state.winner);
-}
-
-// Whether the row keeps its token whatever its race brings, seen from the logit of that token alone. If so, what
-// settle_row would note is noted.
-template <class PresentLogit>
-bool settled_before_race(const GlauberArgs& args, int64_t row, const PresentLogit& present_logit) {
-  const Place place = place_of(args, row);
-  if (is_frozen(args, place)) {
-    settle_frozen(args, row);
+  if (!has_law(state)) {
+    const float keep_prob = args.keep_prob == nullptr ? 0.0f : args.keep_prob[row];
+    note_nothing(args, row);
+    if (args.keep_prob != nullptr) args.keep_prob[row] = keep_prob;
+    return false;
+  }
+  note_row(args, row, state, law);
+  if (keeps) {
+    note_kept(args, row);
     return true;
   }
-  if (args.log_sum_exp != nullptr || args.noise_rate == nullptr || args.normalize) return false;
-  const float f = row_verdict(args, place, present_logit(token_at(args, place.token_at)));
-  const bool keeps = row_keeps(place, args.seed, f);
-  if (keeps && args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
-  if (keeps && args.log_prob != nullptr) args.log_prob[row] = float_of(0x7FC00000u);
-  return keeps;
+  const bool is_noise = decision.noise_token >= 0;
+  const int64_t token = is_noise ? decision.noise_token : static_cast<int64_t>(state.winner);
+  note_drawn(args, row, state, law, decision, token, is_noise ? state.noise : state.drawn);
+  write_token(args, place.token_at, token);
+  return true;
+}
+
+// Whether the row is done with before its race: it has no position or is frozen, or keeps its token or draws noise
+// whatever the race brings, seen from the logit of the present token alone, and nothing else is asked of it. What
+// settle_row would note is noted.
+template <class PresentLogit>
+bool settled_before_race(const GlauberArgs& args, int64_t row, const Place& place, const PresentLogit& present_logit) {
+  if (is_idle(args, place)) {
+    note_nothing(args, row);
+    return true;
+  }
+  if (must_be_read(args)) return false;
+  const bool decides = args.noise_rate != nullptr;
+  if ((decides && args.normalize) || !(decides || mixes(args))) return false;
+  const Decision decision = decision_of(args, place);
+  bool keeps = false;
+  if (decides) {
+    const int64_t token = token_at(args, place.token_at);
+    const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))
+                                            : minus_infinity();
+    const float f = row_verdict(args, place, h, decision.alpha);
+    keeps = keeps_token(f, decision.keep_word);
+    if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
+  }
+  if (keeps) {
+    note_kept(args, row);
+    return true;
+  }
+  const bool asks_of_drawn = args.log_prob != nullptr || args.options.raw_log_prob != nullptr;
+  if (decision.noise_token < 0 || asks_of_drawn) return false;
+  write_token(args, place.token_at, decision.noise_token);
+  return true;
 }
 
 // In the precision of the factors, as the product itself is rounded.
@@ -124,7 +124,7 @@ int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t*
   const int64_t rows = args.batch * args.count;
   for_each(rows, threads, rows * factors.hidden_size >= kParallelFrom, [&](int64_t row) {
     const auto present_logit = [&](int64_t token) { return present_logit_of<T>(factors, row, token); };
-    row_ids[row] = settled_before_race(args, row, present_logit) ? -1 : row;
+    row_ids[row] = settled_before_race(args, row, place_of(args, row), present_logit) ? -1 : row;
   });
   int64_t undecided = 0;
   for (int64_t row = 0; row < rows; ++row) {
@@ -133,40 +133,114 @@ int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t*
   return undecided;
 }
 
+// The keys of all rows, or of one with a seed of its own.
+class Keys {
+ public:
+  explicit Keys(const GlauberArgs& args) : args_(args), keys_(race_keys(args.seed)) {}
+  GGM_HD_MEMBER const RaceKeys& of(const Place& place) {
+    if (args_.options.seed.values != nullptr) keys_ = race_keys(seed_of(args_, place));
+    return keys_;
+  }
+
+ private:
+  const GlauberArgs& args_;
+  RaceKeys keys_;
+};
+
+GGM_HD Row row_of(const GlauberArgs& args, const Place& place, const Law& law, const RaceKeys& keys) {
+  const int64_t present = args.noise_rate == nullptr ? -1 : token_at(args, place.token_at);
+  const int64_t noise = mixes(args) ? decision_of(args, place).noise_token : -1;
+  return {place.race, &keys, law, wants_of(args), edits_of(args, place), args.vocab_size, present, noise};
+}
+
+// The largest logit of a row and its cut; the state begins at that top.
 template <class T>
-void race_tile(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
-  const RaceKeys keys = race_keys(args.seed);
-  const Law law = law_of(args, minus_infinity());
-  for_each(tile.rows, threads, worth_threads(tile), [&](int64_t i) {
-    const Place place = place_of(args, row_id(tile, i));
-    const Span<T> span = {row_logits<T>(tile, i), tile.token_begin, tile.tokens};
-    race_span(span, place.race, keys, law, token_at(args, place.token_at), states[i]);
-  });
+void find_cut(const Filters& filters, const Span<T>& span, Depths& depths, Law& law, RowState& state) {
+  const GroupTop largest = largest_of<T, true>(span.logits, span.tokens);
+  state.top = largest.top;
+  state.has_nan = largest.has_nan ? 1u : 0u;
+  law.filtered = true;
+  if (has_law(state)) law.cut = row_cut(filters, span, law.inverse_temperature, largest.top, depths);
 }
 
 template <class T>
-void step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
-  const RaceKeys keys = race_keys(args.seed);
-  const bool filtered = has_filter(args);
+void race_tile(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads) {
   on_threads(threads, worth_threads(tile), [&](const Member& member) {
-    Depths depths(filtered ? args.vocab_size : 0);
-    member.as_free(tile.rows, 4, [&](int64_t i) {
-      const T* logits = row_logits<T>(tile, i);
-      const int64_t row = row_id(tile, i);
-      if (settled_before_race(args, row, [=](int64_t token) { return to_float(logits[token]); })) return;
-      const Place place = place_of(args, row);
-      RaceState state = race_start();
-      const Span<T> span = {logits, 0, args.vocab_size};
-      const float cut = filtered ? row_cut(args, span, depths, state) : minus_infinity();
-      race_span(span, place.race, keys, law_of(args, cut), token_at(args, place.token_at), state);
-      settle_row(args, row, state);
+    Keys keys(args);
+    member.in_parts(tile.rows, [&](int64_t i) {
+      const Place place = place_of(args, row_id(tile, i));
+      const Row row = row_of(args, place, law_of(args, place), keys.of(place));
+      RowRacer(row, states[i]).run(Span<T>{row_logits<T>(tile, i), tile.token_begin, tile.tokens});
     });
   });
 }
 
+// Memory of a thread for rows with filters.
+struct FilterSpace {
+  Depths depths;
+  float* edited;
+  FilterSpace(int64_t tokens, bool edits) : depths(tokens), edited(nullptr) {
+    if (edits) edited = static_cast<float*>(std::malloc(sizeof(float) * static_cast<size_t>(depths.size + kRaceGroup)));
+  }
+  ~FilterSpace() { std::free(edited); }
+  FilterSpace(const FilterSpace&) = delete;
+  FilterSpace& operator=(const FilterSpace&) = delete;
+};
+
+// A filtered row; with edits it is raced from an edited copy.
+template <class T>
+void race_filtered(Row& row, const Filters& filters, const Span<T>& span, FilterSpace& space, RowState& state) {
+  const bool edits = row.edits.softcap > 0.0f || row.edits.shifted_token >= 0;
+  if (!edits) {
+    find_cut(filters, span, space.depths, row.law, state);
+    RowRacer(row, state).run(span);
+    return;
+  }
+  for (int64_t begin = 0; begin < span.tokens; begin += kRaceGroup) {
+    const int64_t left = span.tokens - begin;
+    EditedGroup group;
+    group.fill(Span<T>{span.logits + begin, begin, left < kRaceGroup ? left : kRaceGroup}, row.edits);
+    memcpy(space.edited + begin, group.logits, sizeof(float) * static_cast<size_t>(left < kRaceGroup ? left : kRaceGroup));
+  }
+  const Span<float> edited = {space.edited, 0, span.tokens};
+  row.edits = {0.0f, -1, 0.0f};
+  find_cut(filters, edited, space.depths, row.law, state);
+  RowRacer(row, state).run(edited);
+}
+
+template <class T>
+int64_t step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+  const bool may_be_filtered = may_filter(args);
+  const bool edits = args.options.softcap > 0.0f || args.options.logit_shift.values != nullptr;
+  int64_t lawless = 0;
+  on_threads(threads, worth_threads(tile), [&](const Member& member) {
+    Keys keys(args);
+    int64_t of_member = 0;
+    FilterSpace space(may_be_filtered ? args.vocab_size : 0, may_be_filtered && edits);
+    member.as_free(tile.rows, 4, [&](int64_t i) {
+      const T* logits = row_logits<T>(tile, i);
+      const int64_t id = row_id(tile, i);
+      const Place place = place_of(args, id);
+      if (settled_before_race(args, id, place, [=](int64_t token) { return to_float(logits[token]); })) return;
+      Row row = row_of(args, place, law_of(args, place), keys.of(place));
+      RowState state = row_start();
+      const Span<T> span = {logits, 0, args.vocab_size};
+      const Filters filters = filters_of(args, place);
+      if (!row.law.greedy && leaves_out(filters, args.vocab_size)) {
+        race_filtered(row, filters, span, space, state);
+      } else {
+        RowRacer(row, state).run(span);
+      }
+      if (!settle_row(args, id, place, state, row.law)) ++of_member;
+    });
+    __atomic_fetch_add(&lawless, of_member, __ATOMIC_RELAXED);
+  });
+  return lawless;
+}
+
 }  // namespace
 
-void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
+int64_t glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) {
   switch (tile.dtype) {
     case Float::float32:
       return step_rows<float>(args, tile, threads);
@@ -175,9 +249,10 @@ void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads) 
     case Float::float16:
       return step_rows<Float16>(args, tile, threads);
   }
+  return 0;
 }
 
-void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads) {
+void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads) {
   switch (tile.dtype) {
     case Float::float32:
       return race_tile<float>(args, tile, states, threads);
@@ -188,8 +263,13 @@ void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* st
   }
 }
 
-void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows) {
-  for (int64_t i = 0; i < rows; ++i) settle_row(args, row_ids[i], states[i]);
+int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows) {
+  int64_t lawless = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    const Place place = place_of(args, row_ids[i]);
+    if (!settle_row(args, row_ids[i], place, states[i], law_of(args, place))) ++lawless;
+  }
+  return lawless;
 }
 
 int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "numerics/race_state.h"
+#include "numerics/group_race.h"
 
 #define GGM_DECLARE_ISA(name)                                                                                  \
   namespace ggm::cpu::name {                                                                                   \
@@ -13,10 +13,10 @@
   bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);             \
   void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);    \
   bool glauber_check(const GlauberArgs& args);                                                                 \
-  void glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);                             \
+  int64_t glauber_step(const GlauberArgs& args, const LogitsTile& tile, int threads);                          \
   int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads);   \
-  void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RaceState* states, int threads);          \
-  void glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RaceState* states, int64_t rows); \
+  void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);           \
+  int64_t glauber_settle(const GlauberArgs& args, const int64_t* ids, const RowState* states, int64_t rows);   \
   }
 
 GGM_DECLARE_ISA(v4)

@@ -82,6 +82,31 @@ GGM_HD float largest_lane(Floats lanes) {
   return largest;
 }
 
+// The same by halves, for vectors that wait for it.
+GGM_HD float tree_largest(Floats lanes) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)lanes);
+#else
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    for (int lane = 0; lane < distance; ++lane) {
+      lanes[lane] = lanes[lane + distance] > lanes[lane] ? lanes[lane + distance] : lanes[lane];
+    }
+  }
+  return lanes[0];
+#endif
+}
+
+GGM_HD float tree_sum(Floats lanes) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)lanes);
+#else
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    for (int lane = 0; lane < distance; ++lane) lanes[lane] += lanes[lane + distance];
+  }
+  return lanes[0];
+#endif
+}
+
 // exp(x) for x <= 0, within 2 units in the last place; 0 below -87. x = n log 2 + r with log 2 in two parts, of which
 // the first times n is exact; a minimax polynomial in r.
 GGM_HD Floats exp_nonpositive(Floats x) {
@@ -98,6 +123,48 @@ GGM_HD Floats exp_nonpositive(Floats x) {
   p = multiply_add(p, r * r, r + 1.0f);
   const Floats scaled = (Floats)((Words)p + (float_bits(shifted) << 23));
   return x > -87.0f ? scaled : Floats{};
+}
+
+// 2^x for x <= 0 within 2^-22, for sums: at most 2^-125 below -125, NaN for NaN. x = n + f; a minimax polynomial in f.
+GGM_HD Floats exp2_for_sum(Floats x) {
+#if defined(__AVX512F__)
+  const Floats clamped = (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)(Floats{} - 125.0f), (__m512)x);
+  const Floats n = (Floats)_mm512_maskz_roundscale_ps(0xFFFF, (__m512)clamped, 0);
+#else
+  constexpr float kRound = 0x1.8p23f;  // leaves the nearest integer in the low bits
+  const Floats least = Floats{} - 125.0f, clamped = least > x ? least : x;
+  const Floats shifted = clamped + kRound;
+  const Floats n = shifted - kRound;
+#endif
+  const Floats f = clamped - n;
+  Floats p = Floats{} + 0x1.5c08e6p-10f;
+  p = multiply_add(p, f, Floats{} + 0x1.3d0c52p-7f);
+  p = multiply_add(p, f, Floats{} + 0x1.c6b6e4p-5f);
+  p = multiply_add(p, f, Floats{} + 0x1.ebf918p-3f);
+  p = multiply_add(p, f, Floats{} + 0x1.62e428p-1f);
+  p = multiply_add(p, f, Floats{} + 1.0f);
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)p, (__m512)n);
+#else
+  const Floats scaled = (Floats)((Words)p + (float_bits(shifted) << 23));
+  return x == x ? scaled : x;
+#endif
+}
+
+// tanh(x) within 4 units in the last place: a minimax polynomial near 0, exponentials elsewhere. NaN for NaN.
+GGM_HD Floats tanh_of(Floats x) {
+  const Floats size = x < 0.0f ? -x : x, square = x * x;
+  Floats p = Floats{} + 0x1.224a64p-9f;
+  p = multiply_add(p, square, Floats{} - 0x1.0f10bcp-7f);
+  p = multiply_add(p, square, Floats{} + 0x1.6449bep-6f);
+  p = multiply_add(p, square, Floats{} - 0x1.ba02a0p-5f);
+  p = multiply_add(p, square, Floats{} + 0x1.1110d8p-3f);
+  p = multiply_add(p, square, Floats{} - 0x1.555556p-2f);
+  const Floats near = multiply_add(p * square, x, x);
+  const Floats e = exp_nonpositive(size * -2.0f);
+  const Floats far = (1.0f - e) / (1.0f + e);
+  const Floats value = size < 0.65f ? near : (x < 0.0f ? -far : far);
+  return x == x ? value : x;
 }
 
 // exp(-|x|); NaN stays NaN.

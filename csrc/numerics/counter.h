@@ -21,9 +21,12 @@ constexpr uint32_t kTokenBlock = 0;
 constexpr uint32_t kAcceptanceBlock = 1;
 
 // The streams of a Glauber step (all of them: ggm_kernels/randomness.py). Token v of a race takes word v & 3 of
-// vocabulary block v >> 2, a keep decision word 0 of block 0; the position block is the position.
+// vocabulary block v >> 2, group n of it word n & 3 of block n >> 2 of a stream of its own. Of block 0 of the keep
+// stream, word 0 decides to keep, word 1 takes a side of a mixture, words 2 and 3 draw its noise. The position block
+// is the position.
 constexpr uint32_t kRaceStream = 1;
 constexpr uint32_t kKeepStream = 2;
+constexpr uint32_t kGroupStream = 10;
 // Noise of the positions that commit leaves over, words as in a corrupting stream.
 constexpr uint32_t kCommitStream = 13;
 

@@ -5,6 +5,7 @@
 
 #if defined(__CUDACC__)
 #define GGM_HD static __host__ __device__ __forceinline__
+#define GGM_HD_MEMBER __host__ __device__ __forceinline__
 
 // What CUDA has no name for. csrc/emulated/device.h has a stand-in of each intrinsic that a __CUDA_ARCH__ branch uses.
 #if defined(__CUDA_ARCH__)
@@ -18,4 +19,5 @@ static __device__ __forceinline__ float max_nan(float a, float b) {
 // Always inlined: a header compiled for several instruction sets must leave no symbol that the linker
 // could share between them.
 #define GGM_HD static inline __attribute__((always_inline))
+#define GGM_HD_MEMBER inline __attribute__((always_inline))
 #endif

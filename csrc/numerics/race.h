@@ -81,4 +81,27 @@ GGM_HD bool keeps_token(float f, uint32_t word) {
   return !(open_uniform(word) < sigmoid(-f));
 }
 
+// Whether a mixture alpha softmax(z) + (1 - alpha) pi draws from the softmax: likewise with probability alpha.
+GGM_HD bool takes_law(float alpha, uint32_t word) {
+  if (alpha < 0.5f) return open_uniform(~word) < alpha;
+  return !(open_uniform(word) < 1.0f - alpha);
+}
+
+// log(alpha exp(h) + (1 - alpha) exp(log_noise_prob)), exactly h for alpha 1; NaN for NaN.
+GGM_HD float log_mixture(float h, float alpha, float log_noise_prob) {
+  const float infinity = float_of(0x7F800000u);
+  const float a = alpha <= 0.0f ? -infinity : h + logf(alpha);
+  const float b = alpha >= 1.0f ? -infinity : log_noise_prob + log1pf(-alpha);
+  if (h != h) return h;
+  const float larger = a > b ? a : b, smaller = a > b ? b : a;
+  return smaller == -infinity || larger == infinity ? larger : larger + log1pf(expf(smaller - larger));
+}
+
+// 1 / temperature as a finite normal float; 1 for temperature 0, which asks for the largest logit.
+GGM_HD float inverse_of(float temperature) {
+  if (temperature <= 0.0f) return 1.0f;
+  const float inverse = static_cast<float>(1.0 / static_cast<double>(temperature));
+  return inverse < 0x1p-126f ? 0x1p-126f : inverse > 3e38f ? 3e38f : inverse;
+}
+
 }  // namespace ggm

@@ -8,7 +8,7 @@ import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
 from ggm_kernels.native.glauber_step import Step
-from ggm_kernels.ops.glauber_step import Update
+from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.reference.precision import without_autocast
 
 _BUFFER_BYTES = 2**25  # of logits at once: they are read back from the device's cache

@@ -1,73 +1,57 @@
-"""`glauber_step` and `linear_glauber_step`: schema, checks, fake, backends."""
+"""`glauber_step` and `linear_glauber_step`: the calls, their ops and backends."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ggm_kernels import checks, randomness
-from ggm_kernels.backends import checks_rows, checks_values, kernel, requested
-from ggm_kernels.noise import NoiseLaw, check_noise
-from ggm_kernels.ops.library import register, writing
-
-_UPDATE_SCHEMA = (
-    "Tensor positions, SymInt seed, SymInt step, Tensor? step_tensor, float temperature, SymInt? top_k, "
-    "float? top_p, float? min_p, Tensor? noise_rate, Tensor? noise_log_probs, bool normalize, "
-    "Tensor? sample_ids, Tensor? frozen, Tensor(b!)? log_sum_exp, Tensor(c!)? log_prob, "
-    "Tensor(d!)? keep_prob, str backend) -> ()"
+from ggm_kernels import checks
+from ggm_kernels.backends import checks_rows, kernel
+from ggm_kernels.noise import NoiseLaw
+from ggm_kernels.ops.glauber_update import (
+    UPDATE_SCHEMA,
+    Update,
+    check_logits,
+    check_update,
+    check_values,
+    idle_rows,
+    refuse_what_is_missing,
+    update_of,
 )
-
-_BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
-_READ = ("positions", "step", "noise_rate", "sample_ids", "frozen")  # besides what the logits come from
-
-
-class Update(NamedTuple):
-    """Which rows a step updates and how: checked arguments, as backends get them.
-
-    A tuple, and no frozen dataclass, which takes 4 us to make: a tenth of a small call.
-    `step` is an int or a 0-d int64 tensor, `noise_log_probs` the law of the noise [V] or None (uniform);
-    the rest as in `glauber_step`.
-    """
-
-    positions: torch.Tensor
-    seed: int
-    step: int | torch.Tensor
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    noise_rate: torch.Tensor | None
-    noise_log_probs: torch.Tensor | None
-    normalize: bool
-    sample_ids: torch.Tensor | None
-    frozen: torch.Tensor | None
-    log_sum_exp: torch.Tensor | None
-    log_prob: torch.Tensor | None
-    keep_prob: torch.Tensor | None
+from ggm_kernels.ops.library import register, writing
 
 
 def glauber_step(
     tokens: torch.Tensor,
     logits: torch.Tensor,
-    positions: torch.Tensor,
+    positions: torch.Tensor | None,
     *,
-    seed: int,
+    seed: int | torch.Tensor,
     step: int | torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    noise_rate: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    top_k: int | torch.Tensor | None = None,
+    top_p: float | torch.Tensor | None = None,
+    min_p: float | torch.Tensor | None = None,
+    noise_rate: float | torch.Tensor | None = None,
     noise: NoiseLaw | None = None,
     normalize: bool = False,
     sample_ids: torch.Tensor | None = None,
     frozen: torch.Tensor | None = None,
+    filter_order: str = "k_p_min",
+    softcap: float | None = None,
+    logit_shift: torch.Tensor | None = None,
+    mixture: torch.Tensor | None = None,
     log_sum_exp: torch.Tensor | None = None,
     log_prob: torch.Tensor | None = None,
     keep_prob: torch.Tensor | None = None,
+    raw_log_prob: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
+    margin: torch.Tensor | None = None,
+    argmax: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Resample tokens at given positions from their logits, in place: one reverse step of Glauber dynamics.
@@ -79,42 +63,64 @@ def glauber_step(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids in [0, V), int32 or int64, shape [B, L]; written in place, so not an expanded tensor.
+        Token ids, int32 or int64, shape [B, L]; written in place, so not an expanded tensor. A token is read,
+        and must be in [0, V), only where `noise_rate` or `logit_shift` ask for it; elsewhere any may stand.
     logits : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, V], V at most 2**22. A row that holds a NaN, or nothing
-        but -inf, leaves its token as it was (raises under GGM_KERNELS_CHECK=1).
-    positions : torch.Tensor
-        Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
-    seed : int
-        Key of the noise, 0 to 2**64 - 1.
+        but -inf, leaves its token as it was (one warning a process; raises under GGM_KERNELS_CHECK=1).
+    positions : torch.Tensor or None
+        Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence; -1 in [B, K] is
+        no position, and its row is passed over. None is all L positions.
+    seed : int or torch.Tensor
+        Key of the noise, 0 to 2**64 - 1; or int64, 0-d or [B], the same 64 bits.
     step : int or torch.Tensor
-        Coordinate of the noise, 0 to 2**32 - 1: give every step another one. A 0-d int64 tensor may change
-        under a CUDA graph.
-    temperature : float
-        Logits are divided by it; 0 takes the largest logit (the first of equals).
+        Coordinate of the noise, 0 to 2**32 - 1: give every step another one. An int64 tensor, 0-d or [B], may
+        change under a CUDA graph.
+    temperature : float or torch.Tensor
+        Logits are divided by it, in float32; 0 takes the largest logit (the first of equals).
     top_k, top_p, min_p : optional
-        Applied in this order after the temperature, each to what the ones before left, as Hugging Face's
-        logits processors do. Equal logits share one fate: all stay or all go.
-    noise_rate : torch.Tensor, optional
-        eps in [0, 1], float [B] or [B, K]: keep-or-replace instead of heat bath.
+        Applied after the temperature, each to what the ones before left, as Hugging Face's
+        logits processors do. Equal logits share one fate: all stay or all go. Each, as the temperature, may
+        be a tensor [B] or [B, K]: a row is then drawn as it would be alone.
+    noise_rate : float or torch.Tensor, optional
+        eps in [0, 1], floating, 0-d, [B], [B, 1] or [B, K]: keep-or-replace instead of heat bath.
     noise : NoiseLaw, optional
-        Law pi of the noise in the keep decision; None is uniform.
+        Law pi of the noise, in the keep decision and in a mixture; None is uniform.
     normalize : bool
         Whether the keep decision subtracts the row's log-sum-exp from the logit, for logits that are not
         log-probabilities.
     sample_ids : torch.Tensor, optional
         Coordinate of each sequence, integer [B], values in [0, 2**40). Default 0, 1, .., B - 1.
     frozen : torch.Tensor, optional
-        bool [B, L]: positions that never change.
+        bool [B, L]: positions that never change. Their rows are not read, whatever is asked for.
+    filter_order : str
+        "k_p_min" is top-k, top-p, min-p; "p_k_min" is top-p, top-k, min-p.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)`` before all else.
+    logit_shift : torch.Tensor, optional
+        Added to the logit of the token that stands there, float [B] or [B, K], after the soft cap: makes a
+        denoiser's logits leave-one-out. By-products are of the logits with both.
+    mixture : torch.Tensor, optional
+        alpha in [0, 1], float [B] or [B, K]. The law drawn from is alpha softmax(z) + (1 - alpha) pi, z after
+        temperature and filters, and the logit of the keep decision log(alpha exp(h) + (1 - alpha) pi(token)).
     log_sum_exp : torch.Tensor, optional
         Filled with the log-sum-exp of every row of logits (raw: no temperature, no filter), float32 [B, K].
-        0 where the logits are log-probabilities: the calibration of a GGM. NaN where the row is frozen.
+        0 where the logits are log-probabilities: the calibration of a GGM.
     log_prob : torch.Tensor, optional
-        Filled with the log-probability of the token drawn under the law that it was drawn from (temperature
-        and filters included), float32 [B, K]; NaN where the token was kept, is frozen or has no law.
+        Filled with the log-probability of the token drawn under the law that it was drawn from (temperature,
+        filters and mixture included), float32 [B, K]; NaN where the token was kept.
     keep_prob : torch.Tensor, optional
         Filled with the probability of keeping the present token, float32 [B, K]; needs `noise_rate`. 1 where
-        the token cannot be noise (eps or pi is 0), NaN where the row is frozen or has no law.
+        the token cannot be noise (eps or pi is 0).
+    raw_log_prob : torch.Tensor, optional
+        Filled with the log-probability of the token drawn under softmax(logits), float32 [B, K]; NaN where
+        the token was kept.
+    entropy : torch.Tensor, optional
+        Filled with the entropy of softmax(logits / temperature) before filters, in nats, float32 [B, K].
+    margin : torch.Tensor, optional
+        Filled with the largest minus the second largest logit, float32 [B, K]; inf where V is 1.
+    argmax : torch.Tensor, optional
+        Filled with the token of the largest logit, the first of equals, int64 [B, K].
     backend : str, optional
         "reference", "cpu", "cuda" or "triton"; None is the best that is there.
 
@@ -129,20 +135,28 @@ def glauber_step(
         For an argument of wrong type, shape, device or range, or one that shares memory with `tokens` or a
         by-product; nothing is written.
     IndexError
-        For a token outside [0, V), a position outside [0, L) or twice in one sequence; nothing is written.
-        On CPU, and on GPU if GGM_KERNELS_CHECK=1.
+        For a token outside [0, V) where it is read, a position outside [0, L) or twice in one sequence;
+        nothing is written. On CPU, and on GPU if GGM_KERNELS_CHECK=1.
 
     Notes
     -----
-    The draw is an exponential race on float32 scores: argmax of logit / temperature - log E, where
-    E = -log1p(-u) and u is one of 2**32 uniforms keyed by (seed, step, sample id, position, token). Events
-    down to probability 2**-33 occur at their rate. Source: reverse process of arXiv 2405.17035;
-    keep-or-replace is our derivation (docs/mathematics.md).
+    By-products are NaN, argmax -1, in rows without a position, frozen or without a law (keep_prob alone,
+    which without `normalize` follows from one logit, is given for the latter).
+
+    The draw is an exponential race of two levels on float32 scores. Of the groups of 1024 consecutive tokens
+    the one with the largest log S - log E wins, S its mass, and inside it the token with the largest
+    logit / temperature - log E. E = -log1p(-u), and u is one of 2**32 uniforms keyed by (seed, step, sample
+    id, position, group or token). Events down to probability 2**-33 occur at their rate. Source: reverse
+    process of arXiv 2405.17035; keep-or-replace is our derivation (docs/mathematics.md).
     """
-    checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
-    update = _check_update(
-        tokens, positions, logits, "logits", logits.shape[2], seed, step, temperature, top_k, top_p, min_p,
-        noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
+    check_logits(logits)
+    update = check_update(
+        tokens, positions, logits, "logits", logits.shape[2], seed=seed, step=step, temperature=temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, noise_rate=noise_rate, noise=noise, normalize=normalize,
+        sample_ids=sample_ids, frozen=frozen, filter_order=filter_order, softcap=softcap,
+        logit_shift=logit_shift, mixture=mixture, log_sum_exp=log_sum_exp, log_prob=log_prob,
+        keep_prob=keep_prob, raw_log_prob=raw_log_prob, entropy=entropy, margin=margin, argmax=argmax,
+        backend=backend,
     )  # fmt: skip
     _op(tokens, logits.detach(), *update)
     return tokens
@@ -152,23 +166,31 @@ def linear_glauber_step(
     tokens: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    positions: torch.Tensor,
+    positions: torch.Tensor | None,
     *,
     bias: torch.Tensor | None = None,
-    seed: int,
+    seed: int | torch.Tensor,
     step: int | torch.Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    noise_rate: torch.Tensor | None = None,
+    temperature: float | torch.Tensor = 1.0,
+    top_k: int | torch.Tensor | None = None,
+    top_p: float | torch.Tensor | None = None,
+    min_p: float | torch.Tensor | None = None,
+    noise_rate: float | torch.Tensor | None = None,
     noise: NoiseLaw | None = None,
     normalize: bool = False,
     sample_ids: torch.Tensor | None = None,
     frozen: torch.Tensor | None = None,
+    filter_order: str = "k_p_min",
+    softcap: float | None = None,
+    logit_shift: torch.Tensor | None = None,
+    mixture: torch.Tensor | None = None,
     log_sum_exp: torch.Tensor | None = None,
     log_prob: torch.Tensor | None = None,
     keep_prob: torch.Tensor | None = None,
+    raw_log_prob: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
+    margin: torch.Tensor | None = None,
+    argmax: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """`glauber_step` on the logits ``hidden @ weight.T + bias``, which never exist as a whole.
@@ -176,19 +198,21 @@ def linear_glauber_step(
     Parameters
     ----------
     tokens : torch.Tensor
-        Token ids in [0, V), int32 or int64, shape [B, L]; written in place.
+        Token ids, int32 or int64, shape [B, L]; written in place.
     hidden : torch.Tensor
         float32, bfloat16 or float16, shape [B, K, d].
     weight : torch.Tensor
         Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden` may be of another dtype
         and is cast, so that no copy of the weight is made.
-    positions : torch.Tensor
-        Positions to update, int32 or int64, shape [B, K] or [K], distinct within a sequence.
+    positions : torch.Tensor or None
+        As in `glauber_step`.
     bias : torch.Tensor, optional
         dtype of `weight`, shape [V].
     seed, step, temperature, top_k, top_p, min_p, noise_rate, noise, normalize, sample_ids, frozen
         As in `glauber_step`.
-    log_sum_exp, log_prob, keep_prob, backend
+    filter_order, softcap, logit_shift, mixture
+        As in `glauber_step`.
+    log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax, backend
         As in `glauber_step`.
 
     Returns
@@ -202,114 +226,26 @@ def linear_glauber_step(
         As `glauber_step`.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=checks.FLOATS, dim=3)
-    update = _check_update(
-        tokens, positions, hidden, "hidden", weight.shape[0], seed, step, temperature, top_k, top_p, min_p,
-        noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
+    update = check_update(
+        tokens, positions, hidden, "hidden", weight.shape[0], seed=seed, step=step, temperature=temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, noise_rate=noise_rate, noise=noise, normalize=normalize,
+        sample_ids=sample_ids, frozen=frozen, filter_order=filter_order, softcap=softcap,
+        logit_shift=logit_shift, mixture=mixture, log_sum_exp=log_sum_exp, log_prob=log_prob,
+        keep_prob=keep_prob, raw_log_prob=raw_log_prob, entropy=entropy, margin=margin, argmax=argmax,
+        backend=backend,
     )  # fmt: skip
     _linear_op(tokens, hidden.detach(), weight.detach(), None if bias is None else bias.detach(), *update)
     return tokens
 
 
-def _check_update(
-    tokens, positions, rows, rows_name, vocab_size, seed, step, temperature, top_k, top_p, min_p,
-    noise_rate, noise, normalize, sample_ids, frozen, log_sum_exp, log_prob, keep_prob, backend,
-) -> tuple:  # fmt: skip
-    """Check what both ops share; return the arguments of `_UPDATE_SCHEMA`."""
-    checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
-    checks.writable("tokens", tokens)
-    batch = tokens.shape[0]
-    if rows.shape[0] != batch:
-        raise ValueError(f"{rows_name}: got shape {tuple(rows.shape)}; allowed: ({batch}, K, ..), as tokens")
-    checks.same_device(rows_name, rows, "tokens", tokens)
-    if not 1 <= vocab_size <= randomness.MAX_RACE_VOCAB:
-        raise ValueError(f"{rows_name}: got V = {vocab_size}; allowed: 1 to {randomness.MAX_RACE_VOCAB}")
-    count = rows.shape[1]
-    checks.tensor("positions", positions, dtypes=checks.INTEGERS, shapes=[(batch, count), (count,)])
-    checks.same_device("positions", positions, "tokens", tokens)
-    seed = randomness.check_seed(seed)
-    step, step_tensor = randomness.check_step(step)
-    temperature = checks.number("temperature", temperature, low=0.0, high=math.inf)
-    if top_k is not None:
-        top_k = checks.integer("top_k", top_k, low=1, high=2**63)
-    if top_p is not None:
-        top_p = checks.number("top_p", top_p, low=0.0, high=1.0, open_low=True)
-    if min_p is not None:
-        min_p = checks.number("min_p", min_p, low=0.0, high=1.0)
-    if noise_rate is not None:
-        checks.tensor("noise_rate", noise_rate, dtypes=checks.FLOATS, shapes=[(batch,), (batch, count)])
-        checks.same_device("noise_rate", noise_rate, "tokens", tokens)
-        noise_rate = noise_rate.detach()
-    check_noise(noise, vocab_size)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize: got {type(normalize).__name__}; allowed: a bool")
-    sample_ids = randomness.check_sample_ids(sample_ids, tokens)
-    frozen = checks.boolean_mask("frozen", frozen, tokens)
-    noise_log_probs = None if noise is None else noise.log_probs(tokens.device)
-    by_products = (log_sum_exp, log_prob, keep_prob)
-    for name, by_product in zip(_BY_PRODUCTS, by_products, strict=True):
-        _check_by_product(name, by_product, tokens, count)
-    if keep_prob is not None and noise_rate is None:
-        raise ValueError("keep_prob: got a tensor without noise_rate; allowed: with noise_rate")
-    return (
-        positions, seed, step, step_tensor, temperature, top_k, top_p, min_p, noise_rate, noise_log_probs,
-        normalize, sample_ids, frozen, *by_products, requested(backend),
-    )  # fmt: skip
-
-
-def _check_by_product(name: str, value: torch.Tensor | None, tokens: torch.Tensor, count: int) -> None:
-    if value is None:
-        return
-    checks.tensor(name, value, dtypes=(torch.float32,), shapes=[(tokens.shape[0], count)])
-    checks.same_device(name, value, "tokens", tokens)
-    if not value.is_contiguous():
-        raise ValueError(f"{name}: got strides {value.stride()}; allowed: contiguous")
-    if value.requires_grad:
-        raise ValueError(f"{name}: got a tensor that requires a gradient; allowed: one that does not")
-
-
-def _check_values(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:
-    if not checks_values(tokens.device):
-        return
-    step = update.step if isinstance(update.step, torch.Tensor) else None
-    randomness.check_coordinate_values(step, update.sample_ids)
-    checks.values_in_range("tokens", tokens, 0, vocab_size, IndexError)
-    checks.values_in_range("positions", update.positions, 0, tokens.shape[1], IndexError)
-    _check_distinct(update.positions)
-    if update.noise_rate is not None:
-        checks.values_in_range("noise_rate", update.noise_rate, 0.0, 1.0, ValueError, closed=True)
-
-
-def _check_distinct(positions: torch.Tensor) -> None:
-    ordered, order = positions.sort(dim=-1, stable=True)
-    twice = torch.zeros_like(positions, dtype=torch.bool)
-    twice.scatter_(-1, order[..., 1:], ordered[..., 1:] == ordered[..., :-1])
-    if bool(twice.any()):
-        first = tuple(twice.nonzero()[0].tolist())
-        where = "positions" if positions.dim() == 1 else f"positions[{first[0]}]"
-        raise IndexError(f"{where}: got position {int(positions[first])} twice; allowed: each once")
-
-
-def _check_rows(name: str, log_sum_exp: torch.Tensor) -> None:
-    """Raise ValueError for a row without a law, from the log-sum-exp [B, K] of all rows."""
-    lawless = log_sum_exp.isnan() | (log_sum_exp == -math.inf)
-    if bool(lawless.any()):
-        row = tuple(lawless.nonzero()[0].tolist())
-        raise ValueError(f"{name}[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
-
-
-def _update(positions, seed, step, step_tensor, *rest) -> Update:
-    """`Update` of the arguments of `_UPDATE_SCHEMA`, but for the backend."""
-    return Update(positions, seed, step if step_tensor is None else step_tensor, *rest)
-
-
 def _run(tokens, logits, *arguments_and_backend):
     run = _kernel("glauber_step", arguments_and_backend[-1], tokens, logits.shape[2])
-    _checked_run("logits", run, tokens, (logits,), _update(*arguments_and_backend[:-1]))
+    _checked_run("logits", run, tokens, (logits,), update_of(*arguments_and_backend[:-1]))
 
 
 def _linear_run(tokens, hidden, weight, bias, *arguments_and_backend):
     run = _kernel("linear_glauber_step", arguments_and_backend[-1], tokens, weight.shape[0])
-    _checked_run("hidden", run, tokens, (hidden, weight, bias), _update(*arguments_and_backend[:-1]))
+    _checked_run("hidden", run, tokens, (hidden, weight, bias), update_of(*arguments_and_backend[:-1]))
 
 
 def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Callable:
@@ -318,48 +254,76 @@ def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Cal
 
     def checked(tokens, *rest):
         update = rest[-1]
+        if name not in ("reference", "cpu"):
+            refuse_what_is_missing(name, update)
         if name != "cpu":
-            _check_values(tokens, vocab_size, update)
-        if run(tokens, *rest) is False:  # the cpu kernel met a bad value and wrote nothing: name it
-            _check_values(tokens, vocab_size, update)
+            check_values(tokens, vocab_size, update)
+        lawless = run(tokens, *rest)
+        if lawless == OUT_OF_RANGE:  # the cpu kernel met a bad value and wrote nothing: name it
+            check_values(tokens, vocab_size, update)
             raise AssertionError("the cpu kernel refused values that the checks accept")
+        if lawless:
+            _warn_of_lawless_rows()
 
     return checked
 
 
+OUT_OF_RANGE = -1  # instead of a number of rows, from kernels that check values themselves
+_has_warned = False
+
+
+def _warn_of_lawless_rows() -> None:
+    global _has_warned
+    if not _has_warned:
+        _has_warned = True
+        warnings.warn(
+            "rows of logits with a NaN or nothing but -inf: their tokens stay as they were and their "
+            "by-products are NaN; GGM_KERNELS_CHECK=1 raises at the first (said once a process)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     """Run; under GGM_KERNELS_CHECK=1 raise for a row without a law, with nothing written."""
-    by_products = {name: value for name in _BY_PRODUCTS if (value := getattr(update, name)) is not None}
+    by_products = update.by_products
     written = {"tokens": tokens, **by_products}
-    read = dict(zip((rows_name, "weight", "bias"), rows, strict=False))
-    read |= {name: value for name in _READ if isinstance(value := getattr(update, name), torch.Tensor)}
+    read = dict(zip((rows_name, "weight", "bias"), rows, strict=False)) | update.read
     with writing(written, read):
         if checks_rows():
-            _run_on_copies(rows_name, run, tokens, rows, update, by_products)
+            _run_on_copies(rows_name, run, tokens, rows, update)
         else:
             run(tokens, *rows, update)
 
 
-def _run_on_copies(
-    rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update, by_products: dict
-) -> None:
+def _run_on_copies(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     result = tokens.clone()
-    results: dict[str, Any] = {name: torch.empty_like(value) for name, value in by_products.items()}
+    results: dict[str, Any] = {name: torch.empty_like(value) for name, value in update.by_products.items()}
     results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
-    run(result, *rows, update._replace(**results))
-    _check_rows(rows_name, results["log_sum_exp"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        run(result, *rows, update._replace(**results))
+    _check_rows(rows_name, results["log_sum_exp"], idle_rows(tokens, update))
     tokens.copy_(result)
-    for name, value in by_products.items():
+    for name, value in update.by_products.items():
         value.copy_(results[name])
+
+
+def _check_rows(name: str, log_sum_exp: torch.Tensor, idle: torch.Tensor) -> None:
+    """Raise ValueError for a row without a law, from the log-sum-exp [B, K] of all rows that were read."""
+    lawless = (log_sum_exp.isnan() | (log_sum_exp == -math.inf)) & ~idle
+    if bool(lawless.any()):
+        row = tuple(lawless.nonzero()[0].tolist())
+        raise ValueError(f"{name}[{row[0]}, {row[1]}]: got a row with a NaN or nothing but -inf")
 
 
 def _fake(*arguments):
     return None
 
 
-_op = register(f"glauber_step(Tensor(a!) tokens, Tensor logits, {_UPDATE_SCHEMA}", _run, _fake)
+_op = register(f"glauber_step(Tensor(a!) tokens, Tensor logits, {UPDATE_SCHEMA}", _run, _fake)
 _linear_op = register(
-    f"linear_glauber_step(Tensor(a!) tokens, Tensor hidden, Tensor weight, Tensor? bias, {_UPDATE_SCHEMA}",
+    f"linear_glauber_step(Tensor(a!) tokens, Tensor hidden, Tensor weight, Tensor? bias, {UPDATE_SCHEMA}",
     _linear_run,
     _fake,
 )

@@ -1,8 +1,10 @@
 """Reference of `glauber_step` and `linear_glauber_step`.
 
-Rows are the (sequence, updated position) pairs. Heat bath: the new token is argmax_v of
-log p_v - log E_v with E_v = -log1p(-u_v) exponential, i.e. a draw from p. Keep-or-replace first keeps
-the present token a with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a).
+Rows are the (sequence, updated position) pairs. Heat bath: a draw from p = softmax(z) as a race of two
+levels. The group of RACE_GROUP tokens with the largest log S - log E wins, S its mass and E its exponential;
+inside it the token with the largest log p_v - log E_v, E_v = -log1p(-u_v). Keep-or-replace first keeps the
+present token a with probability sigmoid(f), f = g(a) + log((1 - eps) / eps) - log pi(a). A mixture draws from
+pi instead with probability 1 - alpha.
 """
 
 from __future__ import annotations
@@ -12,19 +14,22 @@ import math
 import torch
 from torch.nn.functional import linear
 
-from ggm_kernels.ops.glauber_step import Update
+from ggm_kernels.ops.glauber_update import Update, idle_rows
+from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference import philox
+from ggm_kernels.reference.filters import filtered
 from ggm_kernels.reference.precision import without_autocast
 
 _CHUNK = 2**20  # logits handled at once
 
 
-def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> None:
-    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]."""
+def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
+    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; on the CPU, count lawless rows."""
     rows = _Rows(tokens, update)
     flat = logits.flatten(0, 1)
     for part in rows.chunks(flat.shape[1]):
         rows.resample(part, flat[part])
+    return rows.lawless
 
 
 @without_autocast
@@ -34,12 +39,13 @@ def linear_glauber_step(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     update: Update,
-) -> None:
+) -> int | None:
     """`glauber_step` on hidden [B, K, d] @ weight [V, d].T + bias, a block of rows at a time."""
     rows = _Rows(tokens, update)
     flat = hidden.flatten(0, 1)
     for part in rows.chunks(weight.shape[0]):
         rows.resample(part, linear(flat[part], weight, bias))
+    return rows.lawless
 
 
 class _Rows:
@@ -48,14 +54,15 @@ class _Rows:
     def __init__(self, tokens: torch.Tensor, update: Update) -> None:
         batch = tokens.shape[0]
         positions = update.positions if update.positions.dim() == 2 else update.positions.expand(batch, -1)
-        per_sequence = positions.shape[1]
         sample_ids = (
             torch.arange(batch, device=tokens.device) if update.sample_ids is None else update.sample_ids
         )
-        self.tokens, self.update = tokens, update
-        self.batch_index = torch.arange(batch, device=tokens.device).repeat_interleave(per_sequence)
-        self.positions = positions.long().flatten()
+        self.tokens, self.update, self.count = tokens, update, positions.shape[1]
+        self.batch_index = torch.arange(batch, device=tokens.device).repeat_interleave(self.count)
+        self.idle = idle_rows(tokens, update).flatten()
+        self.positions = positions.long().flatten().clamp_min(0)
         self.sample_ids = sample_ids[self.batch_index]
+        self.lawless = None if tokens.is_cuda else 0
 
     def chunks(self, vocab_size: int) -> list[slice]:
         """Slices of rows that hold few enough logits to work on at once."""
@@ -63,45 +70,159 @@ class _Rows:
         return [slice(start, start + size) for start in range(0, self.positions.numel(), size)]
 
     def resample(self, part: slice, logits: torch.Tensor) -> None:
-        g = logits.to(torch.float32)
+        update = self.update
         at = self.batch_index[part], self.positions[part]
-        present = self.tokens[at]
-        changes = g.isnan().logical_not().all(1) & (g > -math.inf).any(1)
-        if self.update.frozen is not None:
-            changes &= ~self.update.frozen[at]
-            g = torch.where(self.update.frozen[at][:, None], math.nan, g)  # nothing is said of frozen rows
-        if self.update.noise_rate is not None:
-            f = self._verdict(part, g, present)
-            word = philox.keep_words(self.update.seed, self.update.step, self.sample_ids[part], at[1])
-            changes &= ~keep_decision(f, word)
-            self._note(self.update.keep_prob, part, torch.sigmoid(f))
-        words = philox.race_words(
-            self.update.seed, self.update.step, self.sample_ids[part], at[1], g.shape[1]
+        present, idle = self.tokens[at].long(), self.idle[part]
+        g = torch.where(idle[:, None], 0.0, self._edited(part, logits.to(torch.float32), present))
+        has_law = g.isnan().logical_not().all(1) & (g > -math.inf).any(1)
+        if self.lawless is not None:
+            self.lawless += int((~has_law).sum())
+        knows = has_law & ~idle
+        changes, alpha = knows, self._value("mixture", part, 1.0)
+        coordinates = self._coordinates(part)
+        keep_word, side_word, *noise_words = philox.keep_words(*coordinates)
+        if update.noise_rate is not None:
+            f = self._log_odds(part, g, present, alpha)
+            changes = changes & ~keep_decision(f, keep_word)
+            self._note("keep_prob", part, torch.sigmoid(f), ~idle)
+        z = self._law(part, g)
+        drawn = self._winner(z, coordinates)
+        if update.mixture is not None:
+            noise = self._noise_token(noise_words, g.shape[1])
+            drawn = torch.where(takes_law(alpha, side_word), drawn, noise)
+        if self.tokens.numel() > 0:
+            self.tokens.index_put_((at[0][changes], at[1][changes]), drawn[changes].to(self.tokens.dtype))
+        log_prob = _at(z.log_softmax(1), drawn)
+        if update.mixture is not None:
+            log_prob = _log_mixture(log_prob, alpha, self._log_pi(drawn, g))
+        self._note("log_prob", part, log_prob, changes)
+        self._note("raw_log_prob", part, _at(g, drawn) - g.logsumexp(1), changes)
+        self._note("log_sum_exp", part, g.logsumexp(1), knows)
+        self._note("entropy", part, self._entropy(part, g), knows)
+        if update.margin is not None:
+            first, second = torch.nn.functional.pad(g, (0, 1), value=-math.inf).topk(2, 1).values.unbind(1)
+            self._note("margin", part, torch.where(first == second, 0.0, first - second), knows)
+        self._note("argmax", part, _first_argmax(g), knows, unknown=-1)
+
+    def _edited(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Logits with the soft cap and with the shift of the token that stands there."""
+        softcap = self.update.softcap
+        if softcap is not None:
+            g = softcap * torch.tanh(g / softcap)
+        if self.update.logit_shift is not None:
+            tokens = torch.arange(g.shape[1], device=g.device)
+            shift = self._value("logit_shift", part, 0.0)
+            g = torch.where(tokens == present[:, None], g + shift[:, None], g)
+        return g
+
+    def _coordinates(self, part: slice) -> philox.Coordinates:
+        """Seed, step, sample ids and positions of the rows."""
+        seed, step = (
+            value[self.batch_index[part]] if isinstance(value, torch.Tensor) and value.dim() == 1 else value
+            for value in (self.update.seed, self.update.step)
         )
-        z = _filtered_law(g, self.update)
-        winner = _first_argmax(z if self.update.temperature == 0 else _scores(z, words))
-        self.tokens[at] = torch.where(changes, winner.to(present.dtype), present)
-        log_prob = (z - z.logsumexp(1, keepdim=True)).gather(1, winner[:, None]).squeeze(1)
-        self._note(self.update.log_prob, part, torch.where(changes, log_prob, math.nan))
-        self._note(self.update.log_sum_exp, part, g.logsumexp(1))
+        return seed, step, self.sample_ids[part], self.positions[part]
 
-    @staticmethod
-    def _note(by_product: torch.Tensor | None, part: slice, values: torch.Tensor) -> None:
+    def _value(self, name: str, part: slice, otherwise: float) -> torch.Tensor:
+        """An argument that may be None, a number or a tensor [B] or [B, K], by row, float32 [R]."""
+        value = getattr(self.update, name)
+        value = otherwise if value is None else value
+        if not isinstance(value, torch.Tensor):
+            value = torch.tensor(float(value), dtype=torch.float32, device=self.tokens.device)
+            return value.expand(self.positions[part].shape)
+        if value.dim() == 1:
+            return value[self.batch_index[part]].to(torch.float32)
+        return value.flatten()[part].to(torch.float32)
+
+    def _note(self, name: str, part: slice, values, known, unknown: float = math.nan) -> None:
+        by_product = getattr(self.update, name)
         if by_product is not None:
-            by_product.view(-1)[part] = values
+            by_product.view(-1)[part] = torch.where(known, values, unknown)
 
-    def _verdict(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def _log_pi(self, tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        log_pi = self.update.noise_log_probs
+        return (
+            torch.full(tokens.shape, -math.log(g.shape[1]), device=g.device)
+            if log_pi is None
+            else log_pi[tokens]
+        )
+
+    def _log_odds(self, part: slice, g, present, alpha) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
-        rate, log_pi = self.update.noise_rate, self.update.noise_log_probs
-        assert rate is not None
-        per_row = rate if rate.dim() == 2 else rate[:, None]
-        per_row = per_row.expand(-1, self.positions.numel() // max(1, per_row.shape[0]))
-        eps = per_row.flatten()[part].to(torch.float32)
-        verdict = g.gather(1, present.long()[:, None]).squeeze(1)
+        h = _at(g, present)
         if self.update.normalize:
-            verdict = verdict - g.logsumexp(1)
-        uniform = torch.full_like(verdict, -math.log(g.shape[1]))
-        return _log_odds(verdict, eps, uniform if log_pi is None else log_pi[present.long()])
+            h = h - g.logsumexp(1)
+        h = torch.where(g.isnan().any(1), math.nan, h)
+        log_pi = self._log_pi(present.clamp_max(self._last_token(g)), g)
+        if self.update.mixture is not None:
+            h = _log_mixture(h, alpha, log_pi)
+        return _log_odds(h, self._value("noise_rate", part, 0.0), log_pi)
+
+    def _last_token(self, g: torch.Tensor) -> int:
+        return self.update.token_bound(g.shape[1]) - 1
+
+    def _law(self, part: slice, g: torch.Tensor) -> torch.Tensor:
+        """Logits, up to a constant per row, of the law that a token is drawn from."""
+        tokens = torch.arange(g.shape[1], device=g.device)
+        greedy = torch.where(tokens == _first_argmax(g)[:, None], 0.0, -math.inf)
+        temperature = self._value("temperature", part, 1.0)[:, None]
+        return torch.where(temperature == 0, greedy, filtered(self._tempered(part, g), *self._filters(part)))
+
+    def _tempered(self, part: slice, g: torch.Tensor) -> torch.Tensor:
+        # <= 0, so no temperature that float32 holds overflows it; 0 at the top, be it infinite
+        top = g.amax(1, keepdim=True)
+        temperature = self._value("temperature", part, 1.0)[:, None]
+        temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 3e38)
+        return torch.where(g == top, 0.0, (g - top) / temperature)
+
+    def _filters(self, part: slice) -> tuple:
+        """top_k, top_p and min_p of the rows, [R] or None, and whether top-p comes first."""
+        update = self.update
+        top_k = update.top_k
+        if isinstance(top_k, torch.Tensor):
+            top_k = top_k[self.batch_index[part]] if top_k.dim() == 1 else top_k.flatten()[part]
+        elif top_k is not None:
+            top_k = torch.full(self.positions[part].shape, min(top_k, 2**62), device=self.tokens.device)
+        top_p = None if update.top_p is None else self._value("top_p", part, 1.0)
+        min_p = None if update.min_p is None else self._value("min_p", part, 0.0)
+        return top_k, top_p, min_p, update.top_p_first
+
+    def _entropy(self, part: slice, g: torch.Tensor) -> torch.Tensor:
+        log_p = self._tempered(part, g).log_softmax(1)
+        entropy = -torch.where(log_p > -math.inf, log_p.exp() * log_p, 0.0).sum(1)
+        return torch.where(self._value("temperature", part, 1.0) == 0, 0.0, entropy)
+
+    def _winner(self, z: torch.Tensor, coordinates: philox.Coordinates) -> torch.Tensor:
+        groups = -(-z.shape[1] // RACE_GROUP)
+        if groups > 1:
+            z = _leading_group(z, philox.group_words(*coordinates, groups))
+        words = philox.race_words(*coordinates, z.shape[1])
+        return _first_argmax(_scores(z, words))
+
+    def _noise_token(self, words, vocab_size: int) -> torch.Tensor:
+        column_word, accept_word = words
+        table, mask = self.update.noise_table, self.update.noise_mask
+        if mask is not None:
+            return torch.full_like(column_word, mask)
+        column = column_word * vocab_size >> 32
+        if table is None:
+            return column
+        threshold, alias = (table.long() & 0xFFFFFFFF)[column].unbind(1)
+        return torch.where(accept_word < threshold, column, alias)
+
+
+def _at(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The value of a token per row; -inf for a token that has no column."""
+    inside = tokens < values.shape[1]
+    column = torch.where(inside, tokens, 0).clamp_min(0)
+    return torch.where(inside, values.gather(1, column[:, None]).squeeze(1), -math.inf)
+
+
+def _log_mixture(h: torch.Tensor, alpha: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:
+    """log(alpha exp(h) + (1 - alpha) pi); NaN for NaN."""
+    law = torch.where(alpha > 0, alpha.log() + h, -math.inf)
+    mixed = torch.logaddexp(law, torch.where(alpha < 1, torch.log1p(-alpha) + log_pi, -math.inf))
+    return torch.where(h.isnan() | (alpha >= 1), h, mixed)
 
 
 def _log_odds(g: torch.Tensor, eps: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:
@@ -122,34 +243,26 @@ def keep_decision(f: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
     return torch.where(f < 0, keeps, ~replaces)
 
 
+def takes_law(alpha: torch.Tensor, word: torch.Tensor) -> torch.Tensor:
+    """Whether a mixture draws from its softmax: with probability alpha, likewise."""
+    takes_noise = philox.uniform(word) < 1 - alpha
+    takes = philox.uniform(0xFFFFFFFF - word) < alpha
+    return torch.where(alpha < 0.5, takes, ~takes_noise)
+
+
 def _scores(z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     return z - torch.log(-torch.log1p(-philox.uniform(words)))
 
 
-def _filtered_law(g: torch.Tensor, update: Update) -> torch.Tensor:
-    """Logits, up to a constant per row, of the law that a token is drawn from."""
-    top = g.amax(1, keepdim=True)
-    if update.temperature == 0:  # a law on one token: the first of the largest
-        tokens = torch.arange(g.shape[1], device=g.device)
-        return torch.where(tokens == _first_argmax(g)[:, None], 0.0, -math.inf)
-    # <= 0, so no temperature that float32 holds overflows it; 0 at the top, be it infinite
-    z = torch.where(g == top, 0.0, (g - top) / min(update.temperature, 3e38))
-    return _filtered(z, update)
-
-
-def _filtered(z: torch.Tensor, update: Update) -> torch.Tensor:
-    """Set to -inf what top-k, then top-p, then min-p leave out; equal logits share one fate."""
-    if update.top_k is not None and update.top_k < z.shape[1]:
-        z = z.masked_fill(z < z.topk(update.top_k, dim=1).values[:, -1:], -math.inf)
-    if update.top_p is not None and update.top_p < 1:
-        ordered = z.sort(dim=1, descending=True).values
-        probs = ordered.double().softmax(1)
-        mass_above = probs.cumsum(1) - probs
-        last = (mass_above < update.top_p).sum(1, keepdim=True) - 1
-        z = z.masked_fill(z < ordered.gather(1, last.clamp_min(0)), -math.inf)
-    if update.min_p is not None and update.min_p > 0:
-        z = z.masked_fill(z < math.log(update.min_p), -math.inf)  # the largest is 0
-    return z
+def _leading_group(z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """Z of the group that wins the race of groups, and -inf of the others."""
+    rows, vocab_size = z.shape
+    groups = words.shape[1]
+    padded = torch.nn.functional.pad(z, (0, groups * RACE_GROUP - vocab_size), value=-math.inf)
+    log_mass = padded.view(rows, groups, RACE_GROUP).logsumexp(2)
+    winner = _first_argmax(_scores(log_mass, words))
+    group = torch.arange(vocab_size, device=z.device) // RACE_GROUP
+    return z.masked_fill(group != winner[:, None], -math.inf)
 
 
 def _first_argmax(score: torch.Tensor) -> torch.Tensor:

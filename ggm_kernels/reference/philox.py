@@ -12,17 +12,19 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+# Seed, step, sample ids and positions of rows.
+Coordinates = tuple[int | torch.Tensor, int | torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def philox4x32(counter: Words, seed: int) -> Words:
+def philox4x32(counter: Words, seed: int | torch.Tensor) -> Words:
     """Four random words per counter.
 
     Parameters
     ----------
     counter : tuple of four int64 tensors
         Counter words, each in [0, 2**32), of shapes that broadcast together.
-    seed : int
-        64-bit key, signed or unsigned.
+    seed : int or int64 tensor
+        64-bit key, signed or unsigned, of a shape that broadcasts with the counter's.
 
     Returns
     -------
@@ -41,7 +43,7 @@ def philox4x32(counter: Words, seed: int) -> Words:
 
 def words_at(
     stream: int,
-    seed: int,
+    seed: int | torch.Tensor,
     step: int | torch.Tensor,
     sample_ids: torch.Tensor,
     position_block: torch.Tensor,
@@ -60,7 +62,7 @@ def uniform(words: torch.Tensor) -> torch.Tensor:
 
 
 def token_words(
-    stream: int, seed: int, step: int | torch.Tensor, sample_ids: torch.Tensor, length: int
+    stream: int, seed: int | torch.Tensor, step: int | torch.Tensor, sample_ids: torch.Tensor, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Words that decide (keep or noise; which token) at positions 0..length - 1: int64 [B, length] each."""
     blocks = torch.arange((length + 1) // 2, device=sample_ids.device)
@@ -71,7 +73,7 @@ def token_words(
 
 
 def acceptance_words(
-    stream: int, seed: int, step: int | torch.Tensor, sample_ids: torch.Tensor, length: int
+    stream: int, seed: int | torch.Tensor, step: int | torch.Tensor, sample_ids: torch.Tensor, length: int
 ) -> torch.Tensor:
     """Words that accept a column of the alias table or take its alias: int64 [B, length]."""
     blocks = torch.arange((length + 3) // 4, device=sample_ids.device)
@@ -80,23 +82,45 @@ def acceptance_words(
 
 
 def race_words(
-    seed: int,
+    seed: int | torch.Tensor,
     step: int | torch.Tensor,
     sample_ids: torch.Tensor,
     positions: torch.Tensor,
     vocab_size: int,
 ) -> torch.Tensor:
-    """Words of every token at rows with coordinates sample_ids [R], positions [R]: int64 [R, vocab_size]."""
-    blocks = torch.arange((vocab_size + 3) // 4, device=sample_ids.device)
-    words = words_at(Stream.RACE, seed, step, sample_ids[:, None], positions[:, None], blocks)
-    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
+    """Words of every token at rows with coordinates sample_ids [R], positions [R]: int64 [R, vocab_size].
+
+    Seed and step may be [R], too.
+    """
+    return _words_of_many(Stream.RACE, seed, step, sample_ids, positions, vocab_size)
+
+
+def group_words(
+    seed: int | torch.Tensor,
+    step: int | torch.Tensor,
+    sample_ids: torch.Tensor,
+    positions: torch.Tensor,
+    groups: int,
+) -> torch.Tensor:
+    """Words of every group of tokens at the same rows: int64 [R, groups]."""
+    return _words_of_many(Stream.GROUP, seed, step, sample_ids, positions, groups)
 
 
 def keep_words(
-    seed: int, step: int | torch.Tensor, sample_ids: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """Words of the keep decision at rows with coordinates sample_ids [R], positions [R]: int64 [R]."""
-    return words_at(Stream.KEEP, seed, step, sample_ids, positions)[0]
+    seed: int | torch.Tensor, step: int | torch.Tensor, sample_ids: torch.Tensor, positions: torch.Tensor
+) -> Words:
+    """Four words at the same rows, int64 [R]: of keeping, of a mixture's side, column, acceptance."""
+    return words_at(Stream.KEEP, seed, step, sample_ids, positions)
+
+
+def _words_of_many(stream: int, seed, step, sample_ids, positions, count: int) -> torch.Tensor:
+    blocks = torch.arange((count + 3) // 4, device=sample_ids.device)
+    seed, step = (
+        value[:, None] if isinstance(value, torch.Tensor) and value.dim() == 1 else value
+        for value in (seed, step)
+    )
+    words = words_at(stream, seed, step, sample_ids[:, None], positions[:, None], blocks)
+    return torch.stack(words, dim=-1).flatten(1)[:, :count]
 
 
 def _multiply(constant: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.glauber_step import Update
+from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.triton.race import (
     FIELDS,
     present_tokens,
@@ -51,6 +51,7 @@ class Rows:
     ) -> None:
         self.tokens, self.update = tokens, update
         self.count, self.vocab_size, self.first, self.size = count, vocab_size, first, size
+        assert not isinstance(update.temperature, torch.Tensor)  # refused beforehand
         self.greedy = update.temperature == 0
         self.inverse_temperature = inverse_temperature(update.temperature)
         self.top: torch.Tensor | None = None
@@ -128,6 +129,7 @@ class Rows:
         self.top, self.cut = self._empty(self.size), self._empty(self.size)
         rows, block = tile_shape(self.size, self.vocab_size, self.tokens.device, _TILE)
         top_k, top_p = update.top_k or 0, update.top_p or 1.0
+        assert not isinstance(top_p, torch.Tensor)  # refused beforehand
         threshold_kernel[(triton.cdiv(self.size, rows),)](
             logits, *strides, self.count, self.size, self.vocab_size,
             top_k, round(top_p * 2**53),
@@ -145,7 +147,7 @@ def filters(update: Update, vocab_size: int) -> bool:
     """Whether top-k, top-p or min-p leave tokens out, which takes the largest logit before the race."""
     if update.temperature == 0:
         return False
-    return (
+    return bool(
         (update.top_k is not None and update.top_k < vocab_size)
         or (update.top_p is not None and update.top_p < 1)
         or bool(update.min_p)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.glauber_step import Update
+from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.reference.precision import without_autocast
 from ggm_kernels.triton.glauber_step import Rows, filters, part_count, program_count
 from ggm_kernels.triton.race import present_tokens, race_tile, row_coordinates, store_partials

@@ -8,13 +8,14 @@ import math
 
 import pytest
 import torch
+from editions import has_same_noise
 from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
 
 OP = "glauber_step"
 BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
-VOCAB_SIZES = [1, 15, 17, 1024, 1025, 2049, 4097, 9000]
+VOCAB_SIZES = [1, 15, 17, 1023, 1024, 1025, 2049, 9000]
 LAWS = [
     {},
     {"temperature": 0.0},
@@ -68,6 +69,8 @@ def test_every_by_product_of_every_option(backend, vocab_size):
     if backend == "triton" and not torch.cuda.is_available():
         cases = cases[vocab_size % 7 :: 7]  # interpreted: a seventh each, every case at some size
     for law, decision in cases:
+        if not has_same_noise(backend, vocab_size, law.get("temperature")):
+            continue
         arguments = {**arguments_of(vocab_size, decision), **law}
         expected = by_products_of(arguments, "reference")
         results = {

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from editions import SECOND
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
+from ggm_kernels.ops.glauber_update import BY_PRODUCTS, UPDATE_SCHEMA
 
 OP = "glauber_step"
 
@@ -13,27 +15,41 @@ OP = "glauber_step"
 # The operator
 
 
+def arguments_of_op(update, backend):
+    """Arguments of the schema behind the positions, where `update` says nothing None, False or 1."""
+    names = [name.rsplit(" ", 1)[-1] for name in UPDATE_SCHEMA.partition(")? log_sum_exp")[0].split(", ")][
+        1:-1
+    ]
+    plain = {"temperature": 1.0, "normalize": False, "top_p_first": False}
+    names += BY_PRODUCTS
+    assert set(update) <= set(names)
+    return *(update.get(name, plain.get(name)) for name in names), backend
+
+
 def test_opcheck(backend):
     op = torch.ops.ggm_kernels.glauber_step.default
     tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 2, 5)
-    filters = (3, 0.9, 0.1)
-    by_products = torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2)
-    torch.library.opcheck(
-        op,
-        (
-            tokens, logits, torch.tensor([0, 2]), 1, 2, None, 1.0, *filters, torch.tensor([0.5, 0.1]), None,
-            True, None, None, *by_products, backend,
-        ),
-    )  # fmt: skip
+    update = {
+        "seed": 1, "step": 2, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "noise_rate": torch.tensor([0.5, 0.1]),
+        "normalize": True, **{name: torch.zeros(2, 2) for name in BY_PRODUCTS[:3]},
+    }  # fmt: skip
+    torch.library.opcheck(op, (tokens, logits, torch.tensor([0, 2]), *arguments_of_op(update, backend)))
     op = torch.ops.ggm_kernels.linear_glauber_step.default
-    hidden, weight = torch.randn(2, 2, 4), torch.randn(5, 4)
-    torch.library.opcheck(
-        op,
-        (
-            tokens, hidden, weight, torch.randn(5), torch.tensor([[0, 2], [1, 0]]), 1, 0, torch.tensor(2), 1.0,
-            None, None, None, None, None, False, torch.arange(2), tokens > 0, None, by_products[0], None, backend,
-        ),
-    )  # fmt: skip
+    factors = torch.randn(2, 2, 4), torch.randn(5, 4), torch.randn(5)
+    update = {
+        "seed": 1, "step": 0, "step_tensor": torch.tensor(2), "sample_ids": torch.arange(2), "frozen": tokens > 0,
+        "log_prob": torch.zeros(2, 2),
+    }  # fmt: skip
+    positions = torch.tensor([[0, 2], [1, 0]])
+    torch.library.opcheck(op, (tokens, *factors, positions, *arguments_of_op(update, backend)))
+    if backend in SECOND:
+        update |= {
+            "seed_tensor": torch.tensor([1, -1]), "temperature_tensor": torch.rand(2, 2),
+            "top_k_tensor": torch.tensor([2, 3]), "top_p_tensor": torch.rand(2), "min_p_tensor": torch.rand(2, 2),
+            "softcap": 3.0, "logit_shift": torch.ones(2), "mixture": torch.rand(2, 2),
+            "entropy": torch.zeros(2, 2), "argmax": torch.zeros(2, 2, dtype=torch.int64), "top_p_first": True,
+        }  # fmt: skip
+        torch.library.opcheck(op, (tokens, *factors, positions, *arguments_of_op(update, backend)))
 
 
 def test_compiles_as_one_graph(backend):
@@ -92,13 +108,15 @@ def test_autograd_sees_that_tokens_were_written(backend):
     ("change", "error", "message"),
     [
         ({"tokens": torch.zeros(2, 4)}, TypeError, "tokens: got dtype torch.float32"),
-        ({"tokens": torch.full((2, 4), 5)}, IndexError, r"tokens\[0, 0\]: got 5; allowed: \[0, 5\)"),
-        ({"logits": torch.zeros(2, 2, 5).double()}, TypeError, "logits: got dtype torch.float64"),
+        ({"tokens": torch.full((2, 4), 5), "noise_rate": 0.5}, IndexError, r"tokens\[0, 0\]: got 5; allowed: \[0, 5\)"),
+        ({"logits": torch.zeros(2, 2, 5).double()}, TypeError, "logits: got dtype torch.float64.*float32 is enough"),
         ({"logits": torch.zeros(2, 5)}, ValueError, r"logits: got shape \(2, 5\); allowed: a 3-d tensor"),
         ({"logits": torch.zeros(3, 2, 5)}, ValueError, r"logits: got shape \(3, 2, 5\); allowed: \(2, K, ..\)"),
         ({"logits": torch.zeros(2, 2, 0)}, ValueError, "logits: got V = 0"),
         ({"positions": torch.tensor([0, 4])}, IndexError, r"positions\[1\]: got 4; allowed: \[0, 4\)"),
-        ({"positions": torch.tensor([[0, 1], [-1, 2]])}, IndexError, r"positions\[1, 0\]: got -1"),
+        ({"positions": torch.tensor([[0, 1], [-2, 2]])}, IndexError, r"positions\[1, 0\]: got -2"),
+        ({"positions": torch.tensor([-1, 2])}, IndexError, r"positions\[0\]: got -1"),
+        ({"positions": None}, ValueError, r"logits: got shape \(2, 2, 5\) with positions=None; allowed: \(2, 4, ..\)"),
         ({"positions": torch.tensor([3, 3])}, IndexError, "positions: got position 3 twice"),
         ({"positions": torch.tensor([3, 3, 1, 1]), "logits": torch.zeros(2, 4, 5)}, IndexError, "got position 3 twice"),
         ({"tokens": torch.zeros(1, 4).long().expand(2, 4)}, ValueError, r"tokens: got strides \(0, 1\)"),
@@ -111,12 +129,18 @@ def test_autograd_sees_that_tokens_were_written(backend):
         ({"temperature": math.inf}, ValueError, "temperature: got inf"),
         ({"temperature": "hot"}, TypeError, "temperature: got str; allowed: a float"),
         ({"temperature": "1.0"}, TypeError, "temperature: got str; allowed: a float"),
-        ({"top_k": 0}, ValueError, "top_k: got 0; allowed: 1 <= top_k"),
-        ({"top_p": 0.0}, ValueError, "top_p: got 0.0; allowed: finite and 0 < top_p <= 1"),
+        ({"top_k": 0}, ValueError, "top_k: got 0; allowed: 1 <= top_k.*None, or V and more, for no limit"),
+        ({"top_p": 0.0}, ValueError, "top_p: got 0.0; allowed: finite and 0 < top_p <= 1 .None or 1 for all"),
         ({"top_p": 1.1}, ValueError, "top_p: got 1.1"),
         ({"min_p": -0.1}, ValueError, "min_p: got -0.1; allowed: finite and 0 <= min_p <= 1"),
         ({"noise_rate": torch.tensor([0.5, 1.5])}, ValueError, r"noise_rate\[1\]: got 1.5; allowed: \[0.0, 1.0\]"),
         ({"noise_rate": torch.tensor([0.5])}, ValueError, r"noise_rate: got shape \(1,\); allowed: \(2,\) or \(2, 2\)"),
+        ({"noise_rate": 1.5}, ValueError, "noise_rate: got 1.5; allowed: finite and 0 <= noise_rate <= 1"),
+        ({"seed": torch.tensor([1])}, TypeError, r"seed: got a torch.int64 tensor of shape \(1,\); allowed: an int or"),
+        ({"filter_order": "p_min_k"}, ValueError, "filter_order: got 'p_min_k'; allowed: 'k_p_min', 'p_k_min'"),
+        ({"softcap": 0.0}, ValueError, "softcap: got 0.0; allowed: finite and 0 < softcap"),
+        ({"entropy": torch.zeros(2, 3)}, ValueError, r"entropy: got shape \(2, 3\); allowed: \(2, 2\)"),
+        ({"argmax": torch.zeros(2, 2)}, TypeError, "argmax: got dtype torch.float32; allowed: torch.int64"),
         ({"noise": NoiseLaw(torch.ones(4) / 4)}, ValueError, "noise: got a law over 4 tokens"),
         ({"normalize": 1}, TypeError, "normalize: got int; allowed: a bool"),
         ({"log_prob": torch.zeros(2)}, ValueError, r"log_prob: got shape \(2,\); allowed: \(2, 2\)"),
@@ -136,3 +160,25 @@ def test_bad_arguments_write_nothing(backend, change, error, message):
     with pytest.raises(error, match=message):
         glauber_step(**arguments)
     assert torch.equal(arguments["tokens"], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"softcap": 3.0}, "softcap"),
+        ({"mixture": torch.ones(2)}, "mixture"),
+        ({"entropy": torch.zeros(2, 2)}, "entropy"),
+        ({"temperature": torch.ones(2)}, "temperature as a tensor"),
+        ({"seed": torch.tensor([1, 2])}, "seed as a tensor"),
+        ({"filter_order": "p_k_min", "top_k": 2, "top_p": 0.5}, "filter_order='p_k_min'"),
+        ({"positions": torch.tensor([[0, -1], [1, 2]])}, "positions of -1"),
+    ],
+)
+def test_what_a_backend_does_not_do_yet_is_refused_by_name(backend, change, named):
+    if backend in SECOND:
+        pytest.skip("does all of it")
+    arguments = {"positions": torch.tensor([0, 1]), "seed": 1, "step": 0, **change}
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match=f"backend '{backend}' does not implement {named} yet"):
+        glauber_step(tokens, torch.zeros(2, 2, 5), **arguments, backend=backend)
+    assert tokens.eq(0).all()

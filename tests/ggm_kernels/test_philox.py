@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggm_kernels import native
-from ggm_kernels.randomness import MAX_RACE_VOCAB, MAX_SAMPLE_ID, MAX_STEP, Stream
+from ggm_kernels.native import compiled
+from ggm_kernels.randomness import MAX_RACE_VOCAB, MAX_SAMPLE_ID, MAX_STEP, RACE_GROUP, Stream
 from ggm_kernels.reference import philox
 
 # kat_vectors of Random123, "philox4x32 10": counter words, key words, random words.
@@ -129,3 +130,10 @@ def test_uniforms_never_reach_the_ends():
     assert float(u.min()) == 2.0**-33
     assert float(u.max()) == 1.0 - 2.0**-24
     assert torch.isfinite(torch.log(-torch.log1p(-u))).all()
+
+
+def test_groups_of_the_race_are_those_of_the_core():
+    core = compiled.core
+    if core is None:
+        pytest.skip("no compiled core")
+    assert core.RACE_GROUP == RACE_GROUP

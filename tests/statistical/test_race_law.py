@@ -12,12 +12,14 @@ import torch
 from laws import check_independence, check_large_law, check_rate
 
 from ggm_kernels import glauber_step
-from ggm_kernels.randomness import Stream
+from ggm_kernels.randomness import RACE_GROUP, Stream
 from ggm_kernels.reference import philox
 
 OP = "glauber_step"
 REFERENCE = sys.modules["ggm_kernels.reference.glauber_step"]  # the package has the function by this name
-VOCAB_SIZES = [2, 5, 1000, 50257, 128_000]
+G = RACE_GROUP
+VOCAB_SIZES = [2, 5, G - 1, G, G + 1, 2 * G, 50257]
+LARGE_VOCAB_SIZES = [128_000, 262_144]
 # Rows drawn: what each backend does in a few seconds.
 LOGITS_DRAWN = {"reference": 2**25, "cpu": 2**30, "triton": 2**23}
 
@@ -48,10 +50,48 @@ def test_draws_follow_the_softmax(backend, vocab_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@pytest.mark.parametrize("vocab_size", [*VOCAB_SIZES, *LARGE_VOCAB_SIZES])
 def test_many_draws_follow_the_softmax(vocab_size):
     logits = log_probs(vocab_size)
     check_large_law(draw(logits, min(50_000_000, 2**35 // vocab_size), "cpu"), logits)
+
+
+def spread_logits(within: bool) -> torch.Tensor:
+    """Masses over 20 orders of magnitude: between the tokens of each of six groups, or between the groups."""
+    generator = torch.Generator().manual_seed(7)
+    decades = torch.rand(6, 1 if not within else G, generator=generator) * 20
+    decades[0] = decades[0] * (within * 1.0)
+    return (-decades * math.log(10)).expand(6, G).flatten() - 0.1 * torch.rand(6 * G, generator=generator)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_masses_of_twenty_orders_of_magnitude(backend, within):
+    logits = spread_logits(within)
+    check_large_law(draw(logits, rows_for(len(logits), backend), backend), logits)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 300}, {"top_p": 0.7}, {"min_p": 0.05}], ids=str)
+def test_filtered_draws_of_many_groups(backend, filters):
+    """Groups race by what the filters left of them: one has many light tokens, which they leave out."""
+    logits = heavy_and_light()
+    check_large_law(draw(logits, 4000, backend, **filters), filtered_logits(logits, **filters))
+
+
+def heavy_and_light() -> torch.Tensor:
+    logits = torch.full((3 * G,), -30.0)
+    logits[:100], logits[G : 2 * G], logits[2 * G : 2 * G + 200] = 0.0, -3.5, -0.5
+    return logits
+
+
+def filtered_logits(logits, top_k=None, top_p=None, min_p=None):
+    ordered = logits.sort(descending=True).values
+    probs = ordered.double().softmax(0)
+    least = {
+        top_k: lambda: ordered[top_k - 1],
+        top_p: lambda: ordered[(probs.cumsum(0) - probs < top_p).sum() - 1],
+        min_p: lambda: ordered[0] + math.log(min_p),
+    }[top_k or top_p or min_p]()
+    return logits.masked_fill(logits < least, -math.inf)
 
 
 # Faults, planted in the reference
@@ -62,23 +102,71 @@ def shared_by_rows(words):
 
 
 def keyed_by_tile(words):
-    return words[:, torch.arange(words.shape[1]) % 1024 % (words.shape[1] // 2 + 1)]
+    return words[:, torch.arange(words.shape[1]) % 256]
+
+
+def group_of_a_tile(words):
+    return words[:, torch.arange(words.shape[1]) % 2]
 
 
 FAULTS = {
-    "noise shared by rows": ("race_words", shared_by_rows),
-    "noise keyed by tile": ("race_words", keyed_by_tile),
+    "noise shared by rows": ("race_words", shared_by_rows, G),
+    "noise keyed by tile": ("race_words", keyed_by_tile, 2 * G),
+    "group words shared by rows": ("group_words", shared_by_rows, 8 * G),
+    "groups numbered within a tile or a shard": ("group_words", group_of_a_tile, 8 * G),
 }
 
 
-@pytest.mark.parametrize("vocab_size", [1000, 50257])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_check_notices_faulty_noise(fault, vocab_size, monkeypatch):
-    name, change = FAULTS[fault]
+def test_the_check_notices_faulty_noise(fault, monkeypatch):
+    name, change, vocab_size = FAULTS[fault]
     right = getattr(philox, name)
     monkeypatch.setattr(philox, name, lambda *coordinates: change(right(*coordinates)))
     with pytest.raises(AssertionError):
         test_draws_follow_the_softmax("reference", vocab_size)
+
+
+def test_the_check_notices_a_group_word_that_serves_a_token(monkeypatch):
+    right = philox.race_words
+
+    def reused(*coordinates):
+        words = right(*coordinates)
+        words[:, ::G] = philox.group_words(*coordinates[:-1], -(-words.shape[1] // G))
+        return words
+
+    monkeypatch.setattr(philox, "race_words", reused)
+    logits = log_probs(2 * G)
+    logits[::G] = logits[1::G] = logits.logsumexp(0)
+    with pytest.raises(AssertionError):
+        check_large_law(draw(logits, rows_for(2 * G, "reference"), "reference"), logits)
+
+
+def test_the_check_notices_masses_that_are_not_rescaled(monkeypatch):
+    """Each relative to its own group's largest logit, as if all groups had the same."""
+    right = REFERENCE._leading_group
+
+    def not_rescaled(z, words):
+        tops = torch.stack([part.amax(1) for part in z.split(G, 1)], 1)
+        own = torch.cat([part - top[:, None] for part, top in zip(z.split(G, 1), tops.T, strict=True)], 1)
+        return z.masked_fill(right(own, words) == -math.inf, -math.inf)
+
+    monkeypatch.setattr(REFERENCE, "_leading_group", not_rescaled)
+    with pytest.raises(AssertionError):
+        test_masses_of_twenty_orders_of_magnitude("reference", False)
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 300}, {"min_p": 0.05}], ids=str)
+def test_the_check_notices_filtered_tokens_that_count_in_their_group(filters, monkeypatch):
+    right = REFERENCE._leading_group
+    logits = heavy_and_light()
+
+    def counting_all(z, words):
+        unfiltered = (logits - logits.amax()).expand_as(z)
+        return z.masked_fill(right(unfiltered, words) == -math.inf, -math.inf)
+
+    monkeypatch.setattr(REFERENCE, "_leading_group", counting_all)
+    with pytest.raises((AssertionError, RuntimeError)):
+        test_filtered_draws_of_many_groups("reference", filters)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 5])
@@ -158,15 +246,40 @@ def test_the_tail_check_notices_a_uniform_that_reaches_one(monkeypatch):
 
 
 @pytest.mark.slow
-def test_events_of_probability_1e_8_occur_at_their_rate():
+@pytest.mark.parametrize("place", ["among others", "in a light group"])
+def test_events_of_probability_1e_8_occur_at_their_rate(place):
     """63 such events in each of 1e9 draws: about 630 are due, and a sampler without a tail shows none."""
-    logits = torch.full((64,), math.log(1e-8))
+    logits = torch.full((64 if place == "among others" else G + 63,), math.log(1e-8))
     logits[0] = 0.0
-    rows, calls = 10_000_000, 100
+    logits[1 : len(logits) - 63] = -math.inf
+    rows, calls = (10_000_000, 100) if len(logits) == 64 else (2_000_000, 100)
     probability = 63e-8 / (1 + 63e-8)
     seen = sum(int((draw(logits, rows, "cpu", step=step) > 0).sum()) for step in range(calls))
     bound = 5 * math.sqrt(rows * calls * probability)
     assert abs(seen - rows * calls * probability) < bound, seen
+
+
+def shared_tail() -> torch.Tensor:
+    """Token 0 of probability 0.999, and 50,000 tokens that share 0.001."""
+    logits = torch.full((50_001,), math.log(1e-3 / 50_000))
+    logits[0] = math.log(0.999)
+    return logits
+
+
+def test_many_rare_tokens_are_drawn_at_their_rate():
+    check_rate(draw(shared_tail(), 100_000, "cpu") > 0, 1e-3)
+
+
+@pytest.mark.slow
+def test_the_check_notices_a_float32_gumbel():
+    """Of the kind ``-log(eps - log(u + eps))``, as many samplers draw: uniforms of 24 bits end before such a tail."""
+    logits, generator, eps = shared_tail(), torch.Generator().manual_seed(0), 1e-10
+    seen = []
+    for _ in range(250):
+        gumbel = torch.rand(100, len(logits), generator=generator).add_(eps).log_().neg_().add_(eps).log_().neg_()
+        seen.append((gumbel + logits).argmax(1) > 0)
+    with pytest.raises(AssertionError):
+        check_rate(torch.cat(seen), 1e-3)
 
 
 # Independence
@@ -188,6 +301,26 @@ def test_draws_at_different_coordinates_are_independent(backend, vocab_size):
     for other in others.values():
         check_independence(base, other, vocab_size)
     check_independence(others["seed 0, sample 1"], base, vocab_size)
+
+
+def test_the_two_levels_draw_independently(backend):
+    """Which group won says nothing of the place of the winner in it, nor of the group that wins the next row."""
+    logits = torch.full((4 * G,), -math.inf)
+    logits.view(4, G)[:, :4] = 0.0
+    tokens = draw(logits, min(20_000, rows_for(4 * G, backend)), backend).long()
+    group, place = tokens // G, tokens % G
+    check_independence(group, place, 4)
+    for lag in (1, 4):
+        check_independence(group, group.roll(lag), 4)
+        check_independence(group, place.roll(lag), 4)
+    check_independence(group, draw(logits, len(group), backend, step=1).long() // G, 4)
+
+
+def test_the_check_notices_levels_that_share_a_stream(monkeypatch):
+    right = philox._words_of_many
+    monkeypatch.setattr(philox, "_words_of_many", lambda stream, *rest: right(Stream.RACE, *rest))
+    with pytest.raises(AssertionError):
+        test_the_two_levels_draw_independently("reference")
 
 
 def test_the_check_notices_streams_that_are_added(monkeypatch):
