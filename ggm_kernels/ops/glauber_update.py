@@ -341,7 +341,7 @@ _SECOND_EDITION = ("softcap", "logit_shift", "mixture", "raw_log_prob", "entropy
 
 
 def refuse_what_is_missing(backend: str, update: Update) -> None:
-    """Raise NotImplementedError for what the backends triton and cuda do not do yet."""
+    """Raise NotImplementedError for what the backend cuda does not do yet."""
     missing = [name for name in _SECOND_EDITION if getattr(update, name) is not None]
     for name in _PAIRS:
         value = getattr(update, name)

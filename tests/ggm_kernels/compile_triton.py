@@ -13,8 +13,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ggm_kernels.triton import commit, corrupt, sigmoid_bce  # noqa: F401  (loads the modules below)
-from ggm_kernels.triton.race import settle_kernel
-from ggm_kernels.triton.threshold import threshold_kernel
 
 COMMIT = sys.modules["ggm_kernels.triton.commit"]
 CORRUPT = sys.modules["ggm_kernels.triton.corrupt"]
@@ -135,75 +133,98 @@ def sigmoid_bce_kernels(arch: int) -> None:
     compiles(SIGMOID_BCE._gradient_kernel, arch, gradient)
 
 
-def rows(everything: bool) -> dict:
-    """Coordinates of the rows of a step: with every optional argument, or none."""
+def step_rows(everything: bool, dtype: str, aligned: str) -> dict:
+    """Where rows and their logits are, and how logits count: with every optional argument, by row, or none."""
     return {
         "tokens_ptr": "*i32" if everything else "*i64", "token_batch_stride": "i32", "token_stride": 1,
         "length": "i32", "positions_ptr": "*i32" if everything else "*i64", "position_batch_stride": "i32",
-        "position_stride": "i64" if everything else 1, "sample_ids_ptr": "*i64" if everything else None,
-        "count": "i32", "vocab_size": "i32", "first_row": "i32", "rows": "i32",
-        "seed": "i64" if everything else "i32", "step": "*i64" if everything else "i32",
+        "position_stride": "i64" if everything else 1, "frozen_ptr": "*i1" if everything else None,
+        "count": "i32", "vocab_size": "i32", "first_row": "i32", "rows": "i32", "logits_ptr": dtype,
+        "batch_stride": "i64" + aligned, "row_stride": "i32" + aligned, "vocab_stride": 1,
+        **by_row("temperature", everything, "fp32"), "softcap": "fp32" if everything else None,
+        **(by_row("shift", True, "fp32") if everything else absent("shift")),
     }  # fmt: skip
 
 
-def race_flags(everything: bool, greedy: bool) -> dict:
-    return {
-        "STEP_IS_POINTER": everything, "GREEDY": greedy, "WANTS_RAW": everything,
-        "WANTS_LAW": everything and not greedy,
-    }  # fmt: skip
+def by_row(name: str, is_tensor: bool, dtype: str) -> dict:
+    """A value by row, or a number."""
+    stride = "i32" if is_tensor else 0
+    return {name: "*" * is_tensor + dtype, f"{name}_batch_stride": stride, f"{name}_row_stride": stride}
+
+
+def absent(name: str) -> dict:
+    return {name: None, f"{name}_batch_stride": 0, f"{name}_row_stride": 0}
+
+
+def step_shapes(dtypes, shapes):
+    """Types of logits, shapes of tiles, everything or nothing, filters or none; one half type is enough but for one."""
+    for dtype, shape, everything, filtered in itertools.product(dtypes, shapes, [True, False], [True, False]):
+        if dtype == "*fp16" and not everything:
+            continue
+        yield dtype, shape, everything, filtered
 
 
 def glauber_step_kernels(arch: int) -> None:
-    flags = [True, False]
     # Rows times columns: many tokens; few tokens, where a program takes many rows.
-    for dtype, (block_rows, block) in itertools.product(DTYPES, [(1, 2048), (128, 4)]):
-        aligned = ":16" if block == 2048 else ""
-        logits = {
-            "logits_ptr": dtype, "batch_stride": "i64" + aligned, "row_stride": "i32" + aligned, "vocab_stride": 1,
+    for dtype, (rows, block), everything, filtered in step_shapes(DTYPES, [(4, 1024), (128, 4)]):
+        aligned = ":16" if block == 1024 else ""
+        cut = {"top_ptr": "*fp32" if filtered else None, "cut_ptr": "*fp32" if filtered else None}
+        sums = {
+            **step_rows(everything, dtype, aligned), **cut, "sums_ptr": "*fp32", "slots": "i32",
+            "WANTS_RAW": everything, "WANTS_ENTROPY": everything, "ROWS": rows, "BLOCK": block,
         }  # fmt: skip
-        for everything, greedy, filtered in itertools.product(flags, flags, flags):
-            if (greedy and filtered) or (block == 4 or dtype == "*fp16") and (greedy or not everything):
-                continue
-            race = {
-                **rows(everything), **logits, "first_token": "i32:16", "end_token": "i32" + aligned, "partials_ptr": "*fp32",
-                "slots": "i32", "slot": "i32", "parts": "i32", "part_size": "i32" + aligned,
-                "present_ptr": "*fp32" if everything else None, "top_ptr": "*fp32" if filtered else None,
-                "cut_ptr": "*fp32" if filtered else None, "inverse_temperature": "fp32",
-                **race_flags(everything, greedy), "ROWS": block_rows, "BLOCK": block,
-            }  # fmt: skip
-            compiles(GLAUBER_STEP._race_kernel, arch, race, num_warps=GLAUBER_STEP._WARPS)
+        compiles(GLAUBER_STEP.sums_kernel, arch, sums, num_warps=GLAUBER_STEP._WARPS)
+        if not filtered:
+            continue
         threshold = {
-            **logits, "count": "i32", "rows": "i32", "vocab_size": "i32" + aligned, "top_k": "i32", "top_p_units": "i64",
-            "log_min_p": "fp32", "top_ptr": "*fp32", "cut_ptr": "*fp32", "inverse_temperature": "fp32",
-            "HAS_TOP_K": True, "HAS_TOP_P": True, "ROWS": block_rows, "BLOCK": block,
+            **step_rows(everything, dtype, aligned), **cut, **by_row("top_k", everything, "i64"),
+            **rename(by_row("top_p", everything, "i64"), "top_p", "top_p_units"),
+            **rename(by_row("min_p", everything, "fp32"), "min_p", "log_min_p"),
+            "TOP_P_FIRST": everything, "ROWS": max(1, rows // 2), "BLOCK": block,
         }  # fmt: skip
-        compiles(threshold_kernel, arch, threshold, num_warps=GLAUBER_STEP._WARPS)
-    for everything, greedy, slots in itertools.product(flags, flags, [1, 1024]):
-        block_rows = min(GLAUBER_STEP._MAX_ROWS, 1024 // slots)
-        optional = "*fp32" if everything else None
+        compiles(GLAUBER_STEP.threshold_kernel, arch, threshold, num_warps=GLAUBER_STEP._WARPS)
+    # A group in one slot or in 16, or a small vocabulary.
+    shapes = [(2, 1024, 1024, 64, 1), (2, 1024, 64, 32, 16), (128, 4, 4, 4, 1)]
+    for dtype, (rows, block, slot, groups, parts), everything, filtered in step_shapes(DTYPES, shapes):
         settle = {
-            **rows(everything), "partials_ptr": "*fp32", "slots": "i32", "present_ptr": optional,
-            "frozen_ptr": "*i1" if everything else None, "rate_ptr": optional, "rate_batch_stride": "i32",
-            "rate_stride": "i32", "noise_log_probs_ptr": optional, "uniform_log_prob": "fp32",
-            "log_sum_exp_ptr": optional, "log_prob_ptr": optional, "keep_prob_ptr": optional,
-            "inverse_temperature": "fp32", "STEP_IS_POINTER": everything, "GREEDY": greedy,
-            "NORMALIZE": everything, "ROWS": block_rows, "SLOTS": slots,
+            **step_rows(everything, dtype, ""), "top_ptr": "*fp32" if filtered else None,
+            "cut_ptr": "*fp32" if filtered else None, "sums_ptr": "*fp32", "slots": "i32", **settle_options(everything),
+            "NORMALIZE": everything, "RAW_IS_LAW": not everything, "ROWS": rows, "BLOCK": block, "SLOT": slot,
+            "GROUPS": groups, "PARTS": parts,
         }  # fmt: skip
-        compiles(settle_kernel, arch, settle)
+        compiles(GLAUBER_STEP.settle_kernel, arch, settle)
+
+
+def rename(arguments: dict, old: str, new: str) -> dict:
+    return {new if name == old else name: value for name, value in arguments.items()}
+
+
+def settle_options(everything: bool) -> dict:
+    optional = "*fp32" if everything else None
+    by_products = ("log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin")
+    return {
+        "sample_ids_ptr": "*i64" if everything else None, "seed": "*i64" if everything else "i32",
+        "seed_stride": "i32" if everything else 0, "step": "*i64" if everything else "i32",
+        "step_stride": "i32" if everything else 0,
+        **(by_row("rate", True, "fp32") if everything else absent("rate")),
+        **(by_row("mixture", True, "fp32") if everything else absent("mixture")), "noise_log_probs_ptr": optional,
+        "uniform_log_prob": "fp32", "token_bound": "i32", "noise_table_ptr": "*i32" if everything else None,
+        "noise_mask": None, **{f"{name}_ptr": optional for name in by_products},
+        "argmax_ptr": "*i64" if everything else None,
+    }  # fmt: skip
 
 
 def linear_glauber_step_kernels(arch: int) -> None:
-    for dtype, everything, block_rows in itertools.product(DTYPES, [True, False], [16, 64]):
-        if dtype == "*fp16" and (block_rows == 16 or not everything):
+    for dtype, block_rows, everything, _ in step_shapes(DTYPES, [16, 64]):
+        if dtype == "*fp16" and block_rows == 16:
             continue
         block_rows = min(block_rows, LINEAR_GLAUBER_STEP._FUSED_BLOCK_ROWS.get(TORCH_DTYPES[dtype], 64))
         arguments = {
-            **rows(everything), "hidden_ptr": dtype, "hidden_batch_stride": "i32:16",
+            **step_rows(everything, dtype, ":16"), "hidden_ptr": dtype, "hidden_batch_stride": "i32:16",
             "hidden_row_stride": "i32:16", "hidden_stride": 1, "weight_ptr": dtype,
             "weight_row_stride": "i32:16", "weight_stride": 1,
-            "bias_ptr": dtype if everything else None, "bias_stride": 1, "partials_ptr": "*fp32",
-            "parts": "i32", "part_size": "i32", "present_ptr": "*fp32" if everything else None,
-            "inverse_temperature": "fp32", **race_flags(everything, False), "HIDDEN_SIZE": 768,
+            "bias_ptr": dtype if everything else None, "bias_stride": 1, "sums_ptr": "*fp32", "slots": "i32",
+            "WANTS_RAW": everything, "WANTS_ENTROPY": everything, "HIDDEN_SIZE": 768,
             "ROWS": block_rows, "BLOCK": LINEAR_GLAUBER_STEP._FUSED_TOKENS,
             "COLUMNS": LINEAR_GLAUBER_STEP._FUSED_COLUMNS,
         }  # fmt: skip

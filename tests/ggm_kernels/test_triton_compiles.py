@@ -29,5 +29,5 @@ def test_every_kernel_compiles(arch, tmp_path):
     assert kernels == {
         "_kernel", "_commit_kernel", "_forward_kernel", "_gather_kernel", "_hidden_kernel", "_token_kernel",
         "_logits_kernel", "_gradient_kernel",
-        "_race_kernel", "settle_kernel", "threshold_kernel", "_race_product_kernel",
+        "sums_kernel", "settle_kernel", "threshold_kernel", "_race_product_kernel",
     }  # fmt: skip
