@@ -157,7 +157,8 @@ ggm::GlauberArgs glauber_args(
 }
 
 ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t group_stride, int64_t row_stride,
-                            int64_t row_begin, uintptr_t row_ids, int64_t rows, int64_t token_begin, int64_t tokens) {
+                            int64_t row_begin, uintptr_t row_ids, int64_t rows, int64_t token_begin, int64_t tokens,
+                            uintptr_t bias) {
   return {pointer<const void>(logits),
           static_cast<ggm::Float>(dtype),
           group,
@@ -167,7 +168,8 @@ ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t 
           pointer<const int64_t>(row_ids),
           rows,
           token_begin,
-          tokens};
+          tokens,
+          pointer<const void>(bias)};
 }
 
 ggm::Factors factors(int dtype, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight, int64_t weight_stride,
@@ -248,8 +250,8 @@ std::vector<std::string> isas() {
 #endif
 
 #if defined(GGM_WITH_CUDA)
-ggm::RaceSlots race_slots(uintptr_t states, int64_t slots, int64_t slot_begin, int64_t parts) {
-  return {pointer<ggm::RaceState>(states), slots, slot_begin, parts};
+ggm::RaceWork race_work(uintptr_t groups, uintptr_t states, bool is_first, bool is_last) {
+  return {pointer<ggm::GroupRecord>(groups), pointer<ggm::RowState>(states), is_first, is_last};
 }
 
 void check_cuda(const char* error) {
@@ -344,21 +346,17 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
              });
-  bind_struct<ggm::RaceSlots>(module, "RaceSlots", &race_slots);
-  module.attr("RACE_STATE_BYTES") = sizeof(ggm::RaceState);
-  module.def("cuda_glauber_parts", &ggm::cuda::glauber_parts);
+  bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
+  module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);
+  module.attr("ROW_STATE_BYTES") = sizeof(ggm::RowState);
   module.def("cuda_glauber_threshold", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
                                           uintptr_t thresholds, uintptr_t stream, int device) {
     check_cuda(ggm::cuda::glauber_threshold(args, tile, pointer<float>(thresholds), pointer<void>(stream), device));
   });
   module.def("cuda_glauber_race", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
-                                     const ggm::RaceSlots& slots, uintptr_t thresholds, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::glauber_race(args, tile, slots, pointer<const float>(thresholds), pointer<void>(stream),
+                                     const ggm::RaceWork& work, uintptr_t thresholds, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::glauber_race(args, tile, work, pointer<const float>(thresholds), pointer<void>(stream),
                                        device));
-  });
-  module.def("cuda_glauber_settle", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
-                                       const ggm::RaceSlots& slots, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::glauber_settle(args, tile, slots, pointer<void>(stream), device));
   });
   module.def("cuda_philox", [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream,
                                int device) {

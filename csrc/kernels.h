@@ -5,7 +5,6 @@
 
 #include "numerics/corrupt.h"
 #include "numerics/group_race.h"
-#include "numerics/race_state.h"
 
 namespace ggm {
 
@@ -116,7 +115,7 @@ struct GlauberArgs {
   float* log_sum_exp;           // by-products [batch, count], each or null
   float* log_prob;
   float* keep_prob;
-  RowOptions options;           // cpu only
+  RowOptions options;
 };
 
 // Logits of tokens [token_begin, token_begin + tokens) in `rows` rows from row_begin on, or in the rows row_ids; row
@@ -130,15 +129,24 @@ struct LogitsTile {
   const int64_t* row_ids;  // [rows] or null
   int64_t rows;
   int64_t token_begin, tokens;
+  const void* bias;  // of these tokens, to be added, or null (cuda only)
 };
 
-// A race on the GPU: the tokens of a tile in `parts` parts a row, each with a state of its own. Several tiles of the
-// same rows fill slots side by side, which one settlement merges.
-struct RaceSlots {
-  RaceState* states;  // [rows, slots], rows as in the tile
-  int64_t slots;
-  int64_t slot_begin;
-  int64_t parts;
+// Of a group on a GPU, what its race needs: everything relative to its own largest logit.
+struct GroupRecord {
+  float top;            // largest logit; NaN where one is
+  float law_mass;       // of exp(z), of what the filters leave
+  float tempered_mass;  // before the filters
+  float moment;         // of z exp(z), likewise
+  float raw_mass;       // no temperature, no filter
+  float second;         // second largest logit
+};
+
+// A race on the GPU, over tiles of the vocabulary in their order.
+struct RaceWork {
+  GroupRecord* groups;  // [rows, groups of the tile]; null where the vocabulary is one group
+  RowState* states;     // [rows], between tiles; null where the tile holds the whole vocabulary
+  bool is_first, is_last;
 };
 
 // What logits are the product of: hidden [batch * count, hidden_size] and weight [vocab_size, hidden_size], rows
@@ -251,19 +259,14 @@ const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidat
 const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
                                  const int64_t* tokens, const int64_t* order, void* stream, int device);
 
-// In how many parts to race `tokens` tokens of every row, so that few rows fill the device too.
-int64_t glauber_parts(int64_t rows, int64_t tokens, int device);
-// Filters: the largest logit and the least tempered logit that stays, thresholds [rows, 2]. The tile holds the whole
-// vocabulary.
+// Filters: the largest logit and the least tempered logit that stays, -inf where all do, thresholds [rows, 2]. The
+// tile holds the whole vocabulary.
 const char* glauber_threshold(const GlauberArgs& args, const LogitsTile& tile, float* thresholds, void* stream,
                               int device);
-// Fills slots [slot_begin, slot_begin + parts) of the tile's rows. thresholds: of glauber_threshold where there are
-// filters, else null. tile.token_begin is a multiple of 4.
-const char* glauber_race(const GlauberArgs& args, const LogitsTile& tile, const RaceSlots& slots,
+// Races the groups of a tile, and after the last tile writes tokens and by-products of its rows. thresholds: of
+// glauber_threshold where there are filters, else null. tile.token_begin is a multiple of kRaceGroup.
+const char* glauber_race(const GlauberArgs& args, const LogitsTile& tile, const RaceWork& work,
                          const float* thresholds, void* stream, int device);
-// Writes tokens and by-products of the tile's rows, all slots of which are filled.
-const char* glauber_settle(const GlauberArgs& args, const LogitsTile& tile, const RaceSlots& slots, void* stream,
-                           int device);
 
 }  // namespace cuda
 

@@ -82,7 +82,6 @@ class Row:
     noise_rate: float | None = None
     log_pi: float = 0.0  # of the present token
     normalize: bool = False
-    two_levels: bool = True  # or the race of all tokens at once
     precision: float = 1e-6  # what the logits are known to, relative to 1 + their size
     doubts: list[str] = field(default_factory=list)
 
@@ -163,7 +162,7 @@ def race(row: Row, z: np.ndarray, token: int) -> float:
     first token is drawn.
     """
     words = row.place.words(RACE, -(-len(z) // 4))[: len(z)]
-    if not row.two_levels or len(z) <= RACE_GROUP:
+    if len(z) <= RACE_GROUP:
         return _miss(z, words, token)
     starts = np.arange(0, len(z), RACE_GROUP)
     with np.errstate(divide="ignore"):
@@ -249,7 +248,6 @@ BY_PRODUCTS = {
     "margin": _margin,
     "argmax": lambda row, drawn: int(row.g.argmax()),
 }
-SECOND_EDITION = ("raw_log_prob", "entropy", "margin", "argmax")  # not of every backend yet
 
 
 # Losses

@@ -12,14 +12,6 @@ namespace {
 
 constexpr uint32_t kDepthOfMinusInfinity = 0x7F800000u;
 
-// The filters of one row.
-struct Filters {
-  int64_t top_k;    // vocab_size or more: none
-  double top_p;     // 1: none
-  float log_min_p;  // -inf: none
-  bool top_p_first;
-};
-
 // Of one row: how deep every token lies below the largest (depth_bits), and its weight exp(z).
 struct Depths {
   uint32_t* bits;

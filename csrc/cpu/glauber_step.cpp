@@ -1,8 +1,9 @@
 // One pass over the logits of a row, a group at a time: its maximum and the sum of its exponentials while it is in
 // cache. The groups race by their masses, then the tokens of the one that won.
-#include "cpu/glauber_rows.h"
+#include "cpu/cut.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/row_race.h"
 
 namespace ggm::cpu::GGM_ISA {
 namespace {
@@ -22,90 +23,12 @@ GGM_HD int64_t row_id(const LogitsTile& tile, int64_t row) {
   return tile.row_ids == nullptr ? tile.row_begin + row : tile.row_ids[row];
 }
 
-// By-products of a row that was read and has a law, but for those of the token drawn.
-GGM_HD void note_row(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law) {
-  const RowOptions& options = args.options;
-  if (args.log_sum_exp != nullptr) args.log_sum_exp[row] = log_sum_exp(state);
-  if (options.entropy != nullptr) options.entropy[row] = law.greedy ? 0.0f : entropy_of(state);
-  if (options.margin != nullptr) options.margin[row] = margin_of(state);
-  if (options.argmax != nullptr) options.argmax[row] = state.argmax;
-}
-
-// By-products of the token drawn, of logit g, of which pi is the law of a mixture's noise.
-GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law,
-                       const Decision& decision, int64_t token, float g) {
-  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = g - log_sum_exp(state);
-  if (args.log_prob == nullptr) return;
-  float log_prob;
-  if (law.greedy) {
-    log_prob = token == static_cast<int64_t>(state.winner) ? 0.0f : minus_infinity();
-  } else {
-    log_prob = law_log_prob(state, g, law.inverse_temperature, law.cut);
-  }
-  if (mixes(args)) log_prob = log_mixture(log_prob, decision.alpha, log_noise_prob(args, token));
-  args.log_prob[row] = log_prob;
-}
-
-// What is left to do once the race of a row is run. False where it has no law.
-bool settle_row(const GlauberArgs& args, int64_t row, const Place& place, const RowState& state, const Law& law) {
-  const Decision decision = decision_of(args, place);
-  bool keeps = false;
-  if (args.noise_rate != nullptr) {
-    float h = state.present;
-    if (state.has_nan != 0u) h = not_a_number();
-    if (args.normalize) h = has_law(state) ? h - log_sum_exp(state) : not_a_number();
-    const float f = row_verdict(args, place, h, decision.alpha);
-    keeps = keeps_token(f, decision.keep_word);
-    if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
-  }
-  if (!has_law(state)) {
-    const float keep_prob = args.keep_prob == nullptr ? 0.0f : args.keep_prob[row];
-    note_nothing(args, row);
-    if (args.keep_prob != nullptr) args.keep_prob[row] = keep_prob;
-    return false;
-  }
-  note_row(args, row, state, law);
-  if (keeps) {
-    note_kept(args, row);
-    return true;
-  }
-  const bool is_noise = decision.noise_token >= 0;
-  const int64_t token = is_noise ? decision.noise_token : static_cast<int64_t>(state.winner);
-  note_drawn(args, row, state, law, decision, token, is_noise ? state.noise : state.drawn);
-  write_token(args, place.token_at, token);
-  return true;
-}
-
-// Whether the row is done with before its race: it has no position or is frozen, or keeps its token or draws noise
-// whatever the race brings, seen from the logit of the present token alone, and nothing else is asked of it. What
-// settle_row would note is noted.
+// Whether the row is done with before its race; then what it brings is noted.
 template <class PresentLogit>
 bool settled_before_race(const GlauberArgs& args, int64_t row, const Place& place, const PresentLogit& present_logit) {
-  if (is_idle(args, place)) {
-    note_nothing(args, row);
-    return true;
-  }
-  if (must_be_read(args)) return false;
-  const bool decides = args.noise_rate != nullptr;
-  if ((decides && args.normalize) || !(decides || mixes(args))) return false;
-  const Decision decision = decision_of(args, place);
-  bool keeps = false;
-  if (decides) {
-    const int64_t token = token_at(args, place.token_at);
-    const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))
-                                            : minus_infinity();
-    const float f = row_verdict(args, place, h, decision.alpha);
-    keeps = keeps_token(f, decision.keep_word);
-    if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
-  }
-  if (keeps) {
-    note_kept(args, row);
-    return true;
-  }
-  const bool asks_of_drawn = args.log_prob != nullptr || args.options.raw_log_prob != nullptr;
-  if (decision.noise_token < 0 || asks_of_drawn) return false;
-  write_token(args, place.token_at, decision.noise_token);
-  return true;
+  const Early early = early_of(args, place, present_logit);
+  if (early.settles) note_early(args, row, place, early);
+  return early.settles;
 }
 
 // In the precision of the factors, as the product itself is rounded.

@@ -4,8 +4,7 @@
 #include <cstring>
 
 #include "cpu/simd_float.h"
-#include "kernels.h"
-#include "numerics/counter.h"
+#include "glauber_row.h"
 #include "numerics/race_state.h"
 
 namespace ggm::cpu::GGM_ISA {
@@ -15,12 +14,6 @@ constexpr int64_t kBatch = 8 * kLanes;  // tokens whose words two chains of Phil
 constexpr int64_t kFew = 16;            // tokens that race one by one sooner than as a batch of vectors
 
 GGM_HD float minus_infinity() { return float_of(0xFF800000u); }
-
-// Coordinates of a row's noise.
-struct Race {
-  uint64_t sample_id;
-  uint32_t position, step;
-};
 
 // Logits of the tokens from token_begin (a multiple of 4) on.
 template <class T>
@@ -35,21 +28,6 @@ struct RaceKeys {
 };
 
 GGM_HD RaceKeys race_keys(uint64_t seed) { return {vector_keys(seed), philox_keys(seed)}; }
-
-// The law that a row is drawn from, beside its logits.
-struct Law {
-  float inverse_temperature;
-  float cut;      // of z relative to the largest logit of the row: less has no chance
-  bool filtered;  // else there is no cut
-  bool greedy;    // temperature 0
-};
-
-// Four words of a stream of the row.
-GGM_HD PhiloxBlock<uint32_t> words_of(const Race& race, uint32_t stream, uint32_t vocab_block,
-                                      const PhiloxKeys<uint32_t>& keys) {
-  return philox4x32(counter_word0(stream, race.sample_id, vocab_block), race.position, counter_word2(race.sample_id),
-                    race.step, keys);
-}
 
 // A vector per kLanes tokens of a batch, or -inf past `count`.
 template <class T>

@@ -6,18 +6,6 @@
 namespace ggm::cpu::GGM_ISA {
 namespace {
 
-// What is asked of a row beside its winner.
-struct Wants {
-  bool law_mass, entropy, raw_mass, margin, argmax;
-};
-
-// Changes to the logits of a row before anything else.
-struct Edits {
-  float softcap;          // 0: none
-  int64_t shifted_token;  // or -1
-  float shift;
-};
-
 // One row to be raced.
 struct Row {
   Race race;
@@ -28,8 +16,6 @@ struct Row {
   int64_t vocab_size;
   int64_t present_token, noise_token;  // whose logits are noted; -1 for none
 };
-
-GGM_HD float capped(float g, float softcap) { return softcap > 0.0f ? softcap * tanhf(g / softcap) : g; }
 
 // A group's logits as they count: itself, or a copy with the edits.
 struct EditedGroup {

@@ -1,9 +1,8 @@
 // One block takes a row: radix selection finds, without a sort, where the accepted candidates end in their order, and
 // a last pass writes. Costs are summed as integers, so that atomic additions in any order give the same sums.
-#include "numerics/commit.h"
-
 #include "cuda/launch.h"
 #include "kernels.h"
+#include "numerics/commit.h"
 #include "numerics/counter.h"
 #include "numerics/race_merge.h"
 

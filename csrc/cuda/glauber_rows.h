@@ -1,11 +1,9 @@
-// What the kernels of a Glauber step share: where a row is, what it needs, and how its logits are read.
+// What the kernels of a Glauber step share: how the logits of a row are read, and whether they need be.
 #pragma once
 
 #include "cuda/launch.h"
-#include "kernels.h"
-#include "numerics/counter.h"
+#include "glauber_row.h"
 #include "numerics/half.h"
-#include "numerics/philox.h"
 #include "numerics/race_merge.h"
 
 namespace ggm::cuda {
@@ -80,16 +78,22 @@ __device__ __forceinline__ bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+template <class T>
+__device__ __forceinline__ Chunk<T> load_aligned(const void* from) {
+  Chunk<T> chunk;
+  memcpy(&chunk, __builtin_assume_aligned(from, 16), sizeof chunk);
+  return chunk;
+}
+
 // Logits from `at` on, -inf from `end` on. Rows of odd length lie at odd addresses: those are read one by one.
 template <bool kAligned, class T>
 __device__ __forceinline__ Chunk<T> load_chunk(const T* row, uint32_t at, uint32_t end) {
   const T* from = row + at;
+  if (kAligned && at + Chunk<T>::kSize <= end) return load_aligned<T>(from);
   Chunk<T> chunk;
   if (at + Chunk<T>::kSize > end) {
 #pragma unroll
     for (int j = 0; j < Chunk<T>::kSize; ++j) chunk.put(j, at + j < end ? bits_of(from[j]) : minus_infinity_bits<T>());
-  } else if constexpr (kAligned) {
-    memcpy(&chunk, __builtin_assume_aligned(from, 16), sizeof chunk);
   } else {
 #pragma unroll
     for (int j = 0; j < Chunk<T>::kSize; ++j) chunk.put(j, bits_of(from[j]));
@@ -102,74 +106,76 @@ __device__ __forceinline__ Chunk<T> load_chunk(const T* row, uint32_t at, uint32
   return aligned ? load_chunk<true>(row, at, end) : load_chunk<false>(row, at, end);
 }
 
-// Where a row's token stands. An id or position out of range is the caller's error: such a row is left alone.
-struct Place {
-  int64_t sequence, k, position, token_at;
-  int64_t token;  // -1 where there is none
-  uint64_t sample_id;
-  bool is_legal;
-};
-
 __device__ __forceinline__ int64_t row_of(const LogitsTile& tile, int64_t i) {
   return tile.row_ids == nullptr ? tile.row_begin + i : tile.row_ids[i];
 }
 
-__device__ __forceinline__ Place place_of(const GlauberArgs& args, int64_t row) {
-  Place place;
-  place.sequence = row / args.count;
-  place.k = row % args.count;
-  place.position = args.positions[place.sequence * args.position_row_stride + place.k];
-  place.token_at = place.sequence * args.token_row_stride + place.position * args.token_stride;
-  place.token = -1;
-  if (place.position >= 0 && place.position < args.length) {
-    place.token = args.token_bytes == 8 ? static_cast<const int64_t*>(args.tokens)[place.token_at]
-                                        : static_cast<const int32_t*>(args.tokens)[place.token_at];
-  }
-  place.is_legal = place.token >= 0 && place.token < args.vocab_size;
-  place.sample_id =
-      static_cast<uint64_t>(args.sample_ids == nullptr ? place.sequence : args.sample_ids[place.sequence]);
-  return place;
-}
-
-__device__ __forceinline__ uint32_t step_of(const GlauberArgs& args) {
-  return static_cast<uint32_t>(args.step_pointer == nullptr ? args.step : *args.step_pointer);
-}
-
-__device__ __forceinline__ bool is_frozen(const GlauberArgs& args, const Place& place) {
-  return args.frozen != nullptr && args.frozen[place.sequence * args.length + place.position] != 0;
-}
-
-__device__ __forceinline__ float row_verdict(const GlauberArgs& args, const Place& place, float g) {
-  const float rate = args.noise_rate[place.sequence * args.noise_row_stride + place.k * args.noise_stride];
-  const float log_noise_prob = args.noise_log_probs == nullptr ? -logf(static_cast<float>(args.vocab_size))
-                                                               : args.noise_log_probs[place.token];
-  return verdict(g, rate, log_noise_prob);
-}
-
-__device__ __forceinline__ bool row_keeps(const GlauberArgs& args, const Place& place, float f) {
-  const PhiloxBlock<uint32_t> block =
-      philox4x32(counter_word0(kKeepStream, place.sample_id, 0), static_cast<uint32_t>(place.position),
-                 counter_word2(place.sample_id), step_of(args), philox_keys(args.seed));
-  return keeps_token(f, block.w0);
-}
-
-// Logit of the present token where it is in the tile, else NaN.
+// The logits of a row of a tile, one by one, as they count.
 template <class T>
-__device__ __forceinline__ float present_logit(const LogitsTile& tile, const T* logits, const Place& place) {
-  const int64_t at = place.token - tile.token_begin;
-  return place.is_legal && at >= 0 && at < tile.tokens ? to_float(logits[at]) : float_of(0x7FC00000u);
+struct RowLogits {
+  const T* logits;
+  const T* bias;  // or null
+  Edits edits;
+  int64_t token_begin;
+  uint32_t tokens;
+
+  // What token `at` of the tile counts, whose logit is g.
+  __device__ __forceinline__ float edited(float g, uint32_t at) const {
+    if (bias != nullptr) g += to_float(bias[at]);
+    g = capped(g, edits.softcap);
+    return token_begin + at == edits.shifted_token ? g + edits.shift : g;
+  }
+  __device__ __forceinline__ float operator[](uint32_t at) const { return edited(to_float(logits[at]), at); }
+  // -inf beyond the end.
+  __device__ __forceinline__ float or_nothing(uint32_t at) const { return at < tokens ? (*this)[at] : minus_infinity(); }
+  __device__ __forceinline__ bool holds(int64_t token) const {
+    return token >= token_begin && token < token_begin + tokens;
+  }
+  __device__ __forceinline__ float of(int64_t token) const { return (*this)[static_cast<uint32_t>(token - token_begin)]; }
+};
+
+template <class T>
+__device__ __forceinline__ RowLogits<T> logits_of(const GlauberArgs& args, const LogitsTile& tile, int64_t i,
+                                                  const Place& place) {
+  return {row_logits<T>(tile, i), static_cast<const T*>(tile.bias), edits_of(args, place), tile.token_begin,
+          static_cast<uint32_t>(tile.tokens)};
 }
 
-// Whether the row keeps its token whatever its race brings and nothing else asks for its logits: seen from one of
-// them, most rows of keep-or-replace need not be read.
-__device__ __forceinline__ bool is_settled(const GlauberArgs& args, const LogitsTile& tile, const Place& place,
-                                           float present) {
-  if (place.is_legal && is_frozen(args, place)) return true;
-  if (args.log_sum_exp != nullptr) return false;
-  if (!place.is_legal) return true;
-  const bool is_cheap = args.noise_rate != nullptr && !args.normalize && tile.tokens == args.vocab_size;
-  if (args.keep_prob != nullptr && !is_cheap) return false;
-  return is_cheap && row_keeps(args, place, row_verdict(args, place, present));
+// What the network gave for a token of the whole row.
+template <class T>
+struct PresentLogit {
+  const T* logits;
+  const T* bias;
+  GGM_HD_MEMBER float operator()(int64_t token) const {
+    return to_float(logits[token]) + (bias == nullptr ? 0.0f : to_float(bias[token]));
+  }
+};
+
+// What is settled before a row's race. In a part of the vocabulary a token that stands there may not be found: then
+// only a row without work settles early.
+template <class T>
+__device__ __forceinline__ Early early_of(const GlauberArgs& args, const LogitsTile& tile, int64_t i,
+                                          const Place& place) {
+  if (tile.tokens == args.vocab_size) {
+    const PresentLogit<T> present = {row_logits<T>(tile, i), static_cast<const T*>(tile.bias)};
+    return early_of(args, place, present);
+  }
+  const bool is_idle_row = is_idle(args, place);
+  return {is_idle_row, is_idle_row, false, 0.0f, -1};
+}
+
+// A row's filters: its largest logit, and the least tempered logit that stays, -inf where all do.
+using Threshold = float2;
+
+// The law of row i of a tile. thresholds: null where there are no filters.
+__device__ __forceinline__ Law filtered_law(const GlauberArgs& args, const Place& place, const Threshold* thresholds,
+                                            int64_t i) {
+  Law law = law_of(args, place);
+  if (thresholds != nullptr) {
+    law.cut = thresholds[i].y;
+    law.filtered = law.cut > minus_infinity();
+  }
+  return law;
 }
 
 __device__ __forceinline__ float warp_largest(float value) {
@@ -180,25 +186,43 @@ __device__ __forceinline__ float warp_largest(float value) {
   return value;
 }
 
-// The states of `width` lanes side by side, a power of two, in the first of them.
-__device__ __forceinline__ RaceState merge_lanes(RaceState state, int width, float inverse_temperature) {
-  for (int distance = width / 2; distance > 0; distance /= 2) {
-    RaceState other;
-    other.top = __shfl_xor_sync(kAllLanes, state.top, distance);
-    other.score = __shfl_xor_sync(kAllLanes, state.score, distance);
-    other.z = __shfl_xor_sync(kAllLanes, state.z, distance);
-    other.winner = __shfl_xor_sync(kAllLanes, state.winner, distance);
-    other.raw_sum = __shfl_xor_sync(kAllLanes, state.raw_sum, distance);
-    other.law_sum = __shfl_xor_sync(kAllLanes, state.law_sum, distance);
-    other.present = __shfl_xor_sync(kAllLanes, state.present, distance);
-    other.has_nan = __shfl_xor_sync(kAllLanes, state.has_nan, distance);
-    state = merge(state, other, inverse_temperature);
+// The same bits in every lane: addition is commutative.
+template <class Real>
+__device__ __forceinline__ Real warp_sum(Real value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, distance);
   }
-  return state;
+  return value;
 }
 
-inline bool has_filter(const GlauberArgs& args) {
-  return !args.greedy && (args.top_k < args.vocab_size || args.top_p < 1.0 || args.log_min_p > float_of(0xFF800000u));
+__device__ __forceinline__ uint32_t warp_least(uint32_t value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    value = min(value, __shfl_xor_sync(kAllLanes, value, distance));
+  }
+  return value;
+}
+
+// The two largest of some values.
+struct Two {
+  float first, second;
+
+  __device__ __forceinline__ void take(float value) {
+    second = fmaxf(second, fminf(first, value));
+    first = fmaxf(first, value);
+  }
+};
+
+__device__ __forceinline__ Two warp_two(Two two) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const float first = __shfl_xor_sync(kAllLanes, two.first, distance);
+    const float second = __shfl_xor_sync(kAllLanes, two.second, distance);
+    two.second = fmaxf(fminf(two.first, first), fmaxf(two.second, second));
+    two.first = fmaxf(two.first, first);
+  }
+  return two;
 }
 
 // Threads that share `tokens` tokens of a row: whole warps, no more than have something to read.

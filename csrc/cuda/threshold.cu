@@ -27,10 +27,17 @@ struct Shared {
 
 template <class T>
 struct Row {
-  const T* logits;
-  uint32_t tokens;
-  bool aligned;
+  RowLogits<T> logits;
+  bool aligned, is_edited;
   float top, inverse_temperature;
+
+  __device__ __forceinline__ Chunk<T> chunk(uint32_t at) const {
+    return load_chunk(logits.logits, at, logits.tokens, aligned);
+  }
+  // As it counts; what is beyond the end stays -inf.
+  __device__ __forceinline__ float edited(float g, uint32_t at) const {
+    return is_edited && at < logits.tokens ? logits.edited(g, at) : g;
+  }
 };
 
 // What a token counts, and how much of all must be reached.
@@ -49,10 +56,10 @@ struct Mass {
 template <class T>
 __device__ __forceinline__ float row_top(const Row<T>& row, Shared& shared) {
   float top = minus_infinity();
-  for (uint32_t at = threadIdx.x * Chunk<T>::kSize; at < row.tokens; at += blockDim.x * Chunk<T>::kSize) {
-    const Chunk<T> chunk = load_chunk(row.logits, at, row.tokens, row.aligned);
+  for (uint32_t at = threadIdx.x * Chunk<T>::kSize; at < row.logits.tokens; at += blockDim.x * Chunk<T>::kSize) {
+    const Chunk<T> chunk = row.chunk(at);
 #pragma unroll
-    for (int j = 0; j < Chunk<T>::kSize; ++j) top = larger_or_nan(top, chunk.value(j));
+    for (int j = 0; j < Chunk<T>::kSize; ++j) top = larger_or_nan(top, row.edited(chunk.value(j), at + j));
   }
   top = warp_largest(top);
   if (threadIdx.x % kWarp == 0) shared.of_warp[threadIdx.x / kWarp] = top;
@@ -88,11 +95,11 @@ __device__ __forceinline__ uint64_t weight_of(const Histogram& histogram, int di
 template <class T, class Weight>
 __device__ __forceinline__ void fill_histogram(const Row<T>& row, Shared& shared, const Weight& weight, uint32_t prefix,
                                                uint32_t prefix_mask, int shift, uint32_t limit) {
-  for (uint32_t at = threadIdx.x * Chunk<T>::kSize; at < row.tokens; at += blockDim.x * Chunk<T>::kSize) {
-    const Chunk<T> chunk = load_chunk(row.logits, at, row.tokens, row.aligned);
+  for (uint32_t at = threadIdx.x * Chunk<T>::kSize; at < row.logits.tokens; at += blockDim.x * Chunk<T>::kSize) {
+    const Chunk<T> chunk = row.chunk(at);
 #pragma unroll
     for (int j = 0; j < Chunk<T>::kSize; ++j) {
-      const float z = tempered(chunk.value(j), row.top, row.inverse_temperature);
+      const float z = tempered(row.edited(chunk.value(j), at + j), row.top, row.inverse_temperature);
       const uint32_t depth = depth_bits(z);
       if ((depth & prefix_mask) != prefix || depth > limit) continue;
       add(shared.histogram, depth >> shift & (kDigits - 1), weight.of(z));
@@ -152,16 +159,21 @@ __device__ uint32_t select_depth(const Row<T>& row, Shared& shared, const Weight
 
 // Largest logit and cut, in every thread.
 template <class T>
-__device__ __forceinline__ float2 threshold_of(const GlauberArgs& args, Row<T>& row, Shared& shared) {
+__device__ __forceinline__ Threshold threshold_of(const Filters& filters, Row<T>& row, Shared& shared) {
   row.top = row_top(row, shared);
   float cut = minus_infinity();
   if (row.top > cut) {
     uint32_t limit = kDeepest;
-    if (args.top_k < args.vocab_size) {
-      limit = select_depth(row, shared, One{static_cast<uint64_t>(args.top_k)}, limit);
+#pragma unroll 1
+    for (int turn = 0; turn < 2; ++turn) {
+      const bool by_mass = (turn == 0) == filters.top_p_first;
+      if (!by_mass && filters.top_k < row.logits.tokens) {
+        // What top-p left may be fewer than k already: then all of it stays.
+        limit = min(limit, select_depth(row, shared, One{static_cast<uint64_t>(filters.top_k)}, limit));
+      }
+      if (by_mass && filters.top_p < 1.0) limit = select_depth(row, shared, Mass{filters.top_p}, limit);
     }
-    if (args.top_p < 1.0) limit = select_depth(row, shared, Mass{args.top_p}, limit);
-    cut = fmaxf(depth_value(limit), args.log_min_p);
+    cut = fmaxf(depth_value(limit), filters.log_min_p);
   }
   return make_float2(row.top, cut);
 }
@@ -169,21 +181,27 @@ __device__ __forceinline__ float2 threshold_of(const GlauberArgs& args, Row<T>& 
 template <class T>
 __global__ void __launch_bounds__(kMostSelectThreads) threshold_kernel(const __grid_constant__ GlauberArgs args,
                                                                    const __grid_constant__ LogitsTile tile,
-                                                                   float2* thresholds) {
+                                                                   Threshold* thresholds) {
   __shared__ Shared shared;
   for (int64_t i = blockIdx.x; i < tile.rows; i += gridDim.x) {
-    const T* logits = row_logits<T>(tile, i);
     const Place place = place_of(args, row_of(tile, i));
-    if (is_settled(args, tile, place, present_logit(tile, logits, place))) continue;
-    Row<T> row = {logits, static_cast<uint32_t>(tile.tokens), is_aligned(logits), 0.0f, args.inverse_temperature};
-    const float2 threshold = threshold_of(args, row, shared);
+    if (early_of<T>(args, tile, i, place).settles) continue;
+    const Law law = law_of(args, place);
+    const Filters filters = filters_of(args, place);
+    Threshold threshold = make_float2(minus_infinity(), minus_infinity());
+    if (!law.greedy && leaves_out(filters, args.vocab_size)) {
+      const RowLogits<T> logits = logits_of<T>(args, tile, i, place);
+      const bool is_edited = logits.bias != nullptr || logits.edits.softcap > 0.0f || logits.edits.shifted_token >= 0;
+      Row<T> row = {logits, is_aligned(logits.logits), is_edited, 0.0f, law.inverse_temperature};
+      threshold = threshold_of(filters, row, shared);
+    }
     if (threadIdx.x == 0) thresholds[i] = threshold;
     __syncthreads();  // shared memory is free again
   }
 }
 
 template <class T>
-void launch_threshold(const GlauberArgs& args, const LogitsTile& tile, float2* thresholds, int device,
+void launch_threshold(const GlauberArgs& args, const LogitsTile& tile, Threshold* thresholds, int device,
                       cudaStream_t queue) {
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(tile.rows, INT32_MAX));
   const int most = tile.rows < processor_count(device) ? kMostSelectThreads : kSelectThreads;
@@ -199,7 +217,7 @@ const char* glauber_threshold(const GlauberArgs& args, const LogitsTile& tile, f
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return message(guard.error());
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  float2* pairs = reinterpret_cast<float2*>(thresholds);
+  Threshold* pairs = reinterpret_cast<Threshold*>(thresholds);
   switch (tile.dtype) {
     case Float::bfloat16:
       launch_threshold<BFloat16>(args, tile, pairs, device, queue);

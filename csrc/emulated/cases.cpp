@@ -293,14 +293,11 @@ void run(const StepCase& c) {
     args.keep_prob = keep_prob.data();
   }
   const ggm::LogitsTile tile = {logits.data(), c.dtype,  c.rows, c.rows * c.vocab, c.vocab,
-                                0,             nullptr, size,   0,                c.vocab};
+                                0,             nullptr, size,   0,                c.vocab, nullptr};
   if (filtered) expect_no_error(ggm::cuda::glauber_threshold(args, tile, thresholds.data(), nullptr, 0));
-  const int64_t parts = ggm::cuda::glauber_parts(size, c.vocab, 0);
-  std::vector<ggm::RaceState> states(size * parts);
-  const ggm::RaceSlots slots = {states.data(), parts, 0, parts};
   const float* cuts = filtered ? thresholds.data() : nullptr;
-  expect_no_error(ggm::cuda::glauber_race(args, tile, slots, cuts, nullptr, 0));
-  expect_no_error(ggm::cuda::glauber_settle(args, tile, slots, nullptr, 0));
+  std::vector<ggm::GroupRecord> groups(size * ((c.vocab + ggm::kRaceGroup - 1) / ggm::kRaceGroup));
+  expect_no_error(ggm::cuda::glauber_race(args, tile, {groups.data(), nullptr, true, true}, cuts, nullptr, 0));
 }
 
 void run_philox() {

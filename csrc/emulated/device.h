@@ -154,6 +154,10 @@ inline float __half2float(__half value) {
   return sign * ldexpf(static_cast<float>(1024 + fraction), exponent - 25);
 }
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
+inline float fast_exp2(float x) {
+  emulated::count_exponential();
+  return exp2f(x);
+}
 inline float __expf(float value) {
   emulated::count_exponential();
   return exp2f(value * 1.44269504f);

@@ -14,6 +14,13 @@ static __device__ __forceinline__ float max_nan(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
   return larger;
 }
+
+// 2^x, to 2 ulp.
+static __device__ __forceinline__ float fast_exp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
 #endif
 #else
 // Always inlined: a header compiled for several instruction sets must leave no symbol that the linker

@@ -9,17 +9,17 @@ import torch
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
 from ggm_kernels.native.glauber_step import Step
 from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
 
 _BUFFER_BYTES = 2**25  # of logits at once: they are read back from the device's cache
-_BUFFER_ROWS = 4096  # more rows make a product no faster
-_MULTIPLE = 256  # tokens in a tile: chunks stay aligned, products fast
+_BUFFER_ROWS = 1024  # more rows make a product little faster, and tiles narrow
 
 
 def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> None:
     """`glauber_step` on checked arguments."""
     step = _Step(kernels, tokens, update, logits.shape[2])
-    step.run_rows(rows_contiguous(logits), 0)
+    step.run_rows(rows_contiguous(logits))
 
 
 def linear_glauber_step(kernels: Kernels, *arguments) -> None:
@@ -37,17 +37,13 @@ def _linear_glauber_step(
     kernels: Kernels,
 ) -> None:
     step = _Step(kernels, tokens, update, weight.shape[0])
-    rows = hidden.flatten(0, 1)
+    rows, bias = hidden.flatten(0, 1), None if bias is None else bias.contiguous()
     if rows.shape[0] == 0:
         return
     plan = _plan(rows.shape[0], weight.shape[0], hidden.dtype.itemsize, step.has_filter)
     buffer = hidden.new_empty(plan.rows, plan.tokens)
     for row in range(0, rows.shape[0], plan.rows):
-        part = rows[row : row + plan.rows]
-        if step.has_filter:
-            step.run_rows(_product(part, weight, bias, buffer)[None], row)
-        else:
-            _race_tiles(step, part, row, weight, bias, buffer)
+        _race_tiles(step, rows[row : row + plan.rows], row, weight, bias, buffer)
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,12 @@ class _Plan:
 def _plan(rows: int, vocab_size: int, itemsize: int, whole_rows: bool) -> _Plan:
     """A buffer of bounded size; of equal blocks of rows and, unless rows must be whole, equal tiles."""
     capacity = _BUFFER_BYTES // itemsize
-    widest = _round_up(vocab_size, _MULTIPLE)
+    widest = _round_up(vocab_size, RACE_GROUP)
     if whole_rows:
         return _Plan(_share(rows, max(1, capacity // widest)), widest)
     height = _share(rows, _BUFFER_ROWS)
-    limit = max(_MULTIPLE, capacity // height // _MULTIPLE * _MULTIPLE)
-    return _Plan(height, _round_up(_share(vocab_size, limit), _MULTIPLE))
+    limit = max(RACE_GROUP, capacity // height // RACE_GROUP * RACE_GROUP)
+    return _Plan(height, _round_up(_share(vocab_size, limit), RACE_GROUP))
 
 
 def _share(whole: int, limit: int) -> int:
@@ -86,17 +82,21 @@ def _race_tiles(
     bias: torch.Tensor | None,
     buffer: torch.Tensor,
 ) -> None:
-    """Race tile after tile of the vocabulary, then settle."""
+    """Race tile after tile of the vocabulary; the last settles. With filters there is but one."""
     vocab_size, width = weight.shape[0], buffer.shape[1]
-    sizes = [min(width, vocab_size - start) for start in range(0, vocab_size, width)]
-    parts = [step.parts(rows.shape[0], size) for size in sizes]
-    states = step.states(rows.shape[0], sum(parts))
-    for index, size in enumerate(sizes):
-        tokens = slice(index * width, index * width + size)
-        logits = _product(rows, weight[tokens], None if bias is None else bias[tokens], buffer)
-        tile = step.tile(logits[None], row_begin, tokens.start)
-        step.race(tile, states, sum(parts[:index]), parts[index])
-    step.settle(tile, states)
+    starts = range(0, vocab_size, width)
+    work = step.work(rows.shape[0], width, is_whole=len(starts) == 1)
+    for start in starts:
+        tokens = slice(start, min(start + width, vocab_size))
+        part = None if bias is None else bias[tokens]
+        logits = _product(rows, weight[tokens], part if _is_rounded(rows) else None, buffer)
+        tile = step.tile(logits[None], row_begin, start, None if _is_rounded(rows) else part)
+        step.race(tile, rows.shape[0], work, start == 0, tokens.stop == vocab_size)
+
+
+def _is_rounded(rows: torch.Tensor) -> bool:
+    """Whether products are rounded to 16 bits: once, with the bias, or they are not those of `linear`."""
+    return rows.dtype.itemsize == 2
 
 
 def _product(
@@ -109,51 +109,55 @@ def _product(
     return torch.addmm(bias, rows, weight.T, out=out)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """Memory of a race, uninitialised: of what is not needed None."""
+
+    groups: torch.Tensor | None
+    states: torch.Tensor | None
+
+
 class _Step(Step):
     """A step's arguments in the form of the core, and its parts as calls."""
 
     def __init__(self, kernels: Kernels, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
         super().__init__(kernels, tokens, update, vocab_size)
-        self._device = tokens.device
+        self._device, self._vocab_size = tokens.device, vocab_size
         self._queue = kernels.queue(tokens.device)
 
-    def run_rows(self, logits: torch.Tensor, row_begin: int) -> None:
-        """Whole steps of the rows of logits [groups, group, V], from row `row_begin` of the step on."""
-        tile = self.tile(logits, row_begin, 0)
+    def run_rows(self, logits: torch.Tensor) -> None:
+        """Whole steps of the rows of logits [groups, group, V]."""
         rows = logits.shape[0] * logits.shape[1]
-        if rows == 0:
-            return
-        thresholds = None
-        if self.has_filter:
-            thresholds = torch.empty(rows, 2, dtype=torch.float32, device=self._device)
-            self.core.cuda_glauber_threshold(self.args, tile, thresholds.data_ptr(), *self._queue)
-        parts = self.parts(rows, logits.shape[2])
-        states = self.states(rows, parts)
-        self.race(tile, states, 0, parts, thresholds)
-        self.settle(tile, states)
+        if rows > 0:
+            work = self.work(rows, self._vocab_size, is_whole=True)
+            self.race(self.tile(logits, 0, 0), rows, work, True, True)
 
-    def parts(self, rows: int, tokens: int) -> int:
-        """In how many parts to race so many tokens of so many rows."""
-        return self.core.cuda_glauber_parts(rows, tokens, self._queue[1])
+    def work(self, rows: int, tokens: int, is_whole: bool) -> _Work:
+        """Memory for tiles of so many rows and tokens, the whole vocabulary or a part."""
+        groups = -(-tokens // RACE_GROUP)
+        return _Work(
+            None
+            if self._vocab_size <= RACE_GROUP
+            else self._empty(rows, groups, self.core.GROUP_RECORD_BYTES),
+            None if is_whole else self._empty(rows, self.core.ROW_STATE_BYTES),
+        )
 
-    def states(self, rows: int, slots: int) -> torch.Tensor:
-        """Memory for the states of races, uninitialised."""
-        return torch.empty(rows, slots, self.core.RACE_STATE_BYTES, dtype=torch.uint8, device=self._device)
-
-    def tile(self, logits: torch.Tensor, row_begin: int, token_begin: int):
+    def tile(self, logits: torch.Tensor, row_begin: int, token_begin: int, bias: torch.Tensor | None = None):
         """Logits [groups, group, tokens] of rows from `row_begin` on, tokens from `token_begin` on."""
         groups, group, tokens = logits.shape
         return self.core.LogitsTile(
             logits.data_ptr(), DTYPES[logits.dtype], max(1, group), logits.stride(0), logits.stride(1),
-            row_begin, 0, groups * group, token_begin, tokens,
+            row_begin, 0, groups * group, token_begin, tokens, address(bias),
         )  # fmt: skip
 
-    def race(self, tile, states, slot: int, parts: int, thresholds: torch.Tensor | None = None) -> None:
-        """Race the tokens of a tile in `parts` parts, which go to the slots from `slot` on."""
-        slots = self.core.RaceSlots(states.data_ptr(), states.shape[1], slot, parts)
-        self.core.cuda_glauber_race(self.args, tile, slots, address(thresholds), *self._queue)
+    def race(self, tile, rows: int, work: _Work, is_first: bool, is_last: bool) -> None:
+        """Race the groups of a tile of `rows` rows; after the last tile tokens and by-products are written."""
+        thresholds = None
+        if self.has_filter:
+            thresholds = torch.empty(rows, 2, dtype=torch.float32, device=self._device)
+            self.core.cuda_glauber_threshold(self.args, tile, thresholds.data_ptr(), *self._queue)
+        memory = self.core.RaceWork(address(work.groups), address(work.states), is_first, is_last)
+        self.core.cuda_glauber_race(self.args, tile, memory, address(thresholds), *self._queue)
 
-    def settle(self, tile, states: torch.Tensor) -> None:
-        """Write what the races of a tile's rows have brought."""
-        slots = self.core.RaceSlots(states.data_ptr(), states.shape[1], 0, 0)
-        self.core.cuda_glauber_settle(self.args, tile, slots, *self._queue)
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.uint8, device=self._device)

@@ -124,7 +124,7 @@ def _tile(
     rows = math.prod(logits.shape[:-1])
     return step.core.LogitsTile(
         logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin,
-        address(row_ids), rows, token_begin, logits.shape[-1],
+        address(row_ids), rows, token_begin, logits.shape[-1], 0,
     )  # fmt: skip
 
 

@@ -333,24 +333,3 @@ def _check_distinct(positions: torch.Tensor) -> None:
         first = tuple(twice.nonzero()[0].tolist())
         where = "positions" if positions.dim() == 1 else f"positions[{first[0]}]"
         raise IndexError(f"{where}: got position {int(positions[first])} twice; allowed: each once")
-
-
-# What only some backends do
-
-_SECOND_EDITION = ("softcap", "logit_shift", "mixture", "raw_log_prob", "entropy", "margin", "argmax")
-
-
-def refuse_what_is_missing(backend: str, update: Update) -> None:
-    """Raise NotImplementedError for what the backend cuda does not do yet."""
-    missing = [name for name in _SECOND_EDITION if getattr(update, name) is not None]
-    for name in _PAIRS:
-        value = getattr(update, name)
-        if isinstance(value, torch.Tensor) and (name != "step" or value.dim() > 0):
-            missing.append(f"{name} as a tensor")
-    if update.top_p_first and update.top_k is not None and update.top_p is not None:
-        missing.append("filter_order='p_k_min'")
-    positions = update.positions
-    if positions.dim() == 2 and checks_values(positions.device) and bool((positions == -1).any()):
-        missing.append("positions of -1")
-    if missing:
-        raise NotImplementedError(f"backend {backend!r} does not implement {', '.join(missing)} yet")

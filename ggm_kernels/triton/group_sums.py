@@ -33,7 +33,7 @@ def _slope(inverse_temperature):
 
 @triton.jit
 def _bits(g, top, slope):
-    """z in bits, at most 0; NaN for NaN. 0 where both are infinite, as the top stands as the largest float."""
+    """Z in bits, at most 0; NaN for NaN. 0 where both are infinite, as the top stands as the largest float."""
     return tl.minimum((g - top) * slope, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -107,7 +107,15 @@ def sums_kernel(
     local = (tl.program_id(0) // slots).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(0) % slots
     _, sequence, k, position, live = row_places(
-        local, first_row, rows, count, length, positions_ptr, position_batch_stride, position_stride, frozen_ptr
+        local,
+        first_row,
+        rows,
+        count,
+        length,
+        positions_ptr,
+        position_batch_stride,
+        position_stride,
+        frozen_ptr,
     )
     inverse = row_value(
         temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
@@ -118,9 +126,7 @@ def sums_kernel(
     )  # fmt: skip
     # The first row of the logits is that of first_row.
     row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
-    g = load_logits(
-        row_ptr, vocab_stride, slot * BLOCK, vocab_size, live, softcap, shift, shifted, by, BLOCK
-    )
+    g = load_logits(row_ptr, vocab_stride, slot * BLOCK, vocab_size, live, softcap, shift, shifted, by, BLOCK)
     FILTERED: tl.constexpr = cut_ptr is not None
     row_top, cut = inverse, inverse
     if FILTERED:

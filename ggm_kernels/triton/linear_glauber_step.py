@@ -147,7 +147,15 @@ def _race_product_kernel(
     local = (tl.program_id(0) % row_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(0) // row_blocks
     _, sequence, k, position, live = row_places(
-        local, first_row, rows, count, length, positions_ptr, position_batch_stride, position_stride, frozen_ptr
+        local,
+        first_row,
+        rows,
+        count,
+        length,
+        positions_ptr,
+        position_batch_stride,
+        position_stride,
+        frozen_ptr,
     )
     hidden_row_ptr = hidden_ptr + sequence * hidden_batch_stride + k * hidden_row_stride
     if tl.max(live.to(tl.int32), axis=0) > 0:
@@ -158,7 +166,9 @@ def _race_product_kernel(
         )  # fmt: skip
         row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
         tl.store(
-            row_ptr[:, None] + token[None, :] * vocab_stride, g, mask=live[:, None] & (token < vocab_size)[None, :]
+            row_ptr[:, None] + token[None, :] * vocab_stride,
+            g,
+            mask=live[:, None] & (token < vocab_size)[None, :],
         )
         inverse = row_value(
             temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32

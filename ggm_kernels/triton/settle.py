@@ -61,9 +61,7 @@ def _winning_token(
         stays = tempered(g, row_top[:, None], inverse[:, None]) >= cut[:, None]
         z = tl.where(stays, z, float("-inf"))
     word = many_words(seed, step, sample_id, position, start, BLOCK, _RACE)
-    score = tl.where(
-        is_greedy[:, None], tl.where(g == top, 0.0, float("-inf")), z - log_exponential(word)
-    )
+    score = tl.where(is_greedy[:, None], tl.where(g == top, 0.0, float("-inf")), z - log_exponential(word))
     _, winner = tl.max(score, axis=1, return_indices=True)
     is_winner = tl.arange(0, BLOCK)[None, :] == winner[:, None]
     return start + winner, tl.max(tl.where(is_winner, g, float("-inf")), axis=1)
@@ -164,7 +162,15 @@ def settle_kernel(
     local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = local < rows
     row, sequence, k, position, live = row_places(
-        local, first_row, rows, count, length, positions_ptr, position_batch_stride, position_stride, frozen_ptr
+        local,
+        first_row,
+        rows,
+        count,
+        length,
+        positions_ptr,
+        position_batch_stride,
+        position_stride,
+        frozen_ptr,
     )
     inverse = row_value(
         temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
@@ -241,9 +247,7 @@ def settle_kernel(
         ROWS, GROUPS, PARTS,
     )  # fmt: skip
     start = group.to(tl.int64) * _RACE_GROUP
-    g = load_own_logits(
-        row_ptr, vocab_stride, start, vocab_size, changes, softcap, shift, shifted, by, BLOCK
-    )
+    g = load_own_logits(row_ptr, vocab_stride, start, vocab_size, changes, softcap, shift, shifted, by, BLOCK)
     winner, drawn_logit = _winning_token(
         g, start, top, cut, inverse, is_greedy, seeds, steps, sample_id, position, FILTERED, BLOCK
     )
@@ -271,8 +275,6 @@ def settle_kernel(
             log_prob = log_mixture(log_prob, alpha, log_pi)
         tl.store(log_prob_ptr + row, tl.where(changes, log_prob, NAN), mask=inside)
     if raw_log_prob_ptr is not None:
-        tl.store(
-            raw_log_prob_ptr + row, tl.where(changes, drawn_logit - log_sum_exp, NAN), mask=inside
-        )
+        tl.store(raw_log_prob_ptr + row, tl.where(changes, drawn_logit - log_sum_exp, NAN), mask=inside)
     token_at, _ = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position, live)
     tl.store(token_at, drawn.to(tokens_ptr.dtype.element_ty), mask=changes)

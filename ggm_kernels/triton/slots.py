@@ -118,9 +118,7 @@ def entropies(
 
 
 @triton.jit
-def leading_slot(
-    sums_ptr, field_stride, row_at, slots, live, top, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+def leading_slot(sums_ptr, field_stride, row_at, slots, live, top, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The first slot that has the largest logit, and the largest logit of all others."""
     leader = tl.full([ROWS], _NO_SLOT, dtype=tl.int32)
     first = 0

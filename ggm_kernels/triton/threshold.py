@@ -48,7 +48,18 @@ def _mass_above(
     start = 0
     while start < end:
         depth, z = _load_law(
-            row_ptr, vocab_stride, start, end, live, softcap, shift, shifted, by, top, inverse_temperature, BLOCK
+            row_ptr,
+            vocab_stride,
+            start,
+            end,
+            live,
+            softcap,
+            shift,
+            shifted,
+            by,
+            top,
+            inverse_temperature,
+            BLOCK,
         )
         mass += tl.where(depth <= deepest[:, None], _mass_units(z), 0)
         start += BLOCK
@@ -132,7 +143,15 @@ def threshold_kernel(
     """Largest logit of a block of rows, and the lowest z that the filters leave; top_p in units of 2**-53."""
     local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     _, sequence, k, position, live = row_places(
-        local, first_row, rows, count, length, positions_ptr, position_batch_stride, position_stride, frozen_ptr
+        local,
+        first_row,
+        rows,
+        count,
+        length,
+        positions_ptr,
+        position_batch_stride,
+        position_stride,
+        frozen_ptr,
     )
     inverse = row_value(
         temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32

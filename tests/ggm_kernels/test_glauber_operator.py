@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from editions import SECOND
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
 from ggm_kernels.ops.glauber_update import BY_PRODUCTS, UPDATE_SCHEMA
@@ -42,14 +41,13 @@ def test_opcheck(backend):
     }  # fmt: skip
     positions = torch.tensor([[0, 2], [1, 0]])
     torch.library.opcheck(op, (tokens, *factors, positions, *arguments_of_op(update, backend)))
-    if backend in SECOND:
-        update |= {
-            "seed_tensor": torch.tensor([1, -1]), "temperature_tensor": torch.rand(2, 2),
-            "top_k_tensor": torch.tensor([2, 3]), "top_p_tensor": torch.rand(2), "min_p_tensor": torch.rand(2, 2),
-            "softcap": 3.0, "logit_shift": torch.ones(2), "mixture": torch.rand(2, 2),
-            "entropy": torch.zeros(2, 2), "argmax": torch.zeros(2, 2, dtype=torch.int64), "top_p_first": True,
-        }  # fmt: skip
-        torch.library.opcheck(op, (tokens, *factors, positions, *arguments_of_op(update, backend)))
+    update |= {
+        "seed_tensor": torch.tensor([1, -1]), "temperature_tensor": torch.rand(2, 2),
+        "top_k_tensor": torch.tensor([2, 3]), "top_p_tensor": torch.rand(2), "min_p_tensor": torch.rand(2, 2),
+        "softcap": 3.0, "logit_shift": torch.ones(2), "mixture": torch.rand(2, 2),
+        "entropy": torch.zeros(2, 2), "argmax": torch.zeros(2, 2, dtype=torch.int64), "top_p_first": True,
+    }  # fmt: skip
+    torch.library.opcheck(op, (tokens, *factors, positions, *arguments_of_op(update, backend)))
 
 
 def test_compiles_as_one_graph(backend):
@@ -160,25 +158,3 @@ def test_bad_arguments_write_nothing(backend, change, error, message):
     with pytest.raises(error, match=message):
         glauber_step(**arguments)
     assert torch.equal(arguments["tokens"], before)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"softcap": 3.0}, "softcap"),
-        ({"mixture": torch.ones(2)}, "mixture"),
-        ({"entropy": torch.zeros(2, 2)}, "entropy"),
-        ({"temperature": torch.ones(2)}, "temperature as a tensor"),
-        ({"seed": torch.tensor([1, 2])}, "seed as a tensor"),
-        ({"filter_order": "p_k_min", "top_k": 2, "top_p": 0.5}, "filter_order='p_k_min'"),
-        ({"positions": torch.tensor([[0, -1], [1, 2]])}, "positions of -1"),
-    ],
-)
-def test_what_a_backend_does_not_do_yet_is_refused_by_name(backend, change, named):
-    if backend in SECOND:
-        pytest.skip("does all of it")
-    arguments = {"positions": torch.tensor([0, 1]), "seed": 1, "step": 0, **change}
-    tokens = torch.zeros(2, 4, dtype=torch.int64)
-    with pytest.raises(NotImplementedError, match=f"backend '{backend}' does not implement {named} yet"):
-        glauber_step(tokens, torch.zeros(2, 2, 5), **arguments, backend=backend)
-    assert tokens.eq(0).all()

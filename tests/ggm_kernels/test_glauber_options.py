@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from editions import need_second_edition
 from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
@@ -14,12 +13,6 @@ OP = "glauber_step"
 FLOATS = ("log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin")
 VOCAB_SIZES = [1, 7, 1023, 1025, 2049, 5000]
 ROWS, LENGTH = 6, 8
-
-
-@pytest.fixture(autouse=True)
-def only_where_it_is_done(request):
-    if "backend" in request.fixturenames:
-        need_second_edition(request.getfixturevalue("backend"))
 
 
 def options_of(vocab_size):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import truth
-from editions import SECOND
 from random_cases import DTYPES, SIZES, SMALL, Draw, check_many, few, many
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
@@ -180,8 +179,6 @@ def check_step(call, backend, number):
     """
     draw = Draw(number)
     arguments, batch, count, vocab_size = draw_step(draw)
-    if backend not in SECOND:
-        arguments = {name: value for name, value in arguments.items() if name not in truth.SECOND_EDITION}
     before = arguments["tokens"].clone()
     if call is not linear_glauber_step:
         given = draw_logits(draw, batch, count, vocab_size)
@@ -195,7 +192,6 @@ def check_step(call, backend, number):
         call(**arguments, hidden=hidden, weight=weight, bias=bias, backend=backend)
     judged, untouched = 0, torch.ones_like(before, dtype=torch.bool)
     for (b, k, position), row in rows:
-        row.two_levels = backend in SECOND
         by_products = {name: float(arguments[name][b, k]) for name in BY_PRODUCTS if name in arguments}
         judged += judge(row, int(arguments["tokens"][b, position]), by_products)
         untouched[b, position] = False

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from editions import need_second_edition
 from laws import check_law, check_rate
 
 from ggm_kernels import NoiseLaw, glauber_step
@@ -16,12 +15,6 @@ OP = "glauber_step"
 V, ROWS = 5, 40_000
 P0 = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05], dtype=torch.float64)  # of the data token
 SKEWED = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.2], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def only_where_it_is_done(request):
-    if "backend" in request.fixturenames:
-        need_second_edition(request.getfixturevalue("backend"))
 
 
 def drawn(present, logits, backend, **arguments):

@@ -276,7 +276,9 @@ def test_the_check_notices_a_float32_gumbel():
     logits, generator, eps = shared_tail(), torch.Generator().manual_seed(0), 1e-10
     seen = []
     for _ in range(250):
-        gumbel = torch.rand(100, len(logits), generator=generator).add_(eps).log_().neg_().add_(eps).log_().neg_()
+        gumbel = (
+            torch.rand(100, len(logits), generator=generator).add_(eps).log_().neg_().add_(eps).log_().neg_()
+        )
         seen.append((gumbel + logits).argmax(1) > 0)
     with pytest.raises(AssertionError):
         check_rate(torch.cat(seen), 1e-3)
