@@ -28,8 +28,7 @@ class NoiseLaw:
 
     Notes
     -----
-    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU when
-    it is first needed, so every backend and device draws the same token from the same random words. A draw
+    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU, so every backend and device draws the same token from the same random words. A draw
     spends one 32-bit word on the column and one on acceptance.
 
     Raises
@@ -84,6 +83,8 @@ class NoiseLaw:
         self.vocab_size, self.mask_id, self._probs = vocab_size, mask_id, probs
         self._table: dict[torch.device, torch.Tensor] = {}
         self._log_probs: dict[torch.device, torch.Tensor] = {}
+        if probs is not None and mask_id is None:  # now, as a graph of torch.compile could not build it later
+            self._table[_CPU] = _alias_table(probs)
 
     @property
     def token_bound(self) -> int:
@@ -100,7 +101,7 @@ class NoiseLaw:
 
     def table(self, device: torch.device) -> torch.Tensor:
         """Alias table on `device`: int32 [token_bound, 2], columns (threshold as uint32 bits, alias)."""
-        if not self._table:
+        if not self._table:  # of a mask, for which no op asks
             self._table[_CPU] = _alias_table(self.probs)
         return _on_device(self._table, device)
 

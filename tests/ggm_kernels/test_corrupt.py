@@ -384,6 +384,18 @@ def test_compiles_with_every_form_of_probability_and_absorbing_noise(backend):
         assert_same(compiled(tokens, form), draw(tokens, form))
 
 
+def test_a_law_that_was_not_used_before_compiles(backend):
+    """Its table is there from the start: no graph could build it."""
+    torch._dynamo.reset()
+    tokens, keep_prob = batch_of(3, 9, 17)
+    law, same = (NoiseLaw(torch.arange(1.0, 18) / 153) for _ in range(2))
+
+    def draw(law):
+        return corrupt(tokens, keep_prob, 17, seed=1, noise=law, backend=backend)
+
+    assert_same(torch.compile(draw, fullgraph=True, backend="aot_eager")(law), draw(same))
+
+
 # Errors before work
 
 TOKENS, KEEP = batch_of(2, 3, 7)
