@@ -267,7 +267,7 @@ def test_a_row_without_a_law_is_said_once_a_process(backend, monkeypatch):
     with pytest.warns(RuntimeWarning, match="a NaN or nothing but -inf") as caught:
         for _ in range(3):
             glauber_step(tokens, **arguments, backend=backend)
-    assert len(caught) == 1
+    assert sum("but -inf" in str(warning.message) for warning in caught) == 1
 
 
 def test_log_sum_exp_of_a_heavy_token_among_four_million_light_ones():
