@@ -80,7 +80,7 @@ struct Entrants {
   int64_t first_token;
 
   __attribute__((always_inline)) void enter_lane(int64_t lane, RaceState& state) const {
-    enter(state, z[lane], race_score(z[lane], words[lane]), static_cast<uint32_t>(first_token + lane));
+    enter(state, race_score(z[lane], words[lane]), static_cast<uint32_t>(first_token + lane));
   }
 };
 
@@ -131,7 +131,7 @@ GGM_HD void race_few(const Span<T>& group, const Race& race, const PhiloxKeys<ui
     for (int j = 0; j < 4 && i + j < group.tokens; ++j) {
       const float g = to_float(group.logits[i + j]), z = tempered(g, tops.group, law.inverse_temperature);
       if (law.filtered && !(tempered(g, tops.row, law.inverse_temperature) >= law.cut)) continue;
-      if (may_win(z, words[j], state.score)) enter(state, z, race_score(z, words[j]), token + j);
+      if (may_win(z, words[j], state.score)) enter(state, race_score(z, words[j]), token + j);
     }
   }
 }

@@ -4,28 +4,17 @@
 #pragma once
 
 #include "cuda/glauber_group.h"
+#include "numerics/race_state.h"
 
 namespace ggm::cuda {
 namespace {
 
 constexpr uint32_t kNone = 0xFFFFFFFFu;
 
-// In a race of groups or tokens, of those that a lane or the warp has seen.
-struct Leader {
-  float score = float_of(0xFF800000u);
-  uint32_t index = kNone;
-
-  __device__ __forceinline__ void enter(float other, uint32_t at) {
-    if (other > score) score = other, index = at;
-  }
-};
-
-// The leader of all lanes, each of which entered its indices in order: the first of equals.
-__device__ __forceinline__ Leader warp_leader(const Leader& of_lane) {
-  Leader leader;
-  leader.score = warp_largest(of_lane.score);
-  leader.index = warp_least(of_lane.score == leader.score ? of_lane.index : kNone);
-  return leader;
+// Who leads of all lanes, the first of equals.
+__device__ __forceinline__ RaceState warp_leader(const RaceState& of_lane) {
+  const float best = warp_largest(of_lane.score);
+  return {best, warp_least(of_lane.score == best ? of_lane.winner : kNone)};
 }
 
 __device__ __forceinline__ uint32_t pick(const PhiloxBlock<uint32_t>& words, uint32_t j) {
@@ -83,13 +72,13 @@ template <class T>
 __device__ __forceinline__ Fold fold_groups(RowState& state, const Row<T>& row, const GroupRecord* records,
                                             uint32_t groups) {
   const uint32_t lane = threadIdx.x % kWarp;
-  Leader tallest;
+  RaceState tallest = race_start();
   Two two = {minus_infinity(), minus_infinity()};
   float top = state.top;
   for (uint32_t n = lane; n < groups; n += kWarp) {
     const GroupRecord& record = records[n];
     top = larger_or_nan(top, record.top);
-    tallest.enter(record.top, n);
+    enter(tallest, record.top, n);
     two.take(record.top);
     two.take(record.second);
   }
@@ -104,21 +93,22 @@ __device__ __forceinline__ Fold fold_groups(RowState& state, const Row<T>& row, 
     state.second = fmaxf(fmaxf(state.second, two.second), rises ? before : two.first);
   }
   Sums sums;
-  Leader leader;
+  RaceState leader = race_start();
   for (uint32_t n = lane; n < groups; n += kWarp) {
     const GroupRecord record = records[n];
     if (!(record.top > minus_infinity())) continue;
     add_record(sums, record, top, row.law, row.wants);
     if (row.races_groups && record.law_mass > 0.0f) {
-      leader.enter(group_score(row, record, top, static_cast<uint32_t>(row.logits.token_begin / kRaceGroup) + n), n);
+      const uint32_t group = static_cast<uint32_t>(row.logits.token_begin / kRaceGroup) + n;
+      enter(leader, group_score(row, record, top, group), n);
     }
   }
   add_sums(state, sums, row.wants);
   leader = warp_leader(leader);
-  Fold fold = {kNone, rises ? warp_leader(tallest).index : kNone};
+  Fold fold = {kNone, rises ? warp_leader(tallest).winner : kNone};
   if (row.races_groups && leader.score > state.score) {
     state.score = leader.score;
-    fold.leading = leader.index;
+    fold.leading = leader.winner;
   }
   return fold;
 }
@@ -138,7 +128,7 @@ template <class T>
 __device__ __forceinline__ void race_tokens(RowState& state, const Row<T>& row, uint32_t begin, float top) {
   const uint32_t first_token = static_cast<uint32_t>(row.logits.token_begin);
   const uint32_t end = min(begin + static_cast<uint32_t>(kRaceGroup), row.logits.tokens);
-  Leader leader;
+  RaceState leader = race_start();
   float bound = minus_infinity();
 #pragma unroll 1
   for (uint32_t base = begin; base < end; base += 4 * kWarp) {
@@ -157,10 +147,10 @@ __device__ __forceinline__ void race_tokens(RowState& state, const Row<T>& row, 
     }
     if (!__any_sync(kAllLanes, may)) continue;
 #pragma unroll
-    for (uint32_t j = 0; j < 4; ++j) leader.enter(race_score(z[j], pick(words, j)), at + j);
+    for (uint32_t j = 0; j < 4; ++j) enter(leader, race_score(z[j], pick(words, j)), at + j);
     bound = warp_largest(leader.score);
   }
-  const uint32_t winner = warp_leader(leader).index;
+  const uint32_t winner = warp_leader(leader).winner;
   state.winner = first_token + winner;
   state.drawn = row.logits[winner];
 }

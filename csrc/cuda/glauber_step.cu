@@ -6,7 +6,7 @@
 namespace ggm::cuda {
 namespace {
 
-constexpr int kGroupBlocks = 4;          // a processor's, at the least, by registers
+constexpr int kGroupBlocks = 3;  // a processor's, of 16-bit logits; float32 held at an odd address takes more registers
 constexpr int kDrawThreads = 128;
 constexpr int64_t kWarpsPerProcessor = 128;  // warps with groups of their own before one takes several
 constexpr int64_t kMostGroups = 8;           // of a warp: they share what must be known of the row
@@ -49,7 +49,8 @@ __device__ __forceinline__ float row_top_of(const Step& step, int64_t i) {
 }
 
 template <class T, bool kFull>
-__global__ void __launch_bounds__(kThreads, kFull ? 2 : kGroupBlocks) group_kernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kThreads, kFull || sizeof(T) == 4 ? 2 : kGroupBlocks)
+    group_kernel(const __grid_constant__ Step step) {
   const int64_t spans = (step.groups + step.groups_of_warp - 1) / step.groups_of_warp;
   for (int64_t item = warp_of_grid(); item < step.tile.rows * spans; item += warps_of_grid()) {
     const int64_t i = item / spans, first = item % spans * step.groups_of_warp;
@@ -98,7 +99,6 @@ __global__ void __launch_bounds__(kDrawThreads) draw_kernel(const __grid_constan
     } else {
       race_tile(state, row, step.work.groups + i * step.groups);
     }
-    __syncwarp();
     if (!is_first_lane) continue;
     if (step.work.is_last) {
       settle_row(step.args, row_id, place, state, row.law);

@@ -245,6 +245,7 @@ struct StepCase {
   bool keeps;
   int64_t rows, vocab;
   int token_bytes;
+  bool mixes = false;
 };
 
 void run(const StepCase& c) {
@@ -292,6 +293,14 @@ void run(const StepCase& c) {
     args.log_sum_exp = log_sum_exp.data();
     args.keep_prob = keep_prob.data();
   }
+  const auto alpha = floats(size, 0.1f, 0.9f), shift = floats(size, -1, 1);
+  if (c.mixes) {
+    args.options.mixture = {alpha.data(), c.rows, 1};
+    args.options.logit_shift = {shift.data(), c.rows, 1};
+    args.options.softcap = 5.0f;
+    args.options.noise_mask = -1;
+    args.log_prob = nullptr;
+  }
   const ggm::LogitsTile tile = {logits.data(), c.dtype,  c.rows, c.rows * c.vocab, c.vocab,
                                 0,             nullptr, size,   0,                c.vocab, nullptr};
   if (filtered) expect_no_error(ggm::cuda::glauber_threshold(args, tile, thresholds.data(), nullptr, 0));
@@ -335,6 +344,9 @@ std::vector<Case> cases() {
       named("loss from logits bfloat16", LossCase{bf16, false, 70, 4, 0}),
       named("step float32 few", StepCase{f32, Law::plain, false, 4, 33, 8}),
       named("step float32 parts", StepCase{f32, Law::plain, false, 2, 9001, 8}),
+      named("step float32 one more than groups", StepCase{f32, Law::plain, false, 1, 2049, 8}),
+      named("step float32 mixing", StepCase{f32, Law::plain, false, 4, 33, 8, true}),
+      named("step bfloat16 mixing", StepCase{bf16, Law::filtered, true, 2, 1500, 4, true}),
       named("step bfloat16 parts, keeping", StepCase{bf16, Law::plain, true, 2, 9000, 4}),
       named("step float16 odd, keeping", StepCase{f16, Law::plain, true, 5, 701, 8}),
       named("step greedy", StepCase{f32, Law::greedy, true, 3, 5001, 8}),

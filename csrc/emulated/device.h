@@ -55,7 +55,9 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(
 // Loads and stores with a hint for the cache.
 template <class T>
 inline T __ldg(const T* from) {
-  return *from;
+  T value;
+  memcpy(&value, from, sizeof value);  // which may be of another type
+  return value;
 }
 template <class T>
 inline T __ldcs(const T* from) {

@@ -5,12 +5,20 @@ import mmap
 
 import torch
 
-from ggm_kernels import NoiseLaw, corrupt, glauber_step, linear_sigmoid_bce, sigmoid_bce
+from ggm_kernels import (
+    NoiseLaw,
+    corrupt,
+    glauber_step,
+    linear_glauber_step,
+    linear_sigmoid_bce,
+    sigmoid_bce,
+)
+from ggm_kernels.native import cuda_glauber_step
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKEND = "emulated"
 NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux, which Python names from 3.12 on
-BY_PRODUCTS = ("log_sum_exp", "log_prob", "keep_prob")
+BY_PRODUCTS = ("log_sum_exp", "log_prob", "raw_log_prob", "entropy", "margin", "keep_prob")
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,13 +81,35 @@ def check_filters() -> None:
             check_step(logits, {**options, "temperature": 0.8})
 
 
+def check_tiles() -> None:
+    """From hidden states, with a buffer that holds but two groups of a few rows."""
+    before = cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS
+    cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS = 4 * 2048 * 4, 4
+    try:
+        hidden, weight, bias = draw(2, 5, 16, seed=1), draw(5003, 16, seed=2) / 3, draw(5003, seed=3)
+        arguments = {"positions": torch.arange(5), "seed": 5, "step": 1, "bias": bias}
+        for options in ({}, {"temperature": 0.0}, {"top_k": 50}, {"noise_rate": draw(2, 5).sigmoid()}):
+            results = []
+            for backend in (BACKEND, "reference"):
+                by_products = {name: torch.zeros(2, 5) for name in BY_PRODUCTS[:-1]}
+                drawn = linear_glauber_step(
+                    ids(5003, 2, 8), hidden, weight, **arguments, **options, **by_products, backend=backend
+                )
+                results.append([drawn, *by_products.values()])
+            assert torch.equal(results[0][0], results[1][0])
+            for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
+                assert_close(ours, theirs, 1e-3)
+    finally:
+        cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS = before
+
+
 def check_step(logits: torch.Tensor, options: dict) -> None:
     batch, count, vocab_size = logits.shape
     tokens, positions = ids(vocab_size, batch, count + 3), torch.arange(count)
     arguments = {"seed": 5, "step": 1, **options}
     results = []
     for backend in (BACKEND, "reference"):
-        names = BY_PRODUCTS if "noise_rate" in options else BY_PRODUCTS[:2]
+        names = BY_PRODUCTS if "noise_rate" in options else BY_PRODUCTS[:-1]
         by_products = {name: torch.zeros(batch, count) for name in names}
         drawn = glauber_step(tokens.clone(), logits, positions, **arguments, **by_products, backend=backend)
         results.append([drawn, *by_products.values()])
@@ -122,6 +152,7 @@ ALL = [
     check_losses,
     check_steps,
     check_filters,
+    check_tiles,
     check_strides_beyond_32_bits,
     check_present_tokens_are_left_where_there_is_no_law,
 ]

@@ -259,6 +259,8 @@ def test_compiles_with_every_option(backend):
 def test_a_row_without_a_law_is_said_once_a_process(backend, monkeypatch):
     import sys
 
+    if backend == "emulated":
+        pytest.skip("device code tells nobody: that would take a look at its memory")
     ops = sys.modules["ggm_kernels.ops.glauber_step"]
     monkeypatch.setattr(ops, "_has_warned", False)
     arguments = problem(1025)
