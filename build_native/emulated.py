@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 _FOLDER = Path("build", "emulated")
 _FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Icsrc", "-DGGM_ON_HOST", *NUMERICS, *WARNINGS]
-_DEVICE_CODE = ["-x", "c++", "-Wno-unknown-pragmas"]  # nvcc's
+_DEVICE_CODE = ["-x", "c++", "-include", "emulated/device.h", "-Wno-unknown-pragmas"]  # nvcc's
 _DEVICE_BRANCHES = "-D__CUDA_ARCH__=800"
 _EMULATOR = ("emulator", "fiber", "shared_memory")
 _LINKER_SCRIPT = "csrc/emulated/shared_memory.ld"

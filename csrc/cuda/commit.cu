@@ -149,7 +149,8 @@ __device__ __forceinline__ void choose_digit(Shared& shared, const Limits& limit
     before = next;
     next = {next.count + sums.count, next.units + sums.units};
   }
-  const unsigned found = __ballot_sync(kAllLanes, digit >= 0);  // and every lane has read shared.before
+  const unsigned found = __ballot_sync(kAllLanes, digit >= 0);
+  __syncwarp();  // every lane has read shared.before: a ballot alone orders no memory
   if (lane == 0) shared.is_open = found != 0;
   if (found == 0 || lane != kWarp - 1 - __clz(static_cast<int>(found))) return;
   shared.digit = static_cast<uint32_t>(digit);

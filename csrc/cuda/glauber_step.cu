@@ -182,9 +182,8 @@ Sums sums_for(const GlauberArgs& args) {
 }  // namespace
 
 int64_t glauber_parts(int64_t rows, int64_t tokens, int device) {
-  int processors = 1;
-  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  const int64_t wanted = int64_t{processors} * kPartsPerProcessor / std::max<int64_t>(rows, 1);
+  const int64_t blocks = int64_t{processor_count(device)} * kPartsPerProcessor, of_rows = std::max<int64_t>(rows, 1);
+  const int64_t wanted = (blocks + of_rows - 1) / of_rows;  // fewer would leave some processors a block more than others
   return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tokens / kLeastPart, 1));
 }
 

@@ -57,12 +57,16 @@ void start(const Launch& launch, const Arguments&... arguments) {
 #endif
 }
 
-// Blocks for a grid-stride loop over `items`: all of them, or eight full waves of the device.
-inline unsigned grid_for(int64_t items, int device) {
+inline int processor_count(int device) {
   int processors = 1;
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  return processors;
+}
+
+// Blocks for a grid-stride loop over `items`: all of them, or eight full waves of the device.
+inline unsigned grid_for(int64_t items, int device) {
   const int64_t wanted = (items + kThreads - 1) / kThreads;
-  return static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, int64_t{processors} * 8 * 8));
+  return static_cast<unsigned>(std::clamp<int64_t>(wanted, 1, int64_t{processor_count(device)} * 8 * 8));
 }
 
 }  // namespace ggm::cuda

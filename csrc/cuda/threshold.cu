@@ -6,7 +6,8 @@
 namespace ggm::cuda {
 namespace {
 
-constexpr int kSelectThreads = 512;
+constexpr int kSelectThreads = 512;      // two blocks on a processor
+constexpr int kMostSelectThreads = 1024;  // where there are fewer rows than processors, one has the processor for itself
 constexpr int kDigits = 256;
 constexpr int kCopies = 8;  // of the histogram: most depths have few leading digits, which threads must not queue for
 constexpr int kBinsPerLane = kDigits / kWarp;
@@ -19,7 +20,7 @@ struct Histogram {
 
 struct Shared {
   Histogram histogram;
-  float of_warp[kSelectThreads / kWarp];
+  float of_warp[kMostSelectThreads / kWarp];
   uint64_t below, target;  // weight of the digits below those chosen; weight to reach
   uint32_t digit;
 };
@@ -166,7 +167,7 @@ __device__ __forceinline__ float2 threshold_of(const GlauberArgs& args, Row<T>& 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSelectThreads, 2) threshold_kernel(const __grid_constant__ GlauberArgs args,
+__global__ void __launch_bounds__(kMostSelectThreads) threshold_kernel(const __grid_constant__ GlauberArgs args,
                                                                    const __grid_constant__ LogitsTile tile,
                                                                    float2* thresholds) {
   __shared__ Shared shared;
@@ -182,9 +183,11 @@ __global__ void __launch_bounds__(kSelectThreads, 2) threshold_kernel(const __gr
 }
 
 template <class T>
-void launch_threshold(const GlauberArgs& args, const LogitsTile& tile, float2* thresholds, cudaStream_t queue) {
+void launch_threshold(const GlauberArgs& args, const LogitsTile& tile, float2* thresholds, int device,
+                      cudaStream_t queue) {
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(tile.rows, INT32_MAX));
-  const int threads = threads_for(tile.tokens, Chunk<T>::kSize, kSelectThreads);
+  const int most = tile.rows < processor_count(device) ? kMostSelectThreads : kSelectThreads;
+  const int threads = threads_for(tile.tokens, Chunk<T>::kSize, most);
   start<threshold_kernel<T>>({grid, threads, queue}, args, tile, thresholds);
 }
 
@@ -199,13 +202,13 @@ const char* glauber_threshold(const GlauberArgs& args, const LogitsTile& tile, f
   float2* pairs = reinterpret_cast<float2*>(thresholds);
   switch (tile.dtype) {
     case Float::bfloat16:
-      launch_threshold<BFloat16>(args, tile, pairs, queue);
+      launch_threshold<BFloat16>(args, tile, pairs, device, queue);
       break;
     case Float::float16:
-      launch_threshold<Float16>(args, tile, pairs, queue);
+      launch_threshold<Float16>(args, tile, pairs, device, queue);
       break;
     default:
-      launch_threshold<float>(args, tile, pairs, queue);
+      launch_threshold<float>(args, tile, pairs, device, queue);
   }
   return message(cudaGetLastError());
 }

@@ -77,10 +77,12 @@ void expect_no_error(const char* error) {
   if (error != nullptr) throw std::runtime_error(error);
 }
 
+enum class NoiseOf { uniform, mask, table };  // with a table come all other options
+
 struct CorruptCase {
   int64_t batch, length;
   int bytes;
-  bool with_everything;
+  NoiseOf noise;
 };
 
 void run(const CorruptCase& c) {
@@ -90,32 +92,33 @@ void run(const CorruptCase& c) {
   const auto narrow = narrowed(wide);
   auto wide_out = wide;
   auto narrow_out = narrow;
-  const auto keep = floats(c.with_everything ? size : c.batch, 0, 1);
+  const auto keep = floats(c.noise == NoiseOf::table ? size : c.batch, 0, 1);
   const auto frozen = flags(size);
   const auto samples = ids(c.batch, int64_t{1} << 40);
   std::vector<ggm::AliasRow> noise(kVocab);
   for (auto& row : noise) row = {static_cast<uint32_t>(numbers.below(1ull << 32)), static_cast<uint32_t>(numbers.below(kVocab))};
   std::vector<uint8_t> is_signal(static_cast<size_t>(size));
   const int64_t step = 3;
-  const bool all = c.with_everything;
-  const ggm::CorruptArgs args = {
-      c.bytes == 8 ? static_cast<const void*>(wide.data()) : narrow.data(),
-      c.bytes,
-      keep.data(),
-      all,
-      1,
-      all ? frozen.data() : nullptr,
-      all ? samples.data() : nullptr,
-      {all ? noise.data() : nullptr, -1, kVocab},
-      c.bytes == 8 ? static_cast<void*>(wide_out.data()) : narrow_out.data(),
-      is_signal.data(),
-      c.batch,
-      c.length,
-      kVocab,
-      5,
-      all ? 0 : step,
-      all ? &step : nullptr,
-      0};
+  ggm::CorruptArgs args = {};
+  args.tokens = c.bytes == 8 ? static_cast<const void*>(wide.data()) : narrow.data();
+  args.token_bytes = c.bytes;
+  args.keep_prob = keep.data();
+  args.keep_row_stride = 1;
+  args.noise = {nullptr, c.noise == NoiseOf::mask ? kVocab : -1, kVocab};
+  args.noisy = c.bytes == 8 ? static_cast<void*>(wide_out.data()) : narrow_out.data();
+  args.is_signal = is_signal.data();
+  args.batch = c.batch;
+  args.length = c.length;
+  args.token_bound = kVocab;
+  args.seed = 5;
+  args.step = step;
+  if (c.noise == NoiseOf::table) {
+    args.noise.table = noise.data();
+    args.keep_per_position = true;
+    args.frozen = frozen.data();
+    args.sample_ids = samples.data();
+    args.step_pointer = &step;
+  }
   expect_no_error(ggm::cuda::corrupt(args, nullptr, 0));
 }
 
@@ -317,11 +320,11 @@ std::vector<Case> cases() {
   const Float f32 = Float::float32, bf16 = Float::bfloat16, f16 = Float::float16;
   return {
       {"philox", run_philox},
-      named("corrupt pairs int64", CorruptCase{3, 514, 8, false}),
-      named("corrupt pairs int32", CorruptCase{3, 514, 4, false}),
-      named("corrupt odd int64, everything", CorruptCase{3, 301, 8, true}),
-      named("corrupt odd int32, everything", CorruptCase{5, 7, 4, true}),
-      named("corrupt pairs int32, everything", CorruptCase{2, 520, 4, true}),
+      named("corrupt whole int64", CorruptCase{3, 516, 8, NoiseOf::uniform}),
+      named("corrupt whole int32, mask", CorruptCase{3, 516, 4, NoiseOf::mask}),
+      named("corrupt odd int64, everything", CorruptCase{3, 301, 8, NoiseOf::table}),
+      named("corrupt odd int32, everything", CorruptCase{5, 7, 4, NoiseOf::table}),
+      named("corrupt whole int32, everything", CorruptCase{2, 520, 4, NoiseOf::table}),
       named("commit float32", CommitCase{f32, 3, 515, 8, false}),
       named("commit float32, everything", CommitCase{f32, 4, 77, 4, true}),
       named("commit float32 beyond what is held", CommitCase{f32, 2, 4500, 8, true}),

@@ -1,10 +1,11 @@
-"""Compile every Triton kernel for one GPU architecture, on any machine: python compile_triton.py 90.
+"""Compile every Triton kernel for one GPU architecture, on any machine: python compile_triton.py 90 [FOLDER].
 
-Run as a process of its own, without TRITON_INTERPRET: interpreted kernels cannot be compiled.
+The machine code of each goes into FOLDER. Run as a process of its own, without TRITON_INTERPRET: interpreted kernels cannot be compiled.
 """
 
 import itertools
 import sys
+from pathlib import Path
 
 import torch
 import triton
@@ -39,6 +40,19 @@ def compiles(kernel, arch: int, arguments: dict, **options) -> None:
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     assert len(binary.asm["cubin"]) > 1000
     print(kernel.__name__, "compiled")
+    if len(sys.argv) > 2:
+        Path(sys.argv[2], f"{described(kernel, arguments)}.cubin").write_bytes(binary.asm["cubin"])
+
+
+def described(kernel, arguments: dict) -> str:
+    """Name of a kernel with what tells its cases apart: types of pointers, and constants."""
+    kinds = [
+        kind.split(":")[0].strip("*") for kind in arguments.values() if isinstance(kind, str) and "*" in kind
+    ]
+    constants = [f"{name}={value}" for name, value in arguments.items() if name.isupper()]
+    return " ".join(
+        [kernel.__name__, "".join(f"{kind[0]}{kind[1:].strip('pf')}" for kind in kinds), *constants]
+    )
 
 
 def corrupt_kernels(arch: int) -> None:
