@@ -60,8 +60,8 @@ lint: $(VENV)/.dev  ## check style and formatting
 types: $(VENV)/.dev  ## check types
 	$(BIN)/mypy
 
-cuda-check:  ## compile every .cu with warnings as errors, report registers, fail on spills
-	$(PYTHON) .ci/cuda_report.py csrc/cuda/*.cu
+cuda-check: $(VENV)/.test  ## compile every GPU kernel with warnings as errors, fail where its machine code got worse
+	$(BIN)/python .ci/machine_code.py check
 
 gpu:  ## build, test and measure on an NVIDIA GPU, without network, with the packages that PYTHON has
 	PYTHON=$(PYTHON) .ci/gpu

@@ -11,13 +11,12 @@ py::dict as_dict(const Counts& counts) {
   py::dict of;
   of["launches"] = counts.launches;
   of["blocks"] = counts.blocks;
+  of["threads"] = counts.threads;
   of["barriers"] = counts.barriers;
   of["warp_operations"] = counts.warp_operations;
   of["atomics"] = counts.atomics;
   of["logarithms"] = counts.logarithms;
   of["exponentials"] = counts.exponentials;
-  of["bytes_read"] = counts.bytes_read;
-  of["bytes_written"] = counts.bytes_written;
   return of;
 }
 

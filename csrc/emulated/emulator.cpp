@@ -196,6 +196,7 @@ void run_block(std::vector<unsigned>& ids) {
   }
   ++machine.blocks;
   ++counted->blocks;
+  counted->threads += machine.size;
 }
 
 // "void ggm::cuda::start(..) [with auto kKernel = ggm::cuda::{anonymous}::race_kernel<..>; ..]" of gcc, or

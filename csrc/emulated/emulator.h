@@ -34,9 +34,8 @@ Settings& settings();
 
 // What the launches of a kernel did, all threads together.
 struct Counts {
-  uint64_t launches = 0, blocks = 0, barriers = 0, warp_operations = 0, atomics = 0;
+  uint64_t launches = 0, blocks = 0, threads = 0, barriers = 0, warp_operations = 0, atomics = 0;
   uint64_t logarithms = 0, exponentials = 0;
-  uint64_t bytes_read = 0, bytes_written = 0;  // of global memory, in the build that counts them
 };
 // Of each kernel by its name.
 std::map<std::string, Counts>& counts();

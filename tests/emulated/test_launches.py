@@ -1,8 +1,10 @@
 """Results do not depend on the order of threads and blocks, on the grid, or on the number of processors."""
 
 import pytest
-from small_cases import ALL
+import torch
+from small_cases import ALL, draw
 
+from ggm_kernels import glauber_step
 from ggm_kernels.native.compiled import emulated as module
 
 
@@ -36,3 +38,20 @@ def test_launches_are_counted():
     assert kernels == {"corrupt_kernel"}
     assert sum(of["launches"] for of in counts.values()) == 16
     assert not module.take_counts()
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(1, 12), (132, 4), (265, 2), (528, 1), (10**6, 1)])
+def test_no_processor_has_a_block_more_than_it_must(settings, rows, parts):
+    settings.processors = 132
+    assert module.cuda_glauber_parts(rows, 50257, 0) == parts
+
+
+@pytest.mark.parametrize(("rows", "threads"), [(3, 1024), (4, 512)])
+def test_a_row_has_a_processor_for_itself_where_there_are_enough(settings, rows, threads):
+    settings.processors = 4
+    logits, positions = draw(1, rows, 8192), torch.arange(rows)
+    tokens = torch.zeros(1, rows, dtype=torch.int64)
+    module.take_counts()
+    glauber_step(tokens, logits, positions, seed=1, step=0, top_k=3, backend="emulated")
+    (of_threshold,) = (of for name, of in module.take_counts().items() if "threshold" in name)
+    assert of_threshold["threads"] == rows * threads

@@ -1,0 +1,104 @@
+"""The report on machine code sees what it must fail on."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+
+
+def load_machine_code():
+    sys.path.insert(0, str(ROOT / ".ci"))
+    spec = importlib.util.spec_from_file_location("machine_code", ROOT / ".ci/machine_code.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+machine_code = load_machine_code()
+
+KERNEL = {
+    "registers": 40, "stack": 0, "instructions": 9, "blocks": 6, "loads_128": 2, "stores_128": 1, "local": 0,
+    "matrix": 4, "wgmma": 0, "special": 0,
+}  # fmt: skip
+WIDE = "__global__ void scale(float4* p) { float4 v = p[threadIdx.x]; v.x *= 2; p[threadIdx.x] = v; }\n"
+NARROW = "__global__ void scale(float* p) { for (int i = 0; i < 4; ++i) p[4 * threadIdx.x + i] *= 2; }\n"
+SPILLING = """
+__global__ void __launch_bounds__(1024, 2) scale(float* p, int n) {
+  float a[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) a[i] = p[i * n + threadIdx.x];
+  for (int r = 0; r < n; ++r)
+#pragma unroll
+    for (int i = 0; i < 96; ++i) a[i] = a[i] * a[(i + 7) % 96] + a[(i * 5 + 1) % 96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) p[i * n + threadIdx.x] = a[i];
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"loads_128": 0}, "loads_128 2 -> 0"),
+        ({"stores_128": 0}, "stores_128 1 -> 0"),
+        ({"matrix": 3}, "matrix 4 -> 3"),
+        ({"blocks": 5}, "blocks 6 -> 5"),
+        ({"stack": 8}, "spills, stack 0 -> 8"),
+        ({"local": 2}, "spills, local 0 -> 2"),
+    ],
+)
+def test_what_got_worse_is_told(change, line):
+    told = machine_code.compare("cuda sm_90", {"race": KERNEL}, {"race": {**KERNEL, **change}})
+    assert told == [f"cuda sm_90: race: {line}"]
+    assert not machine_code.compare("cuda sm_90", {"race": KERNEL}, {"race": {**KERNEL, "registers": 41}})
+
+
+def test_kernels_come_and_go():
+    gone, new = machine_code.compare("cuda sm_90", {"old": KERNEL}, {"new": KERNEL})
+    assert "old is gone" in gone and "new is not in the report" in new
+
+
+def test_a_spill_of_cuda_is_never_allowed():
+    spilling = {**KERNEL, "local": 2}
+    assert machine_code.compare("cuda sm_90", {"race": spilling}, {"race": spilling})
+    assert not machine_code.compare("triton sm_90", {"race": spilling}, {"race": spilling})
+
+
+def test_blocks_are_counted_by_registers():
+    assert machine_code.blocks_of("race_kernel<float>", 60, "90") == 4
+    assert machine_code.blocks_of("race_kernel<float>", 32, "120") == 6
+    assert machine_code.blocks_of("threshold_kernel<float>", 53, "90") == 2
+
+
+@needs_nvcc
+def test_a_kernel_that_spills_or_loses_its_wide_loads_is_seen(tmp_path):
+    kernels = {}
+    for name, text in [("wide", WIDE), ("narrow", NARROW), ("spilling", SPILLING)]:
+        source = tmp_path / f"{name}.cu"
+        source.write_text(text)
+        kernels[name] = machine_code.of_cuda(source, "90")
+    told = machine_code.compare("cuda sm_90", kernels["wide"], kernels["narrow"])
+    assert told == ["cuda sm_90: scale: loads_128 1 -> 0", "cuda sm_90: scale: stores_128 1 -> 0"]
+    assert any(
+        ": spills, " in line
+        for line in machine_code.compare("cuda sm_90", kernels["narrow"], kernels["spilling"])
+    )
+
+
+def test_the_report_holds_every_kernel_of_every_architecture():
+    import json
+
+    report = json.loads(machine_code.REPORT.read_text())
+    assert set(report) == {f"cuda sm_{arch}" for arch in machine_code.ARCHS} | {
+        f"triton sm_{arch}" for arch in machine_code.TRITON_ARCHS
+    }
+    for where, kernels in report.items():
+        if where.startswith("cuda"):
+            assert not any(kernel["local"] or kernel["stack"] for kernel in kernels.values())
