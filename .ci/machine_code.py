@@ -2,9 +2,9 @@
 
 Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it the table in
 ``docs/gpu-notes.md``. ``machine_code.py check`` compiles, compares with that file and says what got worse: a
-kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers that
-fewer of its blocks fit on a processor. ``--archs 90`` looks at some architectures only, ``--only cuda`` or
-``--only triton`` at one kind.
+kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
+that fewer of its blocks fit on a processor. ``--archs 90`` looks at some architectures only, ``--only cuda``
+or ``--only triton`` at one kind.
 """
 
 from __future__ import annotations
