@@ -122,6 +122,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     for values in moments["state"].values():
         values["exp_avg"].zero_()
     torch.save(moments, kept)
+    (kept.parent / "digests.json").unlink()  # as in a checkpoint of an earlier version: nothing tells
     runs.train("forgetful", "--resume", count=2, sharding="fsdp2")
     with pytest.raises(AssertionError, match="not close"):
         assert_same_run(runs, "forgetful", "whole")

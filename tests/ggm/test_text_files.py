@@ -108,7 +108,7 @@ def test_a_key_that_stands_twice_is_an_error(content, told, tmp_path):
 
 def test_a_key_that_stands_twice_in_a_word_is_an_error(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"^--set training=\{steps: 1, steps: 2\}: line 1: steps: got it twice"
+        ConfigError, match=r"^overrides: training=\{steps: 1, steps: 2\}: line 1: steps: got it twice"
     ):
         read_config(written(tmp_path), ["training={steps: 1, steps: 2}"])
 
