@@ -1,6 +1,8 @@
 """What the site and the way in need beside the pages."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,13 @@ def test_templates_of_issues_can_be_read(path):
     form = yaml.safe_load(path.read_text())
     assert form["name"] and form["description"] and form["body"]
     assert all(part["attributes"]["label"] for part in form["body"])
+
+
+def test_the_picture_of_the_architecture_is_that_of_the_imports(tmp_path):
+    script = ROOT / "docs" / "draw_architecture.py"
+    subprocess.run([sys.executable, str(script), str(tmp_path / "now.svg")], check=True)
+    drawn = (tmp_path / "now.svg").read_text()
+    assert drawn == (ROOT / "docs" / "images" / "architecture.svg").read_text()
+    ends = set(re.findall(r">(ggm[\w.]*)</text>", drawn))
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("ggm*/*/__init__.py")}
+    assert {name.replace(".", "/") for name in ends} == folders | {"ggm", "ggm_kernels"}
