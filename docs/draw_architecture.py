@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 PACKAGES = ("ggm", "ggm_kernels")
 COLOURS = {"ggm": "#f6e3e6", "ggm_kernels": "#e2e8f2"}
-WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 150, 34, 24, 46, 20
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 172, 34, 24, 46, 20
 
 
 def room_of(path: Path) -> str:
