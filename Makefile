@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := build/docs-venv
 
 # Without an NVIDIA driver the CPU build of torch, and the Triton whose interpreter the tests use.
 HAS_DRIVER := $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi; then echo yes; fi)
@@ -50,8 +51,9 @@ guard: $(VENV)/.test  ## fail where an op is no longer so many times as fast as 
 sanitize: $(VENV)/.test  ## CPU kernels under AddressSanitizer and UBSan, on each instruction set (20 minutes)
 	$(BIN)/python -m build_native.sanitize
 
-docs: $(VENV)/.docs  ## build the pages into build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+# An environment of its own, without torch: the pages are made from the sources' text.
+docs: $(DOCS_VENV)/.installed  ## build the pages into build/site
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS_VENV)/bin:$$PATH" $(DOCS_VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -71,9 +73,19 @@ clean:  ## remove .venv and everything that was built
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra of pyproject.toml.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(BUILD_INPUTS)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: $(VENV)/.torch $(BUILD_INPUTS)
 	$(BIN)/pip install -e '.[$*]'
 	@$(BIN)/python -m ggm_kernels
+	@touch $@
+
+# The packages that the extra `docs` names, and nothing of the package itself.
+DOCS_PACKAGES = from pip._vendor import tomli; \
+	print(*tomli.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")
+
+$(DOCS_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -c '$(DOCS_PACKAGES)' > build/docs-requirements.txt
+	$(DOCS_VENV)/bin/pip install -r build/docs-requirements.txt
 	@touch $@
 
 $(VENV)/.torch: | $(BIN)/pip
