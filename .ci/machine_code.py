@@ -46,7 +46,7 @@ COUNTED = {
     "special": r"\bMUFU\b",
 }
 # A block of each kernel, where it is not the 256 threads that most have.
-THREADS = {"threshold_kernel": 512, "commit_kernel": 512}
+THREADS = {"threshold_kernel": 512, "commit_kernel": 512, "draw_kernel": 128}
 
 # Kernels that the page shows, for tokens of 8 bytes and bfloat16 on sm_90, and what it calls them.
 SHOWN = {
@@ -57,7 +57,10 @@ SHOWN = {
     "gather_kernel<ggm::BFloat16>": "loss from logits",
     "hidden_kernel<ggm::BFloat16, 8>": "gradient of hidden",
     "token_kernel<ggm::BFloat16, 8>": "gradient of weight",
-    "race_kernel<ggm::BFloat16, 0, 0>": "race, no sums and no filter",
+    "group_kernel<ggm::BFloat16, false>": "race: groups",
+    "group_kernel<ggm::BFloat16, true>": "race: groups, with edits, filters or entropy",
+    "draw_kernel<ggm::BFloat16, false, false>": "race: rows",
+    "draw_kernel<ggm::BFloat16, false, true>": "race of one group",
     "threshold_kernel<ggm::BFloat16>": "threshold of filters",
     "commit_kernel<ggm::BFloat16>": "commit",
 }

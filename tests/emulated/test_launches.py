@@ -40,10 +40,33 @@ def test_launches_are_counted():
     assert not module.take_counts()
 
 
-@pytest.mark.parametrize(("rows", "parts"), [(1, 12), (132, 4), (265, 2), (528, 1), (10**6, 1)])
-def test_no_processor_has_a_block_more_than_it_must(settings, rows, parts):
-    settings.processors = 132
-    assert module.cuda_glauber_parts(rows, 50257, 0) == parts
+@pytest.mark.parametrize("vocab_size", [5000, 50257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_exponential_a_token_and_logarithms_of_groups_and_one_group(vocab_size, dtype):
+    rows, groups = 3, -(-vocab_size // 1024)
+    logits, tokens = draw(1, rows, vocab_size).to(dtype), torch.zeros(1, rows, dtype=torch.int64)
+    log_sum_exp = torch.zeros(1, rows)
+    module.take_counts()
+    glauber_step(
+        tokens, logits, torch.arange(rows), seed=1, step=0, log_sum_exp=log_sum_exp, backend="emulated"
+    )
+    counts = {name.split("<")[0]: of for name, of in module.take_counts().items()}
+    assert set(counts) == {"group_kernel", "draw_kernel"}
+    assert counts["group_kernel"]["logarithms"] == 0
+    assert counts["group_kernel"]["exponentials"] == rows * groups * 1024
+    assert counts["draw_kernel"]["logarithms"] < rows * (3 * groups + 1500)  # of 2048, had all tokens theirs
+
+
+def test_a_row_without_work_costs_none():
+    tokens, log_sum_exp = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8)
+    module.take_counts()
+    positions = torch.where(torch.arange(8) % 2 == 0, torch.arange(8), -1)[None]
+    glauber_step(
+        tokens, draw(1, 8, 3000), positions, seed=1, step=0, frozen=torch.ones(1, 8, dtype=torch.bool),
+        log_sum_exp=log_sum_exp, backend="emulated",
+    )  # fmt: skip
+    assert not any(of["exponentials"] + of["logarithms"] for of in module.take_counts().values())
+    assert log_sum_exp.isnan().all()
 
 
 @pytest.mark.parametrize(("rows", "threads"), [(3, 1024), (4, 512)])
