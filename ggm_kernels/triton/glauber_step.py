@@ -30,7 +30,7 @@ _INTERPRETED_TILE = 2**18  # small ones cost the interpreter as much
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> None:
     """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V], on checked arguments."""
     batch, count, vocab_size = logits.shape
-    if batch * count == 0:
+    if batch * count == 0 or not has_positions(tokens, update):
         return
     with torch.cuda.device_of(tokens):
         rows = Rows(tokens, update, count, vocab_size, 0, batch * count)
@@ -100,7 +100,7 @@ class Rows:
             update.log_sum_exp, update.log_prob, update.keep_prob, update.raw_log_prob, update.entropy,
             update.margin, update.argmax,
             NORMALIZE=update.normalize and update.noise_rate is not None, RAW_IS_LAW=self._raw_is_law,
-            ROWS=rows, BLOCK=block, SLOT=self.slot_tokens, GROUPS=groups, PARTS=parts,
+            ROWS=rows, BLOCK=block, SLOT=self.slot_tokens, GROUPS=groups, PARTS=parts, num_warps=_WARPS,
         )  # fmt: skip
 
     @property
@@ -128,6 +128,14 @@ class Rows:
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.tokens.device)
+
+
+def has_positions(tokens: torch.Tensor, update: Update) -> bool:
+    """Whether there are positions; where there are none all rows are absent, which their by-products say."""
+    if tokens.shape[1] == 0:
+        for name, by_product in update.by_products.items():
+            by_product.fill_(-1 if name == "argmax" else math.nan)
+    return tokens.shape[1] > 0
 
 
 def group_block(vocab_size: int) -> int:

@@ -118,10 +118,10 @@ def sums_kernel(
         frozen_ptr,
     )
     inverse = row_value(
-        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
+        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
     )
     shifted, by = shifts_of(
-        tokens_ptr, token_batch_stride, token_stride, sequence, position, k, live,
+        tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
         shift, shift_batch_stride, shift_row_stride,
     )  # fmt: skip
     # The first row of the logits is that of first_row.

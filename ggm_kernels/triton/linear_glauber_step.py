@@ -15,7 +15,7 @@ import triton.language as tl
 
 from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.reference.precision import without_autocast
-from ggm_kernels.triton.glauber_step import Rows
+from ggm_kernels.triton.glauber_step import Rows, has_positions
 from ggm_kernels.triton.group_sums import real_inverse, store_sums
 from ggm_kernels.triton.rows import edited, row_places, row_value, shifts_of
 
@@ -41,7 +41,7 @@ def linear_glauber_step(
     """`glauber_step` on hidden [B, K, d] @ weight [V, d].T + bias, on checked arguments."""
     batch, count, _ = hidden.shape
     size, vocab_size = batch * count, weight.shape[0]
-    if size == 0:
+    if size == 0 or not has_positions(tokens, update):
         return
     with torch.cuda.device_of(tokens):
         rows = Rows(tokens, update, count, vocab_size, 0, size)
@@ -171,10 +171,10 @@ def _race_product_kernel(
             mask=live[:, None] & (token < vocab_size)[None, :],
         )
         inverse = row_value(
-            temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
+            temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
         )
         shifted, by = shifts_of(
-            tokens_ptr, token_batch_stride, token_stride, sequence, position, k, live,
+            tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
             shift, shift_batch_stride, shift_row_stride,
         )  # fmt: skip
         is_token = (token < vocab_size)[None, :]

@@ -12,48 +12,50 @@ def row_places(
 ):
     """Row of the step, sequence, place in it and position of rows `local`, int64, and whether anything is to be done.
 
-    Nothing is where there is no position (-1), one that is frozen, or one outside the tokens.
+    Nothing is where there is no position (-1), one that is frozen, or one outside the tokens; and beyond the last
+    row. What is said of such rows is of no account, but in bounds: so loads of values by row need no mask, some of
+    which, in layouts of small tiles, are beyond the compiler.
     """
-    row = first_row + local
+    row = first_row + tl.minimum(local, rows - 1)
     sequence = row // count
     k = row % count
-    at = sequence * position_batch_stride + k * position_stride
-    position = tl.load(positions_ptr + at, mask=local < rows, other=-1).to(tl.int64)
-    live = (local < rows) & (position >= 0) & (position < length)
+    given = tl.load(positions_ptr + sequence * position_batch_stride + k * position_stride).to(tl.int64)
+    position = tl.maximum(tl.minimum(given, length - 1), 0)
+    live = (local < rows) & (position == given)
     if frozen_ptr is not None:
-        live = live & (tl.load(frozen_ptr + sequence * length + position, mask=live, other=1) == 0)
+        live = live & (tl.load(frozen_ptr + sequence * length + position) == 0)
     return row, sequence, k, position, live
 
 
 @triton.jit
-def row_value(value, batch_stride, row_stride, sequence, k, live, DTYPE: tl.constexpr):
-    """A number, or what an address holds row by row (0 where nothing is to be done): [ROWS] of DTYPE."""
+def row_value(value, batch_stride, row_stride, sequence, k, DTYPE: tl.constexpr):
+    """A number, or what an address holds row by row: [ROWS] of DTYPE."""
     if isinstance(value, float):  # so the interpreter passes them
         return tl.full(sequence.shape, value, DTYPE)
     elif value.dtype.is_ptr():
-        return tl.load(value + sequence * batch_stride + k * row_stride, mask=live, other=0).to(DTYPE)
+        return tl.load(value + sequence * batch_stride + k * row_stride).to(DTYPE)
     else:
         return tl.zeros(sequence.shape, DTYPE) + value.to(DTYPE)
 
 
 @triton.jit
-def present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position, live):
+def present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position):
     """Address and value (int64) of the token that stands in each row."""
     at = tokens_ptr + sequence * token_batch_stride + position * token_stride
-    return at, tl.load(at, mask=live, other=-1).to(tl.int64)
+    return at, tl.load(at).to(tl.int64)
 
 
 @triton.jit
 def shifts_of(
-    tokens_ptr, token_batch_stride, token_stride, sequence, position, k, live,
+    tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
     shift, shift_batch_stride, shift_row_stride,
 ):  # fmt: skip
     """Token whose logit is shifted, and by how much; of no account where `shift` is None."""
     if shift is None:
         return sequence, position.to(tl.float32)
     else:
-        _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position, live)
-        return token, row_value(shift, shift_batch_stride, shift_row_stride, sequence, k, live, tl.float32)
+        _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
+        return token, row_value(shift, shift_batch_stride, shift_row_stride, sequence, k, tl.float32)
 
 
 @triton.jit

@@ -173,17 +173,17 @@ def settle_kernel(
         frozen_ptr,
     )
     inverse = row_value(
-        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
+        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
     )
     is_greedy = inverse == 0.0
     inverse = real_inverse(inverse)
-    seeds = row_value(seed, seed_stride, 0, sequence, k, live, tl.int64)
-    steps = row_value(step, step_stride, 0, sequence, k, live, tl.int64)
+    seeds = row_value(seed, seed_stride, 0, sequence, k, tl.int64)
+    steps = row_value(step, step_stride, 0, sequence, k, tl.int64)
     sample_id = sequence
     if sample_ids_ptr is not None:
-        sample_id = tl.load(sample_ids_ptr + sequence, mask=live, other=0)
+        sample_id = tl.load(sample_ids_ptr + sequence)
     shifted, by = shifts_of(
-        tokens_ptr, token_batch_stride, token_stride, sequence, position, k, live,
+        tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
         shift, shift_batch_stride, shift_row_stride,
     )  # fmt: skip
     row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
@@ -224,9 +224,9 @@ def settle_kernel(
     keep_word, side_word, column_word, accept_word = words_at(seeds, steps, sample_id, position, 0, _KEEP)
     alpha = tl.full([ROWS], 1.0, dtype=tl.float32)
     if mixture is not None:
-        alpha = row_value(mixture, mixture_batch_stride, mixture_row_stride, sequence, k, live, tl.float32)
+        alpha = row_value(mixture, mixture_batch_stride, mixture_row_stride, sequence, k, tl.float32)
     if rate is not None:
-        _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position, live)
+        _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
         h = logit_of(row_ptr, vocab_stride, token, vocab_size, live, softcap, shift, shifted, by)
         h = tl.where(has_nan, NAN, h)
         if NORMALIZE:
@@ -234,7 +234,7 @@ def settle_kernel(
         log_pi = _log_pi(noise_log_probs_ptr, uniform_log_prob, token, token_bound, live)
         if mixture is not None:
             h = log_mixture(h, alpha, log_pi)
-        eps = row_value(rate, rate_batch_stride, rate_row_stride, sequence, k, live, tl.float32)
+        eps = row_value(rate, rate_batch_stride, rate_row_stride, sequence, k, tl.float32)
         # A token that is none is left as it is.
         is_legal = live & (token >= 0) & (token < token_bound)
         f = tl.where(is_legal, log_odds(h, eps, log_pi), NAN)
@@ -276,5 +276,5 @@ def settle_kernel(
         tl.store(log_prob_ptr + row, tl.where(changes, log_prob, NAN), mask=inside)
     if raw_log_prob_ptr is not None:
         tl.store(raw_log_prob_ptr + row, tl.where(changes, drawn_logit - log_sum_exp, NAN), mask=inside)
-    token_at, _ = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position, live)
+    token_at, _ = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
     tl.store(token_at, drawn.to(tokens_ptr.dtype.element_ty), mask=changes)

@@ -38,16 +38,25 @@ def row_tops(sums_ptr, field_stride, row_at, slots, live, ROWS: tl.constexpr, BL
 
 
 @triton.jit
-def group_masses(tops, masses, inverse, ROWS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr):
-    """Largest logit of groups, and their mass relative to it, from their slots [ROWS, GROUPS * PARTS]."""
-    if PARTS == 1:
-        return tops, masses
-    else:
-        tops = tl.reshape(tops, [ROWS, GROUPS, PARTS])
-        masses = tl.reshape(masses, [ROWS, GROUPS, PARTS])
-        group_tops = tl.max(tops, axis=2)
-        falls = tempered(tops, group_tops[:, :, None], inverse[:, None, None])
-        return group_tops, tl.sum(masses * tl.exp(falls), axis=2)
+def load_groups(
+    sums_ptr, field_stride, row_at, first, slots, live, inverse,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Largest logit [ROWS, GROUPS] of groups from `first` on, and their mass relative to it, of PARTS slots each."""
+    slot = (first + tl.arange(0, GROUPS)) * PARTS
+    at = sums_ptr + row_at[:, None] + slot[None, :]
+    tops = tl.full([ROWS, GROUPS], float("-inf"), dtype=tl.float32)
+    for part in range(PARTS):
+        mask = live[:, None] & (slot + part < slots)[None, :]
+        of_part = tl.load(at + part + TOP * field_stride, mask=mask, other=float("-inf"))
+        tops = tl.maximum(tops, tl.where(of_part == of_part, of_part, float("-inf")))
+    masses = tl.zeros([ROWS, GROUPS], dtype=tl.float32)
+    for part in range(PARTS):
+        mask = live[:, None] & (slot + part < slots)[None, :]
+        of_part = tl.load(at + part + TOP * field_stride, mask=mask, other=float("-inf"))
+        fall = tempered(of_part, tops, inverse[:, None])
+        masses += tl.load(at + part + LAW * field_stride, mask=mask, other=0.0) * tl.exp(fall)
+    return tops, masses
 
 
 @triton.jit
@@ -60,11 +69,9 @@ def winning_group(
     winner = tl.zeros([ROWS], dtype=tl.int32)
     first = 0
     while first * PARTS < slots:
-        tops, _, at, mask = load_tops(
-            sums_ptr, field_stride, row_at, first * PARTS, slots, live, GROUPS * PARTS
+        tops, masses = load_groups(
+            sums_ptr, field_stride, row_at, first, slots, live, inverse, ROWS, GROUPS, PARTS
         )
-        masses = tl.load(at + LAW * field_stride, mask=mask, other=0.0)
-        tops, masses = group_masses(tops, masses, inverse, ROWS, GROUPS, PARTS)
         start = tl.zeros([ROWS], dtype=tl.int32) + first
         word = many_words(seed, step, sample_id, position, start, GROUPS, _GROUP)
         score = tempered(tops, top[:, None], inverse[:, None]) + tl.log(masses) - log_exponential(word)

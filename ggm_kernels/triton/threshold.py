@@ -154,13 +154,13 @@ def threshold_kernel(
         frozen_ptr,
     )
     inverse = row_value(
-        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, live, tl.float32
+        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
     )
     # Greedy rows have no threshold.
     live = live & (inverse > 0.0)
     inverse = real_inverse(inverse)
     shifted, by = shifts_of(
-        tokens_ptr, token_batch_stride, token_stride, sequence, position, k, live,
+        tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
         shift, shift_batch_stride, shift_row_stride,
     )  # fmt: skip
     row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
@@ -177,7 +177,7 @@ def threshold_kernel(
     deepest = tl.full([ROWS], _ALL, dtype=tl.uint32)
     largest = deepest
     if top_k is not None:
-        wanted_count = row_value(top_k, top_k_batch_stride, top_k_row_stride, sequence, k, live, tl.int64)
+        wanted_count = row_value(top_k, top_k_batch_stride, top_k_row_stride, sequence, k, tl.int64)
         wanted_count = tl.minimum(wanted_count, vocab_size)
         largest = _search(
             row_ptr, vocab_stride, end, live, softcap, shift, shifted, by, top, inverse, wanted_count,
@@ -189,7 +189,7 @@ def threshold_kernel(
         mass = _mass_above(
             row_ptr, vocab_stride, end, live, softcap, shift, shifted, by, top, inverse, among, ROWS, BLOCK
         )
-        units = row_value(top_p_units, top_p_batch_stride, top_p_row_stride, sequence, k, live, tl.int64)
+        units = row_value(top_p_units, top_p_batch_stride, top_p_row_stride, sequence, k, tl.int64)
         share = units.to(tl.float64) * 1.1102230246251565e-16
         # float64 may round a mass beyond 2**53 up.
         wanted = tl.minimum(tl.ceil(share * mass.to(tl.float64)).to(tl.int64), mass)
@@ -201,7 +201,7 @@ def threshold_kernel(
     cut = -tl.minimum(deepest, largest).to(tl.float32, bitcast=True)
     if log_min_p is not None:
         cut = tl.maximum(
-            cut, row_value(log_min_p, min_p_batch_stride, min_p_row_stride, sequence, k, live, tl.float32)
+            cut, row_value(log_min_p, min_p_batch_stride, min_p_row_stride, sequence, k, tl.float32)
         )
     tl.store(top_ptr + local, top, mask=local < rows)
     tl.store(cut_ptr + local, cut, mask=local < rows)

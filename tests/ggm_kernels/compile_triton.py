@@ -4,7 +4,10 @@ The machine code of each goes into FOLDER. Run as a process of its own, without 
 """
 
 import itertools
+import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ GLAUBER_STEP = sys.modules["ggm_kernels.triton.glauber_step"]
 LINEAR_GLAUBER_STEP = sys.modules["ggm_kernels.triton.linear_glauber_step"]
 TORCH_DTYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16}
 DTYPES = list(TORCH_DTYPES)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def compiles(kernel, arch: int, arguments: dict, **options) -> None:
@@ -36,8 +40,9 @@ def compiles(kernel, arch: int, arguments: dict, **options) -> None:
     assert list(arguments) == kernel.arg_names, (list(arguments), kernel.arg_names)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    assert len(binary.asm["cubin"]) > 1000
-    print(kernel.__name__, "compiled")
+    registers, spilled = resources(binary.asm["cubin"])
+    assert spilled == 0, (kernel.__name__, arguments, f"{registers} registers, {spilled} bytes spilled")
+    print(kernel.__name__, registers)
     if len(sys.argv) > 2:
         Path(sys.argv[2], f"{described(kernel, arguments)}.cubin").write_bytes(binary.asm["cubin"])
 
@@ -51,6 +56,18 @@ def described(kernel, arguments: dict) -> str:
     return " ".join(
         [kernel.__name__, "".join(f"{kind[0]}{kind[1:].strip('pf')}" for kind in kinds), *constants]
     )
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it keeps in memory for want of them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run(
+            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
+    return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
 def corrupt_kernels(arch: int) -> None:
@@ -192,7 +209,7 @@ def glauber_step_kernels(arch: int) -> None:
             "NORMALIZE": everything, "RAW_IS_LAW": not everything, "ROWS": rows, "BLOCK": block, "SLOT": slot,
             "GROUPS": groups, "PARTS": parts,
         }  # fmt: skip
-        compiles(GLAUBER_STEP.settle_kernel, arch, settle)
+        compiles(GLAUBER_STEP.settle_kernel, arch, settle, num_warps=GLAUBER_STEP._WARPS)
 
 
 def rename(arguments: dict, old: str, new: str) -> dict:
