@@ -159,9 +159,9 @@ def _write_variant(writer: Writer, plan: Plan) -> None:
         _compile(writer, source, target, plan.device_flags())
     for product in plan.products():
         linked = [*plan.host_objects(product), *plan.device_objects().values()]
-        flags = {"flags": shell(plan.link_flags(product))}
+        link_flags = {"flags": shell(plan.link_flags(product))}
         writer.build(
-            escape(product), "link", [escape(path) for path in linked], _LINKER_SCRIPT, variables=flags
+            escape(product), "link", [escape(path) for path in linked], _LINKER_SCRIPT, variables=link_flags
         )
 
 

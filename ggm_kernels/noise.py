@@ -28,8 +28,9 @@ class NoiseLaw:
 
     Notes
     -----
-    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU, so every backend and device draws the same token from the same random words. A draw
-    spends one 32-bit word on the column and one on acceptance.
+    Draws use Walker's alias table in the construction of Vose (1991), built once in float64 on the CPU, so
+    every backend and device draws the same token from the same random words. A draw spends one 32-bit word on
+    the column and one on acceptance.
 
     Raises
     ------

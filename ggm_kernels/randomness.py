@@ -22,7 +22,7 @@ One Philox call yields four words. How a stream spends them:
   nothing by words.
 - RACE: position block = position, vocabulary block = v >> 2; word (v & 3) is the uniform of token v.
 - GROUP: position block = position, vocabulary block = n >> 2; word (n & 3) is the uniform of group n of the
-  race, the RACE_GROUP tokens from n * RACE_GROUP on, whatever part of the vocabulary a process or a tile holds.
+  race, the RACE_GROUP tokens from n * RACE_GROUP on, whatever part of the vocabulary a process or tile holds.
 - KEEP: position block = position, vocabulary block 0. Word 0 decides to keep, word 1 takes a side of a
   mixture, words 2 and 3 draw its noise: column or uniform token, acceptance.
 """

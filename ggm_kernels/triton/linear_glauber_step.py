@@ -72,7 +72,8 @@ def _buffer(hidden: torch.Tensor, rows: int, vocab_size: int) -> torch.Tensor:
 
 def _strides(logits: torch.Tensor, count: int) -> tuple[int, int, int]:
     """Of rows [n, V] as logits [sequence, position, token]: row r is sequence * count + position."""
-    return count * logits.stride(0), *logits.stride()
+    row, token = logits.stride()
+    return count * row, row, token
 
 
 def _product(hidden: torch.Tensor, weight: torch.Tensor, bias, out: torch.Tensor) -> None:
