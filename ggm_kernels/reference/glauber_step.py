@@ -24,7 +24,7 @@ _CHUNK = 2**20  # logits handled at once
 
 
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
-    """Update ``tokens[b, positions[b, k]]`` in place from logits [B, K, V]; counts lawless rows on the CPU."""
+    """Update ``tokens[b, positions[b, k]]`` from logits [B, K, V]; counts lawless rows on the CPU."""
     rows = _Rows(tokens, update)
     flat = logits.flatten(0, 1)
     for part in rows.chunks(flat.shape[1]):
