@@ -1,7 +1,8 @@
 """`glauber_step` in Triton: find the threshold of the filters, sum groups of the vocabulary, settle the rows.
 
-Rows are the (sequence, updated position) pairs. The sums read every logit once and take one exponential of it;
-random words and their logarithms are for groups, and for the RACE_GROUP tokens of the one that wins.
+Rows are the (sequence, updated position) pairs. The sums read every logit once and take one exponential
+of it; random words and their logarithms are for groups, and for the RACE_GROUP tokens of the one that
+wins.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Rows:
             *self.arguments(logits, strides), self.top, self.cut, self.sums, self.slots,
             update.sample_ids, *by_sequence(update.seed), *by_sequence(update.step),
             *by_row(update.noise_rate), *by_row(update.mixture), update.noise_log_probs,
-            -math.log(self.vocab_size), update.token_bound(self.vocab_size), update.noise_table, update.noise_mask,
+            -math.log(self.vocab_size), update.token_bound(self.vocab_size), update.noise_table,
+            update.noise_mask,
             update.log_sum_exp, update.log_prob, update.keep_prob, update.raw_log_prob, update.entropy,
             update.margin, update.argmax,
             NORMALIZE=update.normalize and update.noise_rate is not None, RAW_IS_LAW=self._raw_is_law,

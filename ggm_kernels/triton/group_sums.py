@@ -1,8 +1,9 @@
 """Sums over the tokens of a slot, from which groups race: one exponential a token, no word and no logarithm.
 
-A slot is a group of RACE_GROUP tokens, or the part of one that a program takes. Its sums are float32, relative to its
-own largest logit, in places [field, row, slot]; `settle_kernel` combines them. Their order depends on nothing but the
-tokens of a group: the shape of a tile is that of the vocabulary, whatever the number of rows.
+A slot is a group of RACE_GROUP tokens, or the part of one that a program takes. Its sums are float32,
+relative to its own largest logit, in places [field, row, slot]; `settle_kernel` combines them. Their
+order depends on nothing but the tokens of a group: the shape of a tile is that of the vocabulary,
+whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _slope(inverse_temperature):
 
 @triton.jit
 def _bits(g, top, slope):
-    """Z in bits, at most 0; NaN for NaN. 0 where both are infinite, as the top stands as the largest float."""
+    """Z in bits, at most 0; NaN for NaN. 0 where both are infinite: the top stands as the largest float."""
     return tl.minimum((g - top) * slope, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -103,7 +104,7 @@ def sums_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sums of one group of a block of rows, which are read once. BLOCK is a group, or holds the whole vocabulary."""
+    """Sums of one group of a block of rows, read once. BLOCK is a group, or holds the whole vocabulary."""
     local = (tl.program_id(0) // slots).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     slot = tl.program_id(0) % slots
     _, sequence, k, position, live = row_places(
@@ -133,7 +134,8 @@ def sums_kernel(
         row_top = tl.load(top_ptr + local, mask=live, other=0.0)
         cut = tl.load(cut_ptr + local, mask=live, other=0.0)
     store_sums(
-        g, sums_ptr, rows.to(tl.int64) * slots, local * slots + slot, live, real_inverse(inverse), row_top, cut,
+        g, sums_ptr, rows.to(tl.int64) * slots, local * slots + slot, live, real_inverse(inverse), row_top,
+        cut,
         FILTERED, WANTS_RAW, WANTS_ENTROPY,
     )  # fmt: skip
 

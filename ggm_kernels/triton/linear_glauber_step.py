@@ -1,10 +1,10 @@
 """`linear_glauber_step` in Triton: the logits of some rows at a time, in a buffer.
 
-Few rows: one kernel computes a tile of logits, keeps it and sums it at once, so that the weight is read once and of the
-logits the winning groups alone. Many rows, and rows with filters, whose threshold depends on a row's whole vocabulary:
-the library computes the product of as many rows as the buffer holds, and they are resampled as logits are. The winning
-group's logits are kept, and not computed anew: 1,024 products a row are 1,024 rows of the weight to read, more
-than all of it for 50 rows.
+Few rows: one kernel computes a tile of logits, keeps it and sums it at once, so that the weight is read
+once and of the logits the winning groups alone. Many rows, and rows with filters, whose threshold depends
+on a row's whole vocabulary: the library computes the product of as many rows as the buffer holds, and
+they are resampled as logits are. The winning group's logits are kept, and not computed anew: 1,024
+products a row are 1,024 rows of the weight to read, more than all of it for 50 rows.
 """
 
 from __future__ import annotations
@@ -159,32 +159,33 @@ def _race_product_kernel(
         frozen_ptr,
     )
     hidden_row_ptr = hidden_ptr + sequence * hidden_batch_stride + k * hidden_row_stride
-    if tl.max(live.to(tl.int32), axis=0) > 0:
-        token = slot.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        g = _logits(
-            hidden_row_ptr, live, hidden_stride, weight_ptr, weight_row_stride, weight_stride, bias_ptr,
-            bias_stride, token, vocab_size, HIDDEN_SIZE, ROWS, BLOCK, COLUMNS,
-        )  # fmt: skip
-        row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
-        tl.store(
-            row_ptr[:, None] + token[None, :] * vocab_stride,
-            g,
-            mask=live[:, None] & (token < vocab_size)[None, :],
-        )
-        inverse = row_value(
-            temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
-        )
-        shifted, by = shifts_of(
-            tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
-            shift, shift_batch_stride, shift_row_stride,
-        )  # fmt: skip
-        is_token = (token < vocab_size)[None, :]
-        g = tl.where(is_token, g.to(tl.float32), float("-inf"))
-        g = edited(g, token[None, :], is_token, softcap, shift, shifted[:, None], by[:, None])
-        store_sums(
-            g, sums_ptr, rows.to(tl.int64) * slots, local * slots + slot, live, real_inverse(inverse), inverse,
-            inverse, False, WANTS_RAW, WANTS_ENTROPY,
-        )  # fmt: skip
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    token = slot.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    g = _logits(
+        hidden_row_ptr, live, hidden_stride, weight_ptr, weight_row_stride, weight_stride, bias_ptr,
+        bias_stride, token, vocab_size, HIDDEN_SIZE, ROWS, BLOCK, COLUMNS,
+    )  # fmt: skip
+    row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
+    tl.store(
+        row_ptr[:, None] + token[None, :] * vocab_stride,
+        g,
+        mask=live[:, None] & (token < vocab_size)[None, :],
+    )
+    inverse = row_value(
+        temperature, temperature_batch_stride, temperature_row_stride, sequence, k, tl.float32
+    )
+    shifted, by = shifts_of(
+        tokens_ptr, token_batch_stride, token_stride, sequence, position, k,
+        shift, shift_batch_stride, shift_row_stride,
+    )  # fmt: skip
+    is_token = (token < vocab_size)[None, :]
+    g = tl.where(is_token, g.to(tl.float32), float("-inf"))
+    g = edited(g, token[None, :], is_token, softcap, shift, shifted[:, None], by[:, None])
+    store_sums(
+        g, sums_ptr, rows.to(tl.int64) * slots, local * slots + slot, live, real_inverse(inverse), inverse,
+        inverse, False, WANTS_RAW, WANTS_ENTROPY,
+    )  # fmt: skip
 
 
 @triton.jit

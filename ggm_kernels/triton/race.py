@@ -83,7 +83,7 @@ def log_mixture(h, alpha, log_noise_prob):
 
 @triton.jit
 def many_words(seed, step, sample_id, position, start, BLOCK: tl.constexpr, STREAM: tl.constexpr):
-    """Words start .. start + BLOCK - 1 of a stream at rows: uint32 [ROWS, BLOCK]; `start` [ROWS], multiples of 4."""
+    """Words start .. start + BLOCK - 1 of a stream, uint32 [ROWS, BLOCK]; `start` [ROWS], multiples of 4."""
     quad = ((start // 4)[:, None] + tl.arange(0, BLOCK // 4)[None, :]).to(tl.uint32)
     w0, w1, w2, w3 = words_at(
         seed[:, None], step[:, None], sample_id[:, None], position[:, None], quad, STREAM

@@ -1,4 +1,4 @@
-"""The rows of a Glauber step inside Triton kernels: where each is, what it was given, its logits as they count."""
+"""Rows of a Glauber step inside Triton kernels: their places, what each was given, logits as they count."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import triton.language as tl
 def row_places(
     local, first_row, rows, count, length, positions_ptr, position_batch_stride, position_stride, frozen_ptr
 ):
-    """Row of the step, sequence, place in it and position of rows `local`, int64, and whether anything is to be done.
+    """Row of the step, sequence, place in it and position of rows `local`, int64, and whether it has work.
 
-    Nothing is where there is no position (-1), one that is frozen, or one outside the tokens; and beyond the last
-    row. What is said of such rows is of no account, but in bounds: so loads of values by row need no mask, some of
-    which, in layouts of small tiles, are beyond the compiler.
+    Nothing is where there is no position (-1), one that is frozen, or one outside the tokens; and beyond the
+    last row. What is said of such rows is of no account, but in bounds: so loads of values by row need no
+    mask, some of which, in layouts of small tiles, are beyond the compiler.
     """
     row = first_row + tl.minimum(local, rows - 1)
     sequence = row // count
@@ -75,7 +75,7 @@ def tanh(x):
 
 @triton.jit
 def edited(g, token, is_token, softcap, shift, shifted, by):
-    """Logits g of `token`, alike in shape, with the soft cap and with the shift of the token that stands there.
+    """Logits g of `token`, alike in shape, with the soft cap and the shift of the token that stands there.
 
     What is no token has -inf, which a soft cap would lift.
     """

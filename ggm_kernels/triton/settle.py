@@ -1,7 +1,7 @@
 """What becomes of a row, from the sums of its slots: groups race, the tokens of the group that won race.
 
-The logits are read once more for the RACE_GROUP tokens of that group alone, and for the slot of the largest logit
-where margin or argmax are asked for.
+The logits are read once more for the RACE_GROUP tokens of that group alone, and for the slot of the
+largest logit where margin or argmax are asked for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _RACE_GROUP = tl.constexpr(RACE_GROUP)
 
 @triton.jit
 def _margin_and_argmax(g, start, top, second):
-    """Largest minus second largest logit, and the first token of the largest, from the leading slot's logits g."""
+    """Largest minus second largest logit, and the first token of the largest, from the leading slot's g."""
     leads = g == top[:, None]
     column = tl.arange(0, g.shape[1])[None, :]
     first = tl.min(tl.where(leads, column, g.shape[1]), axis=1)
@@ -53,7 +53,7 @@ def _winning_token(
     g, start, row_top, cut, inverse, is_greedy, seed, step, sample_id, position,
     FILTERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The token that wins the race of one group of logits g [ROWS, BLOCK], and its logit: the first of equals."""
+    """The token that wins the race of one group, logits g [ROWS, BLOCK], and its logit: the first of equals."""
     g = tl.where(g == g, g, float("-inf"))  # of a row that changes nothing
     top = tl.max(g, axis=1)[:, None]
     z = tempered(g, top, inverse[:, None])
@@ -90,7 +90,8 @@ def _log_pi(noise_log_probs_ptr, uniform_log_prob, token, token_bound, live):
 
 @triton.jit(
     do_not_specialize=[
-        "length", "count", "vocab_size", "first_row", "rows", "seed", "step", "slots", "token_bound", "noise_mask",
+        "length", "count", "vocab_size", "first_row", "rows", "seed", "step", "slots", "token_bound",
+        "noise_mask",
     ]
 )  # fmt: skip
 def settle_kernel(
@@ -243,7 +244,8 @@ def settle_kernel(
             tl.store(keep_prob_ptr + row, sigmoid(f), mask=inside)
 
     group = winning_group(
-        sums_ptr, field_stride, row_at, slots, live, top, inverse, is_greedy, seeds, steps, sample_id, position,
+        sums_ptr, field_stride, row_at, slots, live, top, inverse, is_greedy, seeds, steps, sample_id,
+        position,
         ROWS, GROUPS, PARTS,
     )  # fmt: skip
     start = group.to(tl.int64) * _RACE_GROUP

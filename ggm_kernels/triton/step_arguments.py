@@ -1,4 +1,4 @@
-"""Arguments of a Glauber step as Triton kernels take them: values a row by address and strides, numbers as they are."""
+"""Arguments of a Glauber step as Triton takes them: values by row as address and strides, numbers as they are."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inverse_temperature(temperature: float | torch.Tensor) -> float | torch.Tens
 
 
 class Filters:
-    """What top-k, top-p and min-p may leave out of rows of V logits: None where one leaves out nothing at all."""
+    """What top-k, top-p and min-p may leave out of rows of V logits; None where one leaves out nothing."""
 
     def __init__(self, update: Update, vocab_size: int) -> None:
         is_greedy = not isinstance(update.temperature, torch.Tensor) and update.temperature == 0

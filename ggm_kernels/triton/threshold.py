@@ -84,7 +84,8 @@ def _search(
         start = 0
         while start < end:
             depth, z = _load_law(
-                row_ptr, vocab_stride, start, end, live, softcap, shift, shifted, by, top, inverse_temperature,
+                row_ptr, vocab_stride, start, end, live, softcap, shift, shifted, by, top,
+                inverse_temperature,
                 BLOCK,
             )  # fmt: skip
             amount = _mass_units(z) if OF_MASS else tl.full([ROWS, BLOCK], 1, dtype=tl.int32)
@@ -194,7 +195,8 @@ def threshold_kernel(
         # float64 may round a mass beyond 2**53 up.
         wanted = tl.minimum(tl.ceil(share * mass.to(tl.float64)).to(tl.int64), mass)
         nucleus = _search(
-            row_ptr, vocab_stride, end, live, softcap, shift, shifted, by, top, inverse, tl.maximum(wanted, 1),
+            row_ptr, vocab_stride, end, live, softcap, shift, shifted, by, top, inverse,
+            tl.maximum(wanted, 1),
             OF_MASS=True, ROWS=ROWS, BLOCK=BLOCK,
         )  # fmt: skip
         deepest = tl.where(share < 1.0, tl.minimum(nucleus, _ALL), deepest)

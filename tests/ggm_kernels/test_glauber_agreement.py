@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import linear
 
 from ggm_kernels import NoiseLaw, backends, glauber_step, linear_glauber_step
+from ggm_kernels.randomness import RACE_GROUP
 
 OP = "glauber_step"
 WITHOUT_REFERENCE = True
@@ -244,29 +245,19 @@ def triton_module(name):
     return sys.modules[f"ggm_kernels.triton.{name}"]
 
 
-@pytest.mark.parametrize(
-    ("programs", "changes"),
-    [
-        (1, {}),
-        (16, {}),
-        (1000, {}),
-        (1, {"temperature": 0.0}),
-        (1000, {"temperature": 0.0}),
-        (1000, {"top_k": 300, "min_p": 0.001}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"top_k": 300, "min_p": 0.001}], ids=str)
 @interprets_triton
-def test_triton_draws_the_same_in_any_number_of_parts(programs, changes, monkeypatch):
+def test_triton_draws_the_same_in_tiles_of_any_shape(changes, monkeypatch):
+    """Five groups: one after the other of few rows, or all at once of all rows."""
     module = triton_module("glauber_step")
-    arguments = {**with_keeping(problem(4, 700)), **changes}
+    arguments = {**with_keeping(problem(4, 4 * RACE_GROUP + 100)), **changes}
     logits = arguments["logits"].round_().clamp_(max=0)  # temperature 0 takes the first of many
-    logits[0, 3, 600], logits[1, 2], logits[0, 1, :600] = math.nan, -math.inf, -math.inf
+    logits[0, 3, 600], logits[1, 2], logits[0, 1, :2600] = math.nan, -math.inf, -math.inf
     whole, parts = ({name: torch.zeros(2, 4) for name in BY_PRODUCTS} for _ in range(2))
     expected = run(arguments, "triton", **whole)
     assert_agree(expected, run(arguments, "reference"))
-    monkeypatch.setattr(module, "_INTERPRETED_TILE", 256)
-    monkeypatch.setattr(module, "program_count", lambda device: programs)
+    monkeypatch.setattr(module, "_INTERPRETED_TILE", 2048)
+    monkeypatch.setattr(module, "_SETTLE_TILE", 16)
     assert torch.equal(run(arguments, "triton", **parts), expected)
     torch.testing.assert_close(parts, whole, equal_nan=True, rtol=1e-5, atol=1e-5)
 
@@ -279,14 +270,13 @@ def test_triton_paths_of_linear_agree(dtype, filters, monkeypatch):
     arguments = {**linear_problem(80, 150, 24, dtype), **filters}
     by_products = [{name: torch.zeros(2, 80) for name in BY_PRODUCTS} for _ in range(4)]
     expected = expected_of(arguments, **by_products[0])
-    # Fused, in parts; the product in one tile of tokens; in small tiles of rows and tokens.
-    monkeypatch.setattr(module, "program_count", lambda device: 40)
+    # Fused, in slots of 64 tokens; the library's product of all rows; of 50 at a time.
     monkeypatch.setattr(module, "_INTERPRETED_TOKENS", 64)
-    launches = [(10**6, 2**26, 4096), (0, 2**26, 4096), (0, 2**14, 50)]
-    for (fused_rows, buffer_bytes, buffer_rows), given in zip(launches, by_products[1:], strict=True):
+    launches = [(10**6, 2**26, 1), (0, 2**26, 1), (0, 1, 50)]
+    for (fused_rows, buffer_bytes, least_rows), given in zip(launches, by_products[1:], strict=True):
         monkeypatch.setattr(module, "_FUSED_ROWS", fused_rows)
         monkeypatch.setattr(module, "_BUFFER_BYTES", buffer_bytes)
-        monkeypatch.setattr(module, "_BUFFER_ROWS", buffer_rows)
+        monkeypatch.setattr(module, "_LEAST_ROWS", least_rows)
         ours = run(arguments, "triton", linear_glauber_step, **given)
         assert_agree(ours, expected, of=1000)
         same = ours.gather(1, arguments["positions"]) == expected.gather(1, arguments["positions"])
@@ -299,18 +289,7 @@ def test_triton_paths_of_linear_agree(dtype, filters, monkeypatch):
 
 
 @interprets_triton
-def test_tiles_of_the_product_in_many_parts(monkeypatch):
-    step, linear_step = triton_module("glauber_step"), triton_module("linear_glauber_step")
-    arguments = linear_problem(10, 600, 24, torch.float32)
-    expected = expected_of(arguments)
-    monkeypatch.setattr(linear_step, "_FUSED_ROWS", 0)
-    monkeypatch.setattr(linear_step, "_BUFFER_BYTES", 20 * 4 * 256)  # 20 rows of 256 logits
-    monkeypatch.setattr(step, "_INTERPRETED_TILE", 128)
-    monkeypatch.setattr(step, "program_count", lambda device: 1000)
-    slots = []
-    make_slots = step.Rows.make_slots
-    monkeypatch.setattr(
-        step.Rows, "make_slots", lambda rows, count: (slots.append(count), make_slots(rows, count))
-    )
-    assert_agree(run(arguments, "triton", linear_glauber_step), expected, of=1000)
-    assert slots == [6]  # 3 tiles of 2 parts, the last of them empty
+def test_groups_of_a_fused_product_are_those_of_its_logits():
+    """Slots of 256 tokens make up groups of four: groups race by the words of their number, whole or in slots."""
+    arguments = linear_problem(10, 2 * RACE_GROUP + 300, 24, torch.float32)
+    assert_agree(run(arguments, "triton", linear_glauber_step), expected_of(arguments), of=1000)
