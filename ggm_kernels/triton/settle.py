@@ -53,7 +53,7 @@ def _winning_token(
     g, start, row_top, cut, inverse, is_greedy, seed, step, sample_id, position,
     FILTERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The token that wins the race of one group, logits g [ROWS, BLOCK], and its logit: the first of equals."""
+    """The winner of the race of one group, logits g [ROWS, BLOCK], and its logit; the first of equals."""
     g = tl.where(g == g, g, float("-inf"))  # of a row that changes nothing
     top = tl.max(g, axis=1)[:, None]
     z = tempered(g, top, inverse[:, None])

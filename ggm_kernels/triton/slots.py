@@ -42,7 +42,7 @@ def load_groups(
     sums_ptr, field_stride, row_at, first, slots, live, inverse,
     ROWS: tl.constexpr, GROUPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit [ROWS, GROUPS] of groups from `first` on, and mass relative to it, of PARTS slots each."""
+    """Largest logit [ROWS, GROUPS] of groups from `first` on, and mass relative to it; of PARTS slots."""
     slot = (first + tl.arange(0, GROUPS)) * PARTS
     at = sums_ptr + row_at[:, None] + slot[None, :]
     tops = tl.full([ROWS, GROUPS], float("-inf"), dtype=tl.float32)

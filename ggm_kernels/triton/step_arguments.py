@@ -1,4 +1,4 @@
-"""Arguments of a Glauber step as Triton takes them: values by row as address and strides, numbers as they are."""
+"""Arguments of a Glauber step as Triton takes them: values by row as address and strides, and numbers."""
 
 from __future__ import annotations
 
