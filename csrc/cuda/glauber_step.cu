@@ -8,6 +8,7 @@ namespace {
 
 constexpr int kGroupBlocks = 3;  // a processor's, of 16-bit logits; float32 held at an odd address takes more registers
 constexpr int kDrawThreads = 128;
+constexpr int kDrawBlocks = 4;  // a processor's: more would spill
 constexpr int64_t kWarpsPerProcessor = 128;  // warps with groups of their own before one takes several
 constexpr int64_t kMostGroups = 8;           // of a warp: they share what must be known of the row
 
@@ -80,7 +81,8 @@ __device__ __forceinline__ void note_logits(RowState& state, const GlauberArgs& 
 }
 
 template <class T, bool kFull, bool kAlone>
-__global__ void __launch_bounds__(kDrawThreads) draw_kernel(const __grid_constant__ Step step) {
+__global__ void __launch_bounds__(kDrawThreads, kDrawBlocks)
+    draw_kernel(const __grid_constant__ Step step) {
   const bool is_first_lane = threadIdx.x % kWarp == 0;
   for (int64_t i = warp_of_grid(); i < step.tile.rows; i += warps_of_grid()) {
     const int64_t row_id = row_of(step.tile, i);
