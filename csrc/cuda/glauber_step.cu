@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kDrawThreads, kDrawBlocks)
     } else {
       race_tile(state, row, step.work.groups + i * step.groups);
     }
+    __syncwarp();  // here, too: shuffles order no memory
     if (!is_first_lane) continue;
     if (step.work.is_last) {
       settle_row(step.args, row_id, place, state, row.law);

@@ -50,7 +50,6 @@ Counts* counted;
 
 struct Machine {
   std::vector<std::unique_ptr<Thread>> threads;
-  std::vector<void*> identities;
   std::vector<std::unique_ptr<Meeting>> meetings[kMostThreads / kWarp];  // of each warp, by mask
   unsigned size = 0;  // threads of the block
   unsigned current = 0;
@@ -168,14 +167,15 @@ void prepare_block() {
   for (auto& of_warp : machine.meetings) {
     for (auto& meeting : of_warp) meeting->arrived = 0;
   }
-  while (machine.threads.size() < machine.size) machine.threads.push_back(std::make_unique<Thread>());
-  while (machine.identities.size() < machine.size) machine.identities.push_back(new_identity());
+  while (machine.threads.size() < machine.size) {
+    machine.threads.push_back(std::make_unique<Thread>());
+    machine.threads.back()->fiber.identity = new_identity();  // for good: the stack goes with it
+  }
+  // Thread i of one block and of the next are no longer in order by being one.
+  std::rotate(machine.threads.begin(), machine.threads.begin() + 1, machine.threads.begin() + machine.size);
   for (unsigned i = 0; i < machine.size; ++i) {
-    Thread& thread = *machine.threads[i];
-    thread.state = State::ready;
-    thread.fiber.prepare(&run_thread);
-    // Thread i of one block and of the next are no longer in order by being one.
-    thread.fiber.identity = machine.identities[(i + machine.blocks) % machine.size];
+    machine.threads[i]->state = State::ready;
+    machine.threads[i]->fiber.prepare(&run_thread);
   }
   spoil_shared_memory();
   release_at(block_address());

@@ -22,7 +22,7 @@ class Fiber {
   // From the fiber to the host. One that ends must be prepared before it is resumed again.
   void leave(bool ends);
 
-  // Under ThreadSanitizer: the thread as which this fiber is seen from now on.
+  // Under ThreadSanitizer: the thread as which this fiber is seen.
   void* identity = nullptr;
 
  private:
