@@ -158,11 +158,11 @@ inline float __half2float(__half value) {
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 inline float fast_exp2(float x) {
   emulated::count_exponential();
-  return exp2f(x);
+  return ::exp2f(x);
 }
 inline float __expf(float value) {
   emulated::count_exponential();
-  return exp2f(value * 1.44269504f);
+  return ::exp2f(value * 1.44269504f);
 }
 
 // What a kernel spends its instructions on is counted: these hide the functions of the same names.
@@ -178,6 +178,10 @@ inline float log1pf(float value) {
 inline float expf(float value) {
   emulated::count_exponential();
   return ::expf(value);
+}
+inline float exp2f(float value) {
+  emulated::count_exponential();
+  return ::exp2f(value);
 }
 }  // namespace ggm
 

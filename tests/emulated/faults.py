@@ -87,10 +87,10 @@ FAULTS = [
         "glauber_step.cu",
     ),
     Fault(
-        "wrong shift",
+        "wrong half of a shift",
         "glauber_group.h",
-        "(misaligned & 8u) != 0 ? words[j + 2]",
-        "(misaligned & 8u) != 0 ? words[j + 1]",
+        "high = load_aligned<T>(floor + 16)",
+        "high = load_aligned<T>(floor)",
         "check_steps",
         "glauber_step.cu",
     ),
