@@ -151,7 +151,7 @@ class _Step(Step):
         )  # fmt: skip
 
     def race(self, tile, rows: int, work: _Work, is_first: bool, is_last: bool) -> None:
-        """Race the groups of a tile of `rows` rows; after the last tile tokens and by-products are written."""
+        """Race the groups of a tile of `rows` rows; the last tile writes tokens and by-products."""
         thresholds = None
         if self.has_filter:
             thresholds = torch.empty(rows, 2, dtype=torch.float32, device=self._device)
