@@ -91,7 +91,7 @@ FAULTS = [
         "glauber_group.h",
         "high = load_aligned<T>(floor + 16)",
         "high = load_aligned<T>(floor)",
-        "check_steps",
+        "check_addresses",
         "glauber_step.cu",
     ),
     Fault(

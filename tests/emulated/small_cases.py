@@ -103,6 +103,23 @@ def check_tiles() -> None:
         cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS = before
 
 
+def check_addresses() -> None:
+    """A row is summed and drawn from alike wherever it lies, to the bit."""
+    names = ("log_sum_exp", "log_prob", "entropy")
+    for dtype in DTYPES:
+        row, seen = draw(4099).to(dtype), []
+        for offset in range(8):
+            logits = torch.zeros(offset + 4107, dtype=dtype)[offset : offset + 4099].copy_(row)
+            for asked in (names[:2], names):  # by the plain kernel and by the one with entropy
+                by_products = {name: torch.zeros(1, 1) for name in asked}
+                token, position = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+                glauber_step(
+                    token, logits[None, None], position, seed=1, step=0, **by_products, backend=BACKEND
+                )
+                seen.append((int(token), *(float(value) for value in by_products.values())))
+        assert len({values[:3] for values in seen}) == 1 and len(set(seen)) == 2
+
+
 def check_step(logits: torch.Tensor, options: dict) -> None:
     batch, count, vocab_size = logits.shape
     tokens, positions = ids(vocab_size, batch, count + 3), torch.arange(count)
@@ -153,6 +170,7 @@ ALL = [
     check_steps,
     check_filters,
     check_tiles,
+    check_addresses,
     check_strides_beyond_32_bits,
     check_present_tokens_are_left_where_there_is_no_law,
 ]

@@ -57,23 +57,6 @@ def test_an_exponential_a_token_and_logarithms_of_groups_and_one_group(vocab_siz
     assert counts["draw_kernel"]["logarithms"] < rows * (3 * groups + 1500)  # of 2048, had all tokens theirs
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_row_is_summed_alike_at_any_address(dtype):
-    vocab_size, names = 4099, ("log_sum_exp", "log_prob", "entropy")
-    row, seen = draw(vocab_size).to(dtype), []
-    for offset in range(8):
-        logits = torch.zeros(offset + vocab_size + 8, dtype=dtype)[offset : offset + vocab_size].copy_(row)
-        for asked in (names[:2], names):  # by the plain kernel and by the one with entropy
-            by_products = {name: torch.zeros(1, 1) for name in asked}
-            tokens = torch.zeros(1, 1, dtype=torch.int64)
-            glauber_step(
-                tokens, logits[None, None], torch.zeros(1, dtype=torch.int64), seed=1, step=0, **by_products,
-                backend="emulated",
-            )  # fmt: skip
-            seen.append((int(tokens), *(float(value) for value in by_products.values())))
-    assert len({values[:3] for values in seen}) == 1 and len({values[3:] for values in seen}) == 2
-
-
 def test_a_row_without_work_costs_none():
     tokens, log_sum_exp = torch.zeros(1, 8, dtype=torch.int64), torch.zeros(1, 8)
     module.take_counts()
