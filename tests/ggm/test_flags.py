@@ -170,7 +170,7 @@ def test_the_commands_have_the_flags_that_they_had():
         "train": "--set --resume --max-steps --quiet --print-config --dry-run",
         "sample": f"{drawing} --out",
         "infill": f"{drawing} --text --gap --image --mask --box --out",
-        "evaluate": f"{drawing} {metrics} --data --no-held-out --times --reference-count --save-samples",
+        "evaluate": f"{drawing} {metrics} --data --no-held-out --times --likelihood-times --reference-count --save-samples",
         "score": f"{metrics} --size --tokenizer --meta --device",
         "info": "",
         "train-vq": """--out --size --downsampling --codebook --latent-channels --width --grey --steps --batch

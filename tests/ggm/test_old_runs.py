@@ -16,6 +16,8 @@ from ggm.training.run import run
 # `ggm train run.yaml --resume`, whose last lines of metrics.jsonl are continued.jsonl.
 OLD = Path(__file__).parents[1] / "fixtures" / "run_first_edition"
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 
 @pytest.fixture
 def old_run(tmp_path, monkeypatch) -> Path:
