@@ -190,10 +190,10 @@ def _min_p(row: Row, z: np.ndarray) -> np.ndarray:
     if not row.min_p:
         return np.ones(len(z), dtype=bool)
     bound = math.log(row.min_p)
-    row.doubt(
-        "min_p",
-        any(_near(value, bound, row) for value in z[(z < 0) & (abs(z - bound) < 1)]) and row.min_p < 1,
-    )
+    below = z[(z < 0) & (abs(z - bound) < 1)]
+    # min_p = 1 keeps what equals the largest: known, unless a soft cap rounds logits to the same number.
+    is_exact = row.min_p == 1 and row.softcap is None
+    row.doubt("min_p", not is_exact and any(_near(value, bound, row) for value in below))
     return z >= bound
 
 
