@@ -173,6 +173,7 @@ def test_the_commands_have_the_flags_that_they_had():
         "evaluate": f"{drawing} {metrics} --data --no-held-out --times --likelihood-times --reference-count --save-samples",
         "score": f"{metrics} --size --tokenizer --meta --device",
         "info": "",
+        "plot": "--out",
         "train-vq": """--out --size --downsampling --codebook --latent-channels --width --grey --steps --batch
             --learning-rate --seed --column --device --quiet""",
     }
