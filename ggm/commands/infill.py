@@ -141,6 +141,19 @@ def infill_text(
     ValueError
         If the model is not one of text, the text is too long, has no gap or holds unknown characters.
     """
+    given, length = given_text(checkpoint, text, gap)
+    result = fill(checkpoint.model, given, config, processes, progress=progress)
+    return dataclasses.replace(result, tokens=result.tokens[:, :length])
+
+
+def given_text(checkpoint: Checkpoint, text: str, gap: str) -> tuple[Given, int]:
+    """What a text with gaps gives of the model's sequence, and how many tokens it is long.
+
+    Raises
+    ------
+    ValueError
+        As `infill_text`.
+    """
     import torch
 
     from ggm.data.text import encode
@@ -149,7 +162,7 @@ def infill_text(
         raise ValueError("text: this checkpoint holds no vocabulary of text")
     if len(gap) != 1:
         raise ValueError(f"gap: got {gap!r}; allowed: one character")
-    model, length = checkpoint.model, checkpoint.model.chain.length
+    length = checkpoint.model.chain.length
     given: list[int | None] = []
     try:
         for part in re.split(f"({re.escape(gap)}+)", text):
@@ -163,8 +176,7 @@ def infill_text(
     rest = [None] * (length - len(given))
     frozen = torch.tensor([token is not None for token in [*given, *rest]])
     tokens = torch.tensor([token or 0 for token in [*given, *rest]])
-    result = fill(model, Given(tokens, frozen), config, processes, progress=progress)
-    return dataclasses.replace(result, tokens=result.tokens[:, : len(given)])
+    return Given(tokens, frozen), len(given)
 
 
 def _infill_image(
