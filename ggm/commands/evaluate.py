@@ -165,15 +165,16 @@ def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
 
 def _data(run: RunConfig, checkpoint: Checkpoint, path: Path) -> Data:
     """Data of a run, whose configuration `path` holds."""
-    from ggm.data.sources import load_data, source_file
+    from ggm.data.sources import load_data, source_files
+    from ggm.digests import Files
 
     config = checkpoint.model.config
-    file = source_file(run.data)
-    if file is not None and run.data_file is not None:
-        run.data_file.check(file, path)
+    files = source_files(run.data)
+    if files is not None and run.data_file is not None:
+        run.data_file.check(files, path)
     data = load_data(run.data, config.chain.length, checkpoint.tokenizer, checkpoint.images)
-    if file is None and data.file is not None and run.data_file is not None:
-        run.data_file.check(data.file, path)
+    if files is None and data.file is not None and run.data_file is not None:
+        run.data_file.check(Files.single(data.file), path)
     if data.vocab_size != config.vocab_size:
         raise ValueError(
             f"data: got {data.vocab_size} tokens; allowed: {config.vocab_size}, the vocabulary of the model"

@@ -127,7 +127,7 @@ class RunConfig:
     tracker : str
         "tensorboard" (if it is installed), "wandb" or "none". metrics.jsonl is always written.
     data_file : FileState, optional
-        Size and SHA-256 of the file that data are read from, or of the tokens of images: another one is
+        Size and SHA-256 of the files that data are read from, or of the tokens of images: others are
         refused. A run writes it into its own file.
     """
 
