@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -240,11 +241,13 @@ class GGM(nn.Module, HubWeights):
     ) -> SampleResult:
         config = config or SamplingConfig()
         if len(tokens) == 0:
-            return SampleResult(tokens, 0, 0, 0.0)
+            return SampleResult(tokens, 0, 0, 0.0, self.vocabulary)
         options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.config.vocab_size}
         if config.event_driven:
-            return denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
-        return denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
+            result = denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
+        else:
+            result = denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
+        return replace(result, vocabulary=self.vocabulary)
 
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
         """Logits of the network as `ggm.sampling.stepwise.denoise` takes them, given clean positions."""
