@@ -244,13 +244,19 @@ def _save(ctx, inputs, log_sum_exp, normaliser, gradients) -> None:
 
 
 def _backward(ctx, grad, grad_log_sum_exp, *_):
+    if _unused(grad, grad_log_sum_exp):
+        return (None,) * 12
     needs = [ctx.needs_input_grad[index] for index in range(3)]
-    return (*_recomputed(ctx, grad, grad_log_sum_exp, needs), *[None] * 9)
+    return (*_recomputed(ctx, ctx.saved_tensors, grad, grad_log_sum_exp, needs), *[None] * 9)
 
 
-def _recomputed(ctx, grad, grad_log_sum_exp, needs):
+def _unused(grad, grad_log_sum_exp) -> bool:
+    return grad is None and grad_log_sum_exp is None
+
+
+def _recomputed(ctx, saved, grad, grad_log_sum_exp, needs):
     """Gradients of hidden, weight and bias for those of the rows' losses and log-sum-exps, each or None."""
-    log_sum_exp, normaliser, scale, hidden, weight, bias, targets, shift, shifted = ctx.saved_tensors[:9]
+    log_sum_exp, normaliser, scale, hidden, weight, bias, targets, shift, shifted = saved
     softmax_scale = target_scale = torch.zeros_like(scale)
     if grad is not None:
         target_scale = torch.where(scale == 0, 0.0, grad * scale)
@@ -351,30 +357,30 @@ def _fake_sum(hidden, weight, bias, targets, scale, *rest):
 def _setup_sum(ctx, inputs, output):
     _, log_sum_exp, normaliser, *gradients = output
     *inputs, ctx.made = inputs
+    ctx.dtype = inputs[0].dtype
     _save(ctx, inputs, log_sum_exp, normaliser, gradients)
 
 
 def _backward_sum(ctx, grad, grad_log_sum_exp, *_):
+    if _unused(grad, grad_log_sum_exp):
+        return (None,) * 13
     needs = [ctx.needs_input_grad[index] for index in range(3)]
-    of_loss = _scaled(ctx, grad, needs)
-    if of_loss is None:  # under torch.func, whose wrappers ask for gradients that the call did not see
-        gradients = _recomputed(ctx, grad, grad_log_sum_exp, needs)
-    elif grad_log_sum_exp is None:
-        gradients = of_loss
+    saved = ctx.saved_tensors
+    saved, made = saved[:9], saved[9:]
+    if grad_log_sum_exp is None and _are_made(ctx, needs):
+        gradients = _scaled(made, grad, needs, ctx.dtype)
     else:
-        of_log_sum_exp = _recomputed(ctx, None, grad_log_sum_exp, needs)
-        gradients = [
-            a + b if needed else None for a, b, needed in zip(of_loss, of_log_sum_exp, needs, strict=True)
-        ]
+        gradients = _recomputed(ctx, saved, grad, grad_log_sum_exp, needs)
     return (*gradients, *[None] * 10)
 
 
-def _scaled(ctx, grad, needs):
+def _are_made(ctx, needs) -> bool:
+    """Not under torch.func, whose wrappers want what the call did not see wanted."""
+    return all(made or not needed for needed, made in zip(needs, ctx.made, strict=True))
+
+
+def _scaled(made, grad, needs, dtype):
     """Gradients of hidden, weight and bias by those that the forward made, which stay as they are."""
-    if grad is None or any(needed and not made for needed, made in zip(needs, ctx.made, strict=True)):
-        return None
-    dtype = ctx.saved_tensors[3].dtype
-    made = ctx.saved_tensors[9:]
     return [(value * grad).to(dtype) if needed else None for value, needed in zip(made, needs, strict=True)]
 
 

@@ -197,11 +197,13 @@ def problem_of(hidden, weight, bias, targets, logit_shift, shifted_token, softca
     )
 
 
+@torch.no_grad()
 def losses(kernels: Kernels, problem: Problem, scale: torch.Tensor, z_loss: float) -> LossOutputs:
     """Loss, log-sum-exp and its two summands of every row."""
     return _outputs(Walk(kernels, problem).losses(), scale, z_loss)
 
 
+@torch.no_grad()
 def losses_and_gradients(
     kernels: Kernels, problem: Problem, scale: torch.Tensor, z_loss: float, needs: Needs
 ) -> tuple[LossOutputs, GradientOutputs]:
@@ -219,6 +221,7 @@ def losses_and_gradients(
     return _outputs(losses, scale, z_loss), gradients
 
 
+@torch.no_grad()
 def gradients(
     kernels: Kernels,
     problem: Problem,
