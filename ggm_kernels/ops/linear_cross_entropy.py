@@ -104,6 +104,7 @@ def linear_cross_entropy(
     _check_row_tensor("targets", targets, hidden, checks.INTEGERS)
     ignore_index = checks.integer("ignore_index", ignore_index, low=-(2**63), high=2**63)
     scale = _row_scale(row_weight, targets, ignore_index, hidden)
+    scale, nothing = _mean_scale(scale) if reduction == "mean" else (scale, None)
     shift, shifted = _check_shift(logit_shift, shifted_token, hidden)
     cap = 0.0 if softcap is None else checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
     z_loss = checks.number("z_loss", z_loss, low=0.0, high=math.inf)
@@ -115,17 +116,16 @@ def linear_cross_entropy(
         needs = [value is not None and value.requires_grad for value in (hidden, weight, bias)]
         needs = [needed and torch.is_grad_enabled() for needed in needs]
         loss, log_sum_exp, *_ = _sum_op(*rows, *numbers, needs)
-        if reduction == "mean":
-            loss = _mean(loss, scale)
+        if nothing is not None:
+            loss = loss + torch.where(nothing, math.nan, 0.0).to(loss.dtype)
     return (loss, log_sum_exp) if return_log_sum_exp else loss
 
 
-def _mean(total: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _mean_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale of each row in the mean, and whether there is none: then 0 keeps the gradients 0."""
     weight = scale.sum()
-    nothing = weight == 0  # a factor of 0, and not of infinity, keeps the gradients 0
-    return total * torch.where(nothing, 0.0, 1.0 / weight) + torch.where(nothing, math.nan, 0.0).to(
-        total.dtype
-    )
+    nothing = weight == 0
+    return torch.where(nothing, 0.0, scale / weight), nothing
 
 
 def _choose(backend: str | None, values: torch.Tensor) -> str:
@@ -381,7 +381,21 @@ def _are_made(ctx, needs) -> bool:
 
 def _scaled(made, grad, needs, dtype):
     """Gradients of hidden, weight and bias by those that the forward made, which stay as they are."""
+    if _is_last_use_by_one(grad):
+        return [value.to(dtype) if needed else None for value, needed in zip(made, needs, strict=True)]
     return [(value * grad).to(dtype) if needed else None for value, needed in zip(made, needs, strict=True)]
+
+
+def _is_last_use_by_one(grad: torch.Tensor) -> bool:
+    """Whether the gradient is 1 and the graph goes after this: then nobody needs a copy of [V, d].
+
+    Only on a CPU is the number at hand.
+    """
+    if type(grad) is not torch.Tensor or grad.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active() or torch.is_grad_enabled():
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph() and float(grad) == 1.0
 
 
 register(
