@@ -197,7 +197,7 @@ def linear_sigmoid_bce_demands() -> Iterator[Demand]:
 
 
 def linear_cross_entropy_demands() -> Iterator[Demand]:
-    """Memory is that beyond the gradients, which both return; time that of fewer rows, as calls take seconds."""
+    """Memory is that beyond the gradients, which both return; time that of fewer rows."""
     size = test_linear_cross_entropy.Size(rows=1024)
     head = test_linear_cross_entropy.make_head(size, CPU)
     words = f"N={size.rows} V={size.vocab_size} d={size.hidden_size}"
