@@ -71,9 +71,14 @@ def check_cross_entropy() -> None:
     for dtype, vocab_size, softcap in [(DTYPES[0], 1000, 3.0), (DTYPES[1], 33, None), (DTYPES[2], 257, None)]:
         leaves = [draw(20, 24, seed=1).to(dtype), draw(vocab_size, 24, seed=2).to(dtype) / 6]
         leaves += [draw(vocab_size, seed=3).to(dtype)]
-        targets = ids(20, vocab_size, 1)[:, 0]
+        targets = ids(vocab_size, 20)
         targets[3] = -100
-        options = {"softcap": softcap, "z_loss": 0.01, "logit_shift": draw(20), "shifted_token": targets % 30}
+        options = {
+            "softcap": softcap,
+            "z_loss": 0.01,
+            "logit_shift": draw(20),
+            "shifted_token": targets % vocab_size,
+        }
         options["shifted_token"] = options["shifted_token"].clamp(0)
         for reduction in ("none", "mean"):
             results = []

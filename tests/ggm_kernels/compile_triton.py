@@ -115,12 +115,12 @@ def linear_cross_entropy_kernels(arch: int) -> None:
             "products_ptr": dtype, "row_stride": "i64", "tokens": "i32", "begin": "i32",
             "bias_ptr": "*fp32" if optional else None, "softcap": "fp32", "targets_ptr": "*i64",
             "shift_ptr": "*fp32" if optional else None, "shifted_ptr": "*i64" if optional else None,
-            "TOKENS": CROSS_ENTROPY._TOKENS,
         }  # fmt: skip
+        block = {"TOKENS": CROSS_ENTROPY._TOKENS}
         sums = {"top_ptr": "*fp32", "mass_ptr": "*fp32", "target_logit_ptr": "*fp32"}
-        compiles(CROSS_ENTROPY._sums_kernel, arch, {**tile, **sums})
+        compiles(CROSS_ENTROPY._sums_kernel, arch, {**tile, **sums, **block})
         names = ("top_ptr", "log_mass_ptr", "softmax_scale_ptr", "target_scale_ptr")
-        compiles(CROSS_ENTROPY._gradients_kernel, arch, {**tile, **dict.fromkeys(names, "*fp32")})
+        compiles(CROSS_ENTROPY._gradients_kernel, arch, {**tile, **dict.fromkeys(names, "*fp32"), **block})
         bias = {
             "gradients_ptr": dtype, "row_stride": "i64", "rows": "i32", "tokens": "i32", "bias_ptr": "*fp32",
             "TOKENS": CROSS_ENTROPY._BIAS_TOKENS,
