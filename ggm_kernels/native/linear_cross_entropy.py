@@ -15,7 +15,7 @@ from ggm_kernels.ops import logit_blocks
 from ggm_kernels.ops.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
 from ggm_kernels.reference.precision import without_autocast
 
-_CPU_BUFFER_BYTES = 2**27  # of the logits of a block, unless that were too few rows for fast products
+_CPU_BUFFER_BYTES = 5 * 2**24  # of the logits of a block, unless that were too few rows for fast products
 _CPU_ROWS = (128, 512)
 _NEGLIGIBLE = 2.0**-40  # of the largest scale of a block
 
