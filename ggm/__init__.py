@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ggm.backbones.denoiser import DenoiserConfig
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
     from ggm.chain import Chain, ChainConfig
@@ -23,6 +24,7 @@ __all__ = [
     "GGM",
     "Chain",
     "ChainConfig",
+    "DenoiserConfig",
     "GGMConfig",
     "HollowConfig",
     "MaskedConfig",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ggm.backbones.denoiser": ("DenoiserConfig",),
     "ggm.backbones.hollow": ("HollowConfig",),
     "ggm.backbones.masked": ("MaskedConfig",),
     "ggm.model": ("GGM",),
