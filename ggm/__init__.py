@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
     from ggm.chain import Chain, ChainConfig
+    from ggm.converted import from_denoiser
     from ggm.model import GGM
     from ggm.model_config import GGMConfig
     from ggm.objective import ObjectiveConfig
@@ -34,6 +35,7 @@ __all__ = [
     "SampleResult",
     "SamplingConfig",
     "TrainingConfig",
+    "from_denoiser",
     "train",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "ggm.model": ("GGM",),
     "ggm.model_config": ("GGMConfig",),
     "ggm.chain": ("Chain", "ChainConfig"),
+    "ggm.converted": ("from_denoiser",),
     "ggm.objective": ("ObjectiveConfig",),
     "ggm.sampling.stepwise": ("SampleResult",),
     "ggm.sampling.config": ("Ramp", "ReDenoise", "SamplingConfig"),

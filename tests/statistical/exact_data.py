@@ -7,6 +7,24 @@ from ggm.chain import Chain
 from ggm.sampling.steps import DataPrediction
 
 
+def posterior_table(data: Law, keep: torch.Tensor, pi: torch.Tensor, sees_own: bool) -> torch.Tensor:
+    """Log-probabilities [x, i, a] of the data token at i given noisy tokens x, by Bayes' rule over all data.
+
+    `keep` [L] is each token's probability to be data; without `sees_own` the token at i itself is not given.
+    """
+    states = data.states()
+    same = (states[:, None] == states[None]).double()  # [x, x0, i]
+    likely = keep * same + (1 - keep) * pi[states][:, None]
+    out = torch.zeros(len(states), data.length, data.vocab_size, dtype=torch.float64)
+    for i in range(data.length):
+        by = likely.clone()
+        if not sees_own:
+            by[..., i] = 1.0
+        weight = by.prod(2) * data.probs.flatten()
+        out[:, i] = weight @ torch.nn.functional.one_hot(states[:, i], data.vocab_size).double()
+    return out.log().log_softmax(-1)
+
+
 class ExactData:
     """P(X_{0,i} = . | X_t) with its own token in sight or without, for stepwise and event-driven samplers.
 
@@ -15,26 +33,14 @@ class ExactData:
 
     def __init__(self, data: Law, chain: Chain, pi: torch.Tensor, sees_own: bool, late: int = 0) -> None:
         self.law, self.chain, self.pi, self.sees_own, self.late = data, chain, pi, sees_own, late
-        states = data.states()
         self.tables = torch.stack(
             [
-                self._table(states, torch.tensor(keep_prob_by_hand(chain, t), dtype=torch.float64))
+                posterior_table(
+                    data, torch.tensor(keep_prob_by_hand(chain, t), dtype=torch.float64), pi, sees_own
+                )
                 for t in range(chain.steps + 1)
             ]
         )
-
-    def _table(self, states: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [x, i, a] of the data token, by Bayes' rule over all data."""
-        same = (states[:, None] == states[None]).double()  # [x, x0, i]
-        likely = keep * same + (1 - keep) * self.pi[states][:, None]
-        out = torch.zeros(len(states), self.law.length, self.law.vocab_size, dtype=torch.float64)
-        for i in range(self.law.length):
-            by = likely.clone()
-            if not self.sees_own:
-                by[..., i] = 1.0
-            weight = by.prod(2) * self.law.probs.flatten()
-            out[:, i] = weight @ torch.nn.functional.one_hot(states[:, i], self.law.vocab_size).double()
-        return out.log().log_softmax(-1)
 
     def at(
         self, tokens: torch.Tensor, positions: torch.Tensor, times: torch.Tensor, now: torch.Tensor

@@ -152,7 +152,7 @@ ALL = [
 @pytest.mark.parametrize("kind", sorted({variant[:4] for variant in ALL}), ids=", ".join)
 def test_every_variant_reaches_the_data_law(kind):
     """Networks, trained for seconds, and all of their processes."""
-    model = trained(*kind, table=False, count=600)
+    model = trained(*kind, table=False, count=1200)
     for process in PROCESSES:
         if (*kind, process) in ALL:
             assert_follows(drawn(model, process, count=4000), DATA)
