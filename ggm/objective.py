@@ -8,6 +8,7 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +17,13 @@ import torch
 from torch.nn.functional import linear
 
 from ggm.chain import log_odds
+from ggm.mixture import log_mixture, noise_probs
 from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
 
 BINARY_FORMS = ("observed", "summed", "marginal")
 FORMS = (*BINARY_FORMS, "cross_entropy")
+# Of networks that predict the data: the token of X_t, which the others look at, is noise to them.
+DATA_FORMS = ("marginal", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,10 @@ class Predictions:
         pi; None is uniform.
     seed, step : int
         Coordinates of what a loss draws.
+    predicts : str
+        "state" or "data", as in `GGMConfig`.
+    shift : torch.Tensor or None
+        Of a network that has seen the tokens X_t there: what takes out what each tells, float64 [R].
     """
 
     visits: Visits
@@ -244,6 +252,8 @@ class Predictions:
     noise: NoiseLaw | None
     seed: int
     step: int
+    predicts: str = "state"
+    shift: torch.Tensor | None = None
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -253,12 +263,36 @@ class Predictions:
     def losses(self, objective: ObjectiveConfig) -> torch.Tensor:
         """Loss per row, float32 [R], from all logits or from those of the candidates alone."""
         coordinates = {"seed": self.seed, "step": self.step}
+        targets = self.visits
+        if self.predicts == "data":  # the same losses of a token without noise
+            targets = dataclasses.replace(targets, keep_prob=torch.ones_like(targets.keep_prob))
         candidates = weighted_candidates(
-            objective, self.visits, len(self.weight), noise=self.noise, **coordinates
+            objective, targets, len(self.weight), noise=self.noise, **coordinates
         )
         if objective.sums_vocabulary:
             return loss_from_logits(self.logits, candidates, self.noise)
         return loss_from_hidden(self.hidden, self.weight, self.bias, candidates, self.noise)
+
+    def cross_entropy(self) -> torch.Tensor:
+        """-log of the conditional of X_t at the token that it has there, averaged over its noise, [R]."""
+        logits, vocab_size = self.logits, len(self.weight)
+        if self.predicts == "data":
+            logits = self._log_conditionals()
+        candidates = weighted_candidates(
+            ObjectiveConfig("cross_entropy"), self.visits, vocab_size, seed=0, step=0, noise=self.noise
+        )
+        return loss_from_logits(logits, candidates)
+
+    def _log_conditionals(self) -> torch.Tensor:
+        """Logarithm of alpha p0 + (1 - alpha) pi, float64 [R, V]."""
+        logits = self.logits.double()
+        if self.shift is not None:
+            logits = logits.scatter_add(1, self.visits.current.flatten()[:, None], self.shift[:, None])
+        every = torch.arange(logits.shape[1], device=logits.device)
+        keep_prob = self.visits.keep_prob.flatten()[:, None]
+        return log_mixture(
+            logits.log_softmax(dim=1), keep_prob, noise_probs(self.noise, every, len(self.weight))
+        )
 
     def calibration(self) -> torch.Tensor:
         """Sum over the vocabulary of exp g per row, float32 [R], in full precision under autocast, too."""

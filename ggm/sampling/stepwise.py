@@ -14,11 +14,12 @@ from ggm.progress import progress_bar
 from ggm.sampling.config import Ramp, SamplingConfig
 from ggm.sampling.cuda_graphs import GraphedSteps
 from ggm.sampling.display import shown
-from ggm.sampling.steps import Conditionals, LinearLogits, Reversal
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Reversal
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 __all__ = [
     "Conditionals",
+    "DataPrediction",
     "LinearLogits",
     "Ramp",
     "SampleResult",
@@ -112,7 +113,7 @@ def denoise(
     Parameters
     ----------
     conditionals : Conditionals
-        Logits of P(X_{t,i} = . | X_{t,-i}): a network, or any callable.
+        P(X_{t,i} = . | X_{t,-i}) as logits or as a prediction of the data: a network, or any callable.
     chain : Chain
         Visit order and noise rates.
     tokens : torch.Tensor
@@ -169,8 +170,8 @@ def denoise(
                 else:
                     positions, at = group.positions.to(tokens.device), group.time
                     at = at.to(tokens.device) if isinstance(at, torch.Tensor) else at
-                    logits = conditionals(tokens, positions, at)
-                    run.resample(tokens, logits, group, number)
+                    given = conditionals(tokens, positions, at)
+                    run.resample(tokens, given, group, number)
                 if observe is not None:
                     observe(int(torch.as_tensor(group.time).max()), tokens)
                 bar.update(1)
