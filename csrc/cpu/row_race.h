@@ -156,19 +156,25 @@ class RowRacer {
                                 : sums_at<false>(group, top, law.inverse_temperature);
       if (sums.mass != sums.mass) state_.has_nan = 1u;
     }
+    const float share = tempers || law.filtered ? expf(z_top) : 0.0f;  // of the group's unit of mass in the row's
     if (row_.wants.entropy && !law.greedy) {
-      const double share = exp(static_cast<double>(z_top)), mass = static_cast<double>(sums.mass);
-      state_.tempered_mass += share * mass;
-      if (share > 0.0) state_.moment += share * (static_cast<double>(sums.moment) + static_cast<double>(z_top) * mass);
+      const double of_row = static_cast<double>(share), mass = static_cast<double>(sums.mass);
+      state_.tempered_mass += of_row * mass;
+      if (share > 0.0f) state_.moment += of_row * (static_cast<double>(sums.moment) + static_cast<double>(z_top) * mass);
     }
     if (row_.wants.raw_mass) {
-      const float raw = shares_raw && tempers ? sums.mass : sums_at<false>(group, top, 1.0f).mass;
-      state_.raw_mass += static_cast<double>(raw * expf(tempered(top, state_.top, 1.0f)));
+      state_.raw_mass += shares_raw && tempers ? product(sums.mass, share)
+                                               : product(sums_at<false>(group, top, 1.0f).mass,
+                                                         expf(tempered(top, state_.top, 1.0f)));
     }
     float mass = sums.mass;
     if (law.filtered && sums_law_) mass = z_top >= law.cut ? law_mass_above_cut(group, top) : 0.0f;
-    if (row_.wants.law_mass) state_.law_mass += static_cast<double>(mass * expf(z_top));
+    if (row_.wants.law_mass) state_.law_mass += product(mass, share);
     return mass;
+  }
+
+  GGM_HD_MEMBER static double product(float mass, float share) {
+    return static_cast<double>(mass) * static_cast<double>(share);
   }
 
   template <bool kMoment, class T>
@@ -193,10 +199,10 @@ class RowRacer {
       return;
     }
     if (!(mass > 0.0f)) return;
-    const float z = tempered(top, state_.top, row_.law.inverse_temperature) + logf(mass);
+    const float z = tempered(top, state_.top, row_.law.inverse_temperature);
     const uint32_t word = words_.of(row_.race, group, row_.keys->of_one);
-    if (!may_win(z, word, state_.score)) return;
-    const float score = race_score(z, word);
+    if (!may_win(z + log_bound(mass), word, state_.score)) return;
+    const float score = race_score(z + logf(mass), word);
     if (!(score > state_.score)) return;
     state_.score = score;
     leader_ = group;
