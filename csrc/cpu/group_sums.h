@@ -132,9 +132,9 @@ GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float invers
     ask_for(later, i, i + kBatch);
     if (i < ahead.group.tokens) next.take(ahead.group.logits + i, ahead.group.tokens - i);
     for (int j = 0; j < 8; ++j) {
-      const Floats x = (g[j] - tops) * slope, y = exp2_for_sum(x);
+      const Floats x = normal_exponent((g[j] - tops) * slope), y = exp2_for_sum(x);
       chains.mass[j % 4] += y;
-      if (kMoment) chains.moment[j % 4] = multiply_add(larger(x, Floats{} - 125.0f), y, chains.moment[j % 4]);
+      if (kMoment) chains.moment[j % 4] = multiply_add(x, y, chains.moment[j % 4]);
     }
   }
   ahead.largest = next.total();
@@ -151,7 +151,7 @@ float mass_above_cut(const T* logits, int64_t count, const Law& law, const Tops&
     load_batch(logits + i, count - i, g);
     for (int j = 0; j < 8; ++j) {
       const Mask is_in = tempered(g[j], Floats{} + at.row, law.inverse_temperature) >= law.cut;
-      const Floats y = exp2_for_sum((g[j] - tops) * slope);
+      const Floats y = exp2_for_sum(normal_exponent((g[j] - tops) * slope));
       chains.mass[j % 4] += is_in ? y : Floats{};
     }
   }

@@ -153,9 +153,10 @@ def glauber_step(
     process of arXiv 2405.17035; keep-or-replace is our derivation (docs/mathematics.md).
     """
     given = {
-        "tokens": tokens, "logits": logits, "positions": positions, "sample_ids": sample_ids, "frozen": frozen,
-        "noise_rate": noise_rate, "log_sum_exp": log_sum_exp, "log_prob": log_prob, "keep_prob": keep_prob,
-        "raw_log_prob": raw_log_prob, "entropy": entropy, "margin": margin, "argmax": argmax,
+        "tokens": tokens, "logits": logits, "positions": positions, "sample_ids": sample_ids,
+        "frozen": frozen, "noise_rate": noise_rate, "log_sum_exp": log_sum_exp, "log_prob": log_prob,
+        "keep_prob": keep_prob, "raw_log_prob": raw_log_prob, "entropy": entropy, "margin": margin,
+        "argmax": argmax,
     }  # fmt: skip
     looks = look((
         *given.values(), temperature, top_k, top_p, min_p, noise, normalize, filter_order, softcap,
