@@ -55,8 +55,9 @@ def check_losses() -> None:
         for backend in (BACKEND, "reference"):
             hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
             loss = linear_sigmoid_bce(
-                hidden, weight, candidates, signal, bias=bias, offset=draw(50), backend=backend
-            )
+                hidden, weight, candidates, signal, bias=bias, offset=draw(50), backend=backend,
+                shared_candidates=ids(30, 41), shared_weight=draw(41).sigmoid(),
+            )  # fmt: skip
             logits = (hidden @ weight.T).detach().requires_grad_()
             full = sigmoid_bce(logits, candidates, signal, 0.3, backend=backend)
             (loss.sum() + full @ torch.linspace(-1, 2, 50)).backward()
