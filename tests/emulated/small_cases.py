@@ -80,6 +80,9 @@ def check_filters() -> None:
         logits = (draw(2, 5, vocab_size) * 2 - 3).to(dtype)
         for options in ({"top_k": 5}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}):
             check_step(logits, {**options, "temperature": 0.8})
+    flat = draw(1, 2, 8000) / 4  # more candidates than there is room for
+    check_step(flat, {"top_k": 5000, "top_p": 0.9})
+    check_step(flat, {"top_k": 4000, "top_p": 0.95, "filter_order": "p_k_min"})
 
 
 def check_tiles() -> None:
