@@ -21,7 +21,7 @@ import torch
 from benchmarks import machine
 from benchmarks.quality.cells import Cell, cells_of, run_cell
 from benchmarks.quality.presets import PRESETS, Preset
-from benchmarks.quality.tasks import MAKERS, Evaluator, Task
+from benchmarks.quality.tasks import MAKERS, SHARES, Evaluator, Task
 from ggm.files import write_text
 from ggm.progress import progress_bar
 
@@ -98,6 +98,8 @@ def run(
     cells = cells_of(preset)[shard[0] :: shard[1]]
     left = [cell for cell in cells if not (out / f"{cell.name}.json").exists()]
     evaluator = Evaluator(preset.evaluator_seconds, out)
+    if progress:
+        print(f"{len(left)} of {len(cells)} cells to do, {estimate(left, preset):.0f} minutes of training")
     loaded: tuple[str, Task] | None = None
     with progress_bar(progress, len(cells), "cells", initial=len(cells) - len(left)) as bar:
         for cell in left:
@@ -113,6 +115,12 @@ def run(
             if not file.exists():
                 made = loaded[1] if loaded and loaded[0] == task else MAKERS[task](preset.scale, evaluator)
                 write_text(file, json.dumps(of_data(task, made, preset)) + "\n")
+
+
+def estimate(cells: Sequence[Cell], preset: Preset) -> float:
+    """Minutes of training by time; sampling, training by steps and evaluators of texts come on top."""
+    shares = (SHARES.get(cell.task, 1.0) for cell in cells if cell.budget == "seconds")
+    return sum(shares) * preset.seconds / 60
 
 
 def of_data(name: str, task: Task, preset: Preset) -> dict[str, Any]:

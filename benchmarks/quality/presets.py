@@ -22,7 +22,7 @@ class Preset:
     budgets : tuple of str
         "seconds": equal time for all systems; "steps": equal steps, for the first seed.
     seconds, steps : float, int
-        The budgets. On a CPU seconds are those of one processor.
+        The budgets, of which each task has its share. On a CPU seconds are those of one processor.
     evaluations : tuple of int
         Network evaluations per sample, at temperature 1.
     temperatures : tuple of float

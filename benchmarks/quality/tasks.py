@@ -25,6 +25,8 @@ from ggm.training.config import TrainingConfig
 Measures = dict[str, float]
 LEVELS = 4
 TEXT_LENGTH = 64
+# Of a preset's budget; 1 for those that are not here.
+SHARES = {"potts": 0.25, "sudoku-4": 0.5, "sudoku-9": 2.0}
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,6 @@ class Task:
         Sequences and what is given of them: infilled, and checked by `is_solved`.
     show : callable or None
         A sample as text.
-    batch_size, learning_rate
-        Of the training.
     """
 
     train: torch.Tensor
@@ -53,8 +53,6 @@ class Task:
     measure: Callable[[torch.Tensor], Measures]
     puzzles: tuple[torch.Tensor, torch.Tensor] | None = None
     show: Callable[[torch.Tensor], str] | None = None
-    batch_size: int = 64
-    learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def trained_evaluator(train: torch.Tensor, shape: Shape, name: str, evaluator: E
         return model.eval()
     torch.manual_seed(1000)
     config = TrainingConfig(
-        seconds=evaluator.seconds, batch_size=64, learning_rate=3e-3, weight_decay=0.1, seed=1000
+        seconds=evaluator.seconds, batch_size=32, learning_rate=3e-3, weight_decay=0.1, seed=1000
     )
     model = fit(model, train, config).system
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +156,7 @@ def potts(scale: int, evaluator: Evaluator) -> Task:
         }
 
     shape = Shape(law.dim(), law.shape[0], size(32, 3))
-    return Task(laws.draw(law, 50_000, 0), laws.draw(law, 2000, 1), shape, measure, batch_size=128)
+    return Task(laws.draw(law, 50_000, 0), laws.draw(law, 2000, 1), shape, measure)
 
 
 MAKERS: dict[str, Callable[[int, Evaluator], Task]] = {
