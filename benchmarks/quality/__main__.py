@@ -21,6 +21,7 @@ import torch
 from benchmarks import machine
 from benchmarks.quality.cells import Cell, cells_of, run_cell
 from benchmarks.quality.presets import PRESETS, Preset
+from benchmarks.quality.systems import ABLATIONS, SYSTEMS
 from benchmarks.quality.tasks import MAKERS, SHARES, Evaluator, Task
 from ggm.files import write_text
 from ggm.progress import progress_bar
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--preset", choices=PRESETS, default="small")
     made.add_argument("--out", type=Path, default=Path("outputs/quality"), help="folder of results")
     made.add_argument("--tasks", nargs="+", choices=MAKERS, metavar="TASK", help=", ".join(MAKERS))
-    made.add_argument("--systems", nargs="+", choices=PRESETS["small"].systems, metavar="SYSTEM")
+    made.add_argument("--systems", nargs="+", choices=(*SYSTEMS, *ABLATIONS), metavar="SYSTEM")
     made.add_argument("--budgets", nargs="+", choices=("seconds", "steps"), metavar="BUDGET")
     for name in ("seconds", "evaluator-seconds"):
         made.add_argument(f"--{name}", type=float)

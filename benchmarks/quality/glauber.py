@@ -16,13 +16,17 @@ from ggm.evaluation.likelihood import chain_bound
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 from ggm.objective import ObjectiveConfig
-from ggm.sampling.config import SamplingConfig
+from ggm.sampling.config import ReDenoise, SamplingConfig
 
 SWEEPS = 4
+CHAIN_FIELDS = {field.name for field in dataclasses.fields(ChainConfig)}
+REDENOISE = ReDenoise(sweeps=1, repeats=2)
 
 
 class Glauber(nn.Module):
-    """The system; `samplers` are "heat bath" and "keep or replace", of several sites per step.
+    """The system; `samplers` resample several sites per step.
+
+    "heat bath", "keep or replace", and "redenoise": heat bath, then two rounds of one sweep of new noise.
 
     Parameters
     ----------
@@ -31,21 +35,22 @@ class Glauber(nn.Module):
     network : str
         "hollow" (all conditionals in one pass) or "masked".
     changes : dict
-        Fields of `GGMConfig` that differ from the defaults of the bench.
+        Fields of `GGMConfig` that differ from the defaults of the bench, or of its chain.
     """
 
-    samplers = ("heat bath", "keep or replace")
+    samplers = ("heat bath", "keep or replace", "redenoise")
 
     def __init__(self, shape: Shape, network: Literal["hollow", "masked"], **changes: Any) -> None:
         super().__init__()
         self.shape = shape
         # One site, and numbers that come near 4, 16, 64, .. evaluations.
         counts = tuple(sorted({max(1, shape.length // 4**n) for n in range(8)}, reverse=True))
+        chain = {key: changes.pop(key) for key in list(changes) if key in CHAIN_FIELDS}
         config = GGMConfig(
             vocab_size=shape.vocab_size,
-            chain=ChainConfig(length=shape.length, sweeps=SWEEPS),
+            chain=ChainConfig(**{"length": shape.length, "sweeps": SWEEPS, **chain}),
             backbone=hollow(shape) if network == "hollow" else masked(shape),
-            objective=ObjectiveConfig("cross_entropy"),
+            objective=ObjectiveConfig("marginal", noise_ratio=max(40.0, float(shape.vocab_size))),
             masked_counts=(shape.length,) if network == "hollow" else counts,
             frozen_share=shape.given_share,
         )
@@ -58,21 +63,22 @@ class Glauber(nn.Module):
 
     def steps_near(self, sampler: str, evaluations: int) -> int | None:
         """Evaluations of the chain, within a factor of 1.5, for the numbers of sites that were trained."""
-        best = self._evaluations(self._sites(evaluations))
+        best = self._evaluations(sampler, self._sites(sampler, evaluations))
         return best if max(best, evaluations) <= 1.5 * min(best, evaluations) else None
 
-    def _evaluations(self, sites: int) -> int:
-        return -(-self.shape.length // sites) * SWEEPS
+    def _evaluations(self, sampler: str, sites: int) -> int:
+        again = REDENOISE.sweeps * REDENOISE.repeats if sampler == "redenoise" else 0
+        return -(-self.shape.length // sites) * (self.model.chain.sweeps + again)
 
-    def _sites(self, evaluations: int) -> int:
-        return min(self.counts, key=lambda sites: abs(self._evaluations(sites) - evaluations))
+    def _sites(self, sampler: str, evaluations: int) -> int:
+        return min(self.counts, key=lambda sites: abs(self._evaluations(sampler, sites) - evaluations))
 
     def sample(self, request: Request) -> Drawn:
         """Sequences, from noise or around what is given."""
-        sites = self._sites(request.evaluations)
         config = SamplingConfig(
-            sites_per_step=sites,
+            sites_per_step=self._sites(request.sampler, request.evaluations),
             keep_or_replace=request.sampler == "keep or replace",
+            redenoise=REDENOISE if request.sampler == "redenoise" else None,
             temperature=request.temperature,
         )
         if request.tokens is None or request.given is None:

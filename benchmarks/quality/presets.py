@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.quality.systems import SYSTEMS
+from benchmarks.quality.systems import ABLATIONS, SYSTEMS
 
 BUDGETS = ("seconds", "steps")
 
@@ -69,6 +69,9 @@ PRESETS = {
         evaluations=(4, 16, 64, 256, 1024),
         evaluator_seconds=40.0,
         scale=4,
+    ),
+    "ablations": Preset(
+        tasks=("digits", "digits-noisy", "potts"), systems=tuple(ABLATIONS), seeds=1, budgets=("steps",)
     ),
     "smoke": Preset(
         tasks=("sudoku-4", "potts"),

@@ -27,6 +27,7 @@ class Headline:
 
 HEADLINES = {
     "digits": Headline("frechet", "Frechet distance of pixels to the training set"),
+    "digits-noisy": Headline("frechet", "Frechet distance of pixels to the training set without damage"),
     "pydoc-char": Headline("perplexity", "perplexity under the evaluator"),
     "pydoc-bpe": Headline("perplexity", "perplexity under the evaluator"),
     "sudoku-4": Headline("solved", "share of puzzles solved from givens", more=True),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ggm.backbones.layers import TransformerConfig
+from ggm.objective import ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,15 @@ def timed(call: Callable[[], Drawn]) -> tuple[Drawn, float]:
 
 
 def make_system(name: str, shape: Shape) -> Any:
-    """System of a name in `SYSTEMS`, its weights random."""
+    """System of a name in `SYSTEMS` or `ABLATIONS`, its weights random."""
     from benchmarks.quality.autoregressive import Autoregressive
     from benchmarks.quality.glauber import Glauber
     from benchmarks.quality.mdlm import MDLM
     from benchmarks.quality.sedd import SEDD
     from benchmarks.quality.uniform import UniformDiffusion
 
+    if name in ABLATIONS:
+        return Glauber(shape, "hollow", **ABLATIONS[name])
     makers: dict[str, Callable[[Shape], Any]] = {
         "ggm-hollow": lambda shape: Glauber(shape, "hollow"),
         "ggm-masked": lambda shape: Glauber(shape, "masked"),
@@ -131,3 +134,17 @@ SYSTEMS = (
     "uniform",
     "autoregressive",
 )
+# GGM with one thing changed; the name says which. The first is the one that the others are held against.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "ggm-hollow": {},
+    "sweeps=2": {"sweeps": 2},
+    "sweeps=8": {"sweeps": 8},
+    "schedule=linear": {"schedule": "linear"},
+    "schedule=sine": {"schedule": "sine"},
+    "order=reshuffled": {"order": "reshuffled"},
+    "order=raster": {"order": "raster"},
+    "form=observed": {"objective": ObjectiveConfig("observed")},
+    "form=cross_entropy": {"objective": ObjectiveConfig("cross_entropy")},
+    "noise_ratio=1": {"objective": ObjectiveConfig("marginal", noise_ratio=1.0)},
+    "noise_ratio=1000": {"objective": ObjectiveConfig("marginal", noise_ratio=1000.0)},
+}

@@ -68,9 +68,13 @@ def size(width: int, depth: int, grid: tuple[int, ...] | None = None) -> Transfo
     return TransformerConfig(width=width, depth=depth, heads=4, mlp_ratio=2.0, positions="both", grid=grid)
 
 
-def digits(scale: int, evaluator: Evaluator) -> Task:
-    """Handwritten digits in four grey levels."""
+def digits(scale: int, evaluator: Evaluator, damaged: float = 0.0) -> Task:
+    """Handwritten digits in four grey levels; in training a share of the pixels is black or white instead."""
     data = load_digits(LEVELS)
+    generator = torch.Generator().manual_seed(0)
+    hit = torch.rand(data.train.shape, generator=generator) < damaged
+    extreme = (LEVELS - 1) * torch.randint(2, data.train.shape, generator=generator)
+    train = torch.where(hit, extreme, data.train)
 
     def measure(samples: torch.Tensor) -> Measures:
         return {
@@ -79,7 +83,7 @@ def digits(scale: int, evaluator: Evaluator) -> Task:
         }
 
     shape = Shape(SIDE * SIDE, LEVELS, size(64 * scale, 3, (SIDE, SIDE)), given_share=0.5)
-    return Task(data.train, data.held_out, shape, measure)
+    return Task(train, data.held_out, shape, measure)
 
 
 def pydoc(scale: int, evaluator: Evaluator, tokenizer: str) -> Task:
@@ -161,6 +165,7 @@ def potts(scale: int, evaluator: Evaluator) -> Task:
 
 MAKERS: dict[str, Callable[[int, Evaluator], Task]] = {
     "digits": digits,
+    "digits-noisy": lambda scale, evaluator: digits(scale, evaluator, damaged=0.05),
     "pydoc-char": lambda scale, evaluator: pydoc(scale, evaluator, "char"),
     "pydoc-bpe": lambda scale, evaluator: pydoc(scale, evaluator, "bpe:512"),
     "sudoku-4": lambda scale, evaluator: sudoku(scale, evaluator, 2),

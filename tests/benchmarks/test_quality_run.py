@@ -12,8 +12,9 @@ from benchmarks.quality import report, results
 from benchmarks.quality.cells import cells_of, kept_bytes
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.results import HEADLINES
-from benchmarks.quality.systems import SYSTEMS
+from benchmarks.quality.systems import ABLATIONS, SYSTEMS, Shape, make_system
 from benchmarks.quality.tasks import MAKERS
+from ggm.backbones.layers import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "quality.md"
@@ -92,12 +93,23 @@ def test_shards_share_the_cells():
 def test_presets_name_what_there_is():
     assert set(MAKERS) == set(HEADLINES)
     for preset in PRESETS.values():
-        assert set(preset.tasks) <= set(MAKERS) and set(preset.systems) <= set(SYSTEMS)
+        assert set(preset.tasks) <= set(MAKERS) and set(preset.systems) <= {*SYSTEMS, *ABLATIONS}
     # Trainings alone, of two processes and of one GPU.
     assert command.estimate(cells_of(PRESETS["small"]), PRESETS["small"]) / 2 < 60
     assert command.estimate(cells_of(PRESETS["gpu"]), PRESETS["gpu"]) < 20
     with pytest.raises(ValueError, match="seconds: got 0"):
         Preset(seconds=0)
+
+
+def test_ablations_change_what_they_say():
+    shape = Shape(8, 3, TransformerConfig(width=8, depth=3, heads=2))
+    made = {name: make_system(name, shape).model.config for name in ABLATIONS}
+    first = made.pop("ggm-hollow")
+    for name, config in made.items():
+        field, _, value = name.partition("=")
+        found = {**vars(config.chain), **vars(config.objective)}[field]
+        assert str(found) in (value, f"{value}.0")
+        assert config != first
 
 
 def test_what_a_pass_keeps_is_counted():
