@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "numerics/counter.h"
+#include "step_plan.h"
 
 // Compiled twice: as _native, and with GGM_ON_HOST as _emulated, whose csrc/cuda runs on the CPU.
 #if defined(GGM_ON_HOST)
@@ -113,9 +114,29 @@ ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, i
 }
 
 ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
-                                               uintptr_t weight, uintptr_t bias, uintptr_t logits) {
-  return {pointer<const float>(loss), pointer<const float>(candidate_logits), pointer<void>(hidden),
-          pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
+                                               uintptr_t weight, uintptr_t bias, uintptr_t logits,
+                                               uintptr_t shared_hidden, uintptr_t shared_weight,
+                                               uintptr_t shared_bias, uintptr_t places) {
+  return {pointer<const float>(loss),
+          pointer<const float>(candidate_logits),
+          pointer<void>(hidden),
+          pointer<void>(weight),
+          pointer<void>(bias),
+          pointer<void>(logits),
+          pointer<const float>(shared_hidden),
+          pointer<const float>(shared_weight),
+          pointer<const float>(shared_bias),
+          pointer<const int64_t>(places)};
+}
+
+ggm::SharedTile shared_tile(uintptr_t logits, int64_t row_stride, uintptr_t bias, uintptr_t offset, uintptr_t weight,
+                            int64_t rows, int64_t columns) {
+  return {pointer<const float>(logits), row_stride, pointer<const float>(bias), pointer<const float>(offset),
+          pointer<const float>(weight), rows,       columns};
+}
+
+ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int64_t row_stride) {
+  return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
 }
 
 ggm::CrossEntropyTile cross_entropy_tile(uintptr_t products, int dtype, int64_t row_stride, int64_t rows,
@@ -288,6 +309,14 @@ void run_tasks(const py::function& function, int64_t count, int threads) {
   if (task.error) std::rethrow_exception(task.error);
 }
 
+int64_t planned_step(const ggm::StepPlan& plan, const ggm::StepPlan::Addresses& addresses, uint64_t seed, int64_t step,
+                     int threads) {
+  const ggm::GlauberArgs args = plan.args_at(addresses, seed, step);
+  const py::gil_scoped_release released;
+  if (!plan.apart(addresses) || !ggm::cpu::glauber_check(args)) return -1;
+  return ggm::cpu::glauber_step(args, plan.tile_at(addresses), threads);
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (int index = 0; index < ggm::cpu::isa_count(); ++index) names.emplace_back(ggm::cpu::isa_name(index));
@@ -316,6 +345,8 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CrossEntropyTile>(module, "CrossEntropyTile", &cross_entropy_tile);
   bind_struct<ggm::CrossEntropySums>(module, "CrossEntropySums", &cross_entropy_sums);
   bind_struct<ggm::CrossEntropyScales>(module, "CrossEntropyScales", &cross_entropy_scales);
+  bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
+  bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
   bind_row_options(module);
   module.attr("RACE_GROUP") = ggm::kRaceGroup;
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
@@ -330,6 +361,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
   module.def("counter", &counter, "Philox counter of logical coordinates.");
+
+  py::class_<ggm::StepPlan>(module, "StepPlan")
+      .def(py::init([](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                       const std::array<int64_t, ggm::StepPlan::kFields>& spans) {
+        return ggm::StepPlan{args, tile, spans};
+      }));
+  module.def("cpu_planned_step", &planned_step, "Rows without a law; -1 where a value or an address is amiss.");
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
@@ -351,6 +389,18 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("cpu_linear_cross_entropy", &ggm::cpu::linear_cross_entropy, release);
   module.def("cpu_linear_cross_entropy_backward", &ggm::cpu::linear_cross_entropy_backward, release);
   module.def("cpu_run_tasks", &run_tasks);
+  module.def(
+      "cpu_shared_sigmoid_bce",
+      [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
+        ggm::cpu::shared_sigmoid_bce(tile, pointer<double>(sums), threads);
+      },
+      release);
+  module.def(
+      "cpu_shared_sigmoid_bce_backward",
+      [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, int threads) {
+        ggm::cpu::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out, threads);
+      },
+      release);
   module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
@@ -408,6 +458,15 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                                                       int device) {
     check_cuda(ggm::cuda::linear_cross_entropy_backward(tile, scales, pointer<void>(stream), device));
   });
+  module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
+  });
+  module.def("cuda_shared_sigmoid_bce_backward",
+             [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out,
+                uintptr_t stream, int device) {
+               check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
+                                                                 pointer<void>(stream), device));
+             });
   bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
   module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);
   module.attr("ROW_STATE_BYTES") = sizeof(ggm::RowState);

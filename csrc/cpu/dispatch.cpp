@@ -18,6 +18,8 @@ struct Isa {
   void (*linear_cross_entropy)(const CrossEntropyTile&, const CrossEntropySums&);
   bool (*linear_cross_entropy_backward)(const CrossEntropyTile&, const CrossEntropyScales&);
   void (*run_tasks)(void (*)(void*, int64_t), void*, int64_t, int);
+  void (*shared_sigmoid_bce)(const SharedTile&, double*, int);
+  void (*shared_sigmoid_bce_backward)(const SharedTile&, const float*, const SharedGradientTile&, int);
   bool (*glauber_check)(const GlauberArgs&);
   int64_t (*glauber_step)(const GlauberArgs&, const LogitsTile&, int);
   int64_t (*glauber_undecided)(const GlauberArgs&, const Factors&, int64_t*, int);
@@ -27,8 +29,9 @@ struct Isa {
 
 #define GGM_ISA_ENTRY(name, supported) \
   {#name, supported, name::corrupt, name::philox, name::commit, name::alias_table, name::sigmoid_bce,             \
-   name::sigmoid_bce_backward, name::linear_cross_entropy, name::linear_cross_entropy_backward, name::run_tasks,                \
-   name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
+   name::sigmoid_bce_backward, name::linear_cross_entropy, name::linear_cross_entropy_backward, name::run_tasks, \
+   name::shared_sigmoid_bce, name::shared_sigmoid_bce_backward, name::glauber_check, name::glauber_step,          \
+   name::glauber_undecided, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -91,6 +94,14 @@ bool linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntr
 }
 void run_tasks(void (*task)(void*, int64_t), void* context, int64_t count, int threads) {
   in_use->run_tasks(task, context, count, threads);
+}
+
+void shared_sigmoid_bce(const SharedTile& tile, double* sums, int threads) {
+  in_use->shared_sigmoid_bce(tile, sums, threads);
+}
+void shared_sigmoid_bce_backward(const SharedTile& tile, const float* row_gradient, const SharedGradientTile& out,
+                                 int threads) {
+  in_use->shared_sigmoid_bce_backward(tile, row_gradient, out, threads);
 }
 
 bool glauber_check(const GlauberArgs& args) { return in_use->glauber_check(args); }

@@ -19,6 +19,7 @@ from ggm_kernels.native.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_sum,
 )
+from ggm_kernels.native.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -41,6 +42,8 @@ _COMMON: dict[str, Callable] = {
     "linear_cross_entropy": linear_cross_entropy,
     "linear_cross_entropy_backward": linear_cross_entropy_backward,
     "linear_cross_entropy_sum": linear_cross_entropy_sum,
+    "shared_sigmoid_bce": shared_sigmoid_bce,
+    "shared_sigmoid_bce_backward": shared_sigmoid_bce_backward,
 }
 _ON_CPU: dict[str, Callable] = {
     **_COMMON,
@@ -64,6 +67,8 @@ _OPS = {
     "linear_cross_entropy": "linear_cross_entropy",
     "linear_cross_entropy_backward": "linear_cross_entropy_backward",
     "linear_cross_entropy_sum": "linear_cross_entropy_backward",
+    "shared_sigmoid_bce": "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward": "shared_sigmoid_bce_backward",
     "glauber_step": "glauber_race",
     "linear_glauber_step": "glauber_race",
 }

@@ -8,6 +8,7 @@ from ggm_kernels.reference.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_sum,
 )
+from ggm_kernels.reference.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -25,6 +26,8 @@ __all__ = [
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
+    "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward",
     "sigmoid_bce",
     "sigmoid_bce_backward",
 ]
