@@ -29,7 +29,7 @@ FLAGS = (Flags(InfoOptions),)
 def run(options: argparse.Namespace) -> None:
     """Print a line for each thing."""
     from ggm.commands.checkpoint import Checkpoint
-    from ggm.training.checkpoints import PROGRESS, read_progress
+    from ggm.training.checkpoints import PROGRESS, Checkpoints, read_progress
     from ggm.training.config import RUN_CONFIG
     from ggm.training.metrics import read_metrics
 
@@ -53,6 +53,9 @@ def run(options: argparse.Namespace) -> None:
         if looks:
             last = looks[-1]
             told["held out"] = f"loss {last['held_out_loss']:.4f}, calibration {last['calibration']:.4f}"
+    best = Checkpoints(run_folder / "checkpoints", keep=1).best()
+    if best is not None:
+        told["best"] = f"{best}: step {read_progress(best)[0]}"
     if (run_folder / RUN_CONFIG).is_file():
         told["run"] = run_folder / RUN_CONFIG
     for name, value in told.items():

@@ -10,11 +10,14 @@ from ggm.chain import Chain
 from ggm.evaluation.config import HeldOutConfig
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
+from ggm.processes import ALONE, Processes
 from ggm.sampling.visits import OwnVisits, VisitGroup
 
 
 @torch.inference_mode()
-def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[str, Any]:
+def held_out(
+    model: GGM, tokens: torch.Tensor, config: HeldOutConfig, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Losses and calibration on data that the model was not trained on.
 
     Parameters
@@ -25,6 +28,8 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
         Data, int64 [M, L].
     config : HeldOutConfig
         Where in the chain.
+    processes : Processes
+        Who shares out the batches: all of them call this.
 
     Returns
     -------
@@ -41,15 +46,15 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * count)] for i in range(count)]
     ids = torch.arange(len(tokens))
     # [time, loss and cross-entropy and sum, sequence]: positions of one group are one look at a sequence.
-    values = torch.stack(
-        [
-            torch.cat(
-                [_values(model, tokens[part], part, group, config.seed) for part in ids.split(config.batch)],
-                dim=1,
-            ).cpu()
-            for group in chosen
-        ]
-    )
+    batches = ids.split(config.batch)
+    parts = [(group, part) for group in chosen for part in batches]
+
+    def look(part: tuple[VisitGroup, torch.Tensor]) -> torch.Tensor:
+        group, rows = part
+        return _values(model, tokens[rows], rows, group, config.seed).cpu()
+
+    looked = torch.cat(processes.share_out(parts, look), dim=1)
+    values = looked.view(3, count, len(tokens)).transpose(0, 1)
     by_time = [_at_time(group, model.chain, row) for group, row in zip(chosen, values, strict=True)]
     loss, cross_entropy, calibration = values.mean(dim=0)
     return {

@@ -22,6 +22,7 @@ from ggm.evaluation.log_conditionals import SUMMED_VOCABULARY, LogConditionals, 
 from ggm.evaluation.statistics import standard_error
 from ggm.evaluation.times import EvenTimes
 from ggm.model import GGM
+from ggm.processes import ALONE, Processes
 from ggm.sampling.steps import Conditionals, DataPrediction
 from ggm.sampling.visits import OwnVisits
 from ggm_kernels import NoiseLaw, Stream, corrupt, random_tokens
@@ -249,7 +250,9 @@ def expected_step_bound(site: Site, model: LogConditionals, draws: Draws, noise:
     return torch.where(weights > 0.0, weights * terms, 0.0).sum(dim=1)
 
 
-def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> dict[str, Any]:
+def likelihood(
+    model: GGM, tokens: torch.Tensor, config: LikelihoodConfig, processes: Processes = ALONE
+) -> dict[str, Any]:
     """The likelihood bound of a model on data that it was not trained on.
 
     Parameters
@@ -260,6 +263,8 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
         Data, int64 [M, L].
     config : LikelihoodConfig
         How closely it is estimated.
+    processes : Processes
+        Who shares out the batches: all of them call this.
 
     Returns
     -------
@@ -268,8 +273,9 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
         what they are of: ``sequences``, ``times``, ``sites_per_step``, ``chain_steps``, ``seed``.
     """
     device = model.backbone.head_bias.device
-    parts = [
-        chain_bound(
+
+    def bound(ids: torch.Tensor) -> torch.Tensor:
+        return chain_bound(
             model.conditionals(),
             model.chain,
             tokens[ids].to(device),
@@ -278,9 +284,8 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
             noise=model.noise,
             sample_ids=ids,
         )
-        for ids in torch.arange(len(tokens)).split(config.batch)
-    ]
-    nats = torch.cat(parts)
+
+    nats = torch.cat(processes.share_out(torch.arange(len(tokens)).split(config.batch), bound))
     return summary(nats / model.chain.length, config) | {
         "sites_per_step": config.sites_per_step,
         "chain_steps": model.chain.steps,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ggm.arguments import check_given, sample_ids_of
 from ggm.chain import Chain
+from ggm.data.vocabulary import Vocabulary
 from ggm.sampling.config import SamplingConfig
 from ggm.sampling.event_driven import AllConditionals, denoise_by_events
 from ggm.sampling.steps import Conditionals
@@ -24,10 +26,13 @@ class Sampler:
         Visit order and noise rates.
     noise : NoiseLaw or None
         pi; None is uniform.
+    vocabulary : Vocabulary
+        What the tokens mean, as far as it is known.
     """
 
     chain: Chain
     noise: NoiseLaw | None
+    vocabulary: Vocabulary
 
     @property
     def vocab_size(self) -> int:
@@ -138,11 +143,13 @@ class Sampler:
     ) -> SampleResult:
         config = config or SamplingConfig()
         if len(tokens) == 0:
-            return SampleResult(tokens, 0, 0, 0.0)
+            return SampleResult(tokens, 0, 0, 0.0, self.vocabulary)
         options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.vocab_size}
         if config.event_driven:
-            return denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
-        return denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
+            result = denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
+        else:
+            result = denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
+        return replace(result, vocabulary=self.vocabulary)
 
 
 def keep_prob_seen(chain: Chain, positions: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
