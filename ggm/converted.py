@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from ggm.chain import Chain, ChainConfig
-from ggm.data.vocabulary import Vocabulary
 from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
@@ -79,7 +78,6 @@ def from_denoiser(
 class ConvertedDenoiser(nn.Module, Sampler):
     """What `from_denoiser` gives."""
 
-    vocabulary: Vocabulary = Vocabulary()
     anchor: torch.Tensor
 
     def __init__(

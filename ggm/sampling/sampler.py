@@ -27,12 +27,12 @@ class Sampler:
     noise : NoiseLaw or None
         pi; None is uniform.
     vocabulary : Vocabulary
-        What the tokens mean, as far as it is known.
+        What the tokens mean, if it is known. Samples have texts or pictures with it.
     """
 
     chain: Chain
     noise: NoiseLaw | None
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary = Vocabulary()
 
     @property
     def vocab_size(self) -> int:
