@@ -62,8 +62,8 @@ class Conditionals(Protocol):
         `visited`, which is said for correctors alone. They must not influence the conditional
         (`DataPrediction.logit_shift` takes out what they tell). Positions are int64 [K] and the time is an
         int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step. Where their frozen
-        positions differ, each has positions and a time of its own: [B, K] and int64 [B]. Frozen ones among its
-        positions fill up the row: nothing is drawn there, and their tokens are given to the others.
+        positions differ, each has positions and a time of its own: [B, K] and int64 [B]. Frozen ones among
+        its positions fill up the row: nothing is drawn there, and their tokens are given to the others.
         """
         ...
 
