@@ -111,13 +111,16 @@ class ConvertedDenoiser(nn.Module, Sampler):
         """What `ggm.sampling.stepwise.denoise` takes, given clean positions, bool [B, L]."""
 
         def conditionals(
-            tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+            tokens: torch.Tensor,
+            positions: torch.Tensor,
+            time: int | torch.Tensor,
+            *,
+            visited: bool = True,
         ) -> Prediction:
             times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
             positions = positions.expand(tokens.shape[0], -1)
-            return self._predict(
-                tokens, positions, times, keep_prob_seen(self.chain, positions, times), frozen
-            )
+            seen = keep_prob_seen(self.chain, positions, times) if visited else self.chain.keep_prob(times)
+            return self._predict(tokens, positions, times, seen, frozen)
 
         return conditionals
 

@@ -184,14 +184,18 @@ class GGM(nn.Module, Sampler, HubWeights):
         """Predictions of the network as `ggm.sampling.stepwise.denoise` takes them, given clean positions."""
 
         def conditionals(
-            tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+            tokens: torch.Tensor,
+            positions: torch.Tensor,
+            time: int | torch.Tensor,
+            *,
+            visited: bool = True,
         ) -> Prediction:
             times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
             positions = positions.expand(tokens.shape[0], -1)
             if frozen is not None:  # a masked network must be shown what is given: no use to predict it
                 positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)
             keep_prob = seen = self._keep_prob(times, frozen)
-            if self.config.backbone.sees_own_token:
+            if visited and self.config.backbone.sees_own_token:
                 seen = _clean(keep_prob_seen(self.chain, positions, times), frozen)
             return self._predict(tokens, positions, times, keep_prob, seen)
 

@@ -48,17 +48,22 @@ Prediction: TypeAlias = torch.Tensor | LinearLogits | DataPrediction
 class Conditionals(Protocol):
     """The distribution of X_t at some positions, given X_t at all the others."""
 
-    def __call__(self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor) -> Prediction:
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        time: int | torch.Tensor,
+        *,
+        visited: bool = True,
+    ) -> Prediction:
         """Logits g at some positions of tokens [B, L] at time t, float [B, K, V], their factors, or p0.
 
-        The tokens are X_t, but those at `positions` are as their visits left them.
-
-        They must not influence the conditional (`DataPrediction.logit_shift` takes out what they tell).
-        Positions are int64 [K] and the
-        time is an int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step.
-        Where their frozen positions differ, each has positions and a time of its own: [B, K] and int64
-        [B]. Frozen ones among its positions fill up the row: nothing is drawn there, and their tokens
-        are given to the others.
+        The tokens are X_t, but those at `positions` are as their visits left them, unless they were not
+        `visited`, which is said for correctors alone. They must not influence the conditional
+        (`DataPrediction.logit_shift` takes out what they tell). Positions are int64 [K] and the time is an
+        int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step. Where their frozen
+        positions differ, each has positions and a time of its own: [B, K] and int64 [B]. Frozen ones among
+        its positions fill up the row: nothing is drawn there, and their tokens are given to the others.
         """
         ...
 
@@ -96,9 +101,14 @@ class Reversal:
         """Visits that concern each sequence."""
         return OwnVisits.of(self.chain, self.frozen)
 
+    def all_sweeps(self) -> int:
+        """Sweeps of the whole run, those of the corrector among them."""
+        corrected = sum(sweeps - 1 for sweeps in self.sweeps)
+        return sum(self.sweeps) + corrected * self.config.corrector_sweeps
+
     def site_updates(self) -> int:
-        """Visits to undo in the whole run."""
-        return int(self.own.counts.expand(len(self.sample_ids)).sum()) * sum(self.sweeps)
+        """Updates of single sites in the whole run."""
+        return int(self.own.counts.expand(len(self.sample_ids)).sum()) * self.all_sweeps()
 
     def start(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         """State at the start of a pass, given what was before; a new tensor."""
@@ -144,6 +154,14 @@ class Reversal:
         """Noise coordinate of a group in pass `number`; no other draw at its positions has it."""
         return number * self.chain.steps + group.coordinate
 
+    def corrector_coordinate(self, group: VisitGroup, number: int, again: int) -> int:
+        """Noise coordinate of a group in corrector sweep `again` after its own in pass `number`.
+
+        Corrector sweeps are numbered after all passes.
+        """
+        before = len(self.sweeps) + number * self.config.corrector_sweeps + again
+        return before * self.chain.steps + group.coordinate
+
     def update(
         self,
         tokens: torch.Tensor,
@@ -152,16 +170,19 @@ class Reversal:
         coordinate: int | torch.Tensor,
         progress: float = 0.0,
         rows: torch.Tensor | None = None,
+        *,
+        keep_or_replace: bool | None = None,
     ) -> None:
         """Undo the visits of steps [K] or [B, K] in place.
 
         `progress` is the share of the way to time 0 that ramps are at; `rows` tell which sequences
-        prediction and steps are of.
+        prediction and steps are of; `keep_or_replace` is that of the configuration unless given.
         """
         config, ids, frozen, changed = self.config, self.sample_ids, self.frozen, tokens
         if rows is not None:
             changed, ids = tokens[rows], ids[rows]
             frozen = None if frozen is None else frozen[rows]
+        keeps = config.keep_or_replace if keep_or_replace is None else keep_or_replace
         positions, rate = self.chain.visits(steps)
         options: dict[str, Any] = {
             "seed": self.seed,
@@ -170,9 +191,9 @@ class Reversal:
             "top_k": config.top_k,
             "top_p": value_at(config.top_p, progress),
             "min_p": config.min_p,
-            "noise_rate": rate.float().expand(len(changed), -1) if config.keep_or_replace else None,
+            "noise_rate": rate.float().expand(len(changed), -1) if keeps else None,
             "noise": self.noise,
-            "normalize": config.keep_or_replace,
+            "normalize": keeps,
             "sample_ids": ids,
             "frozen": frozen,
         }

@@ -60,12 +60,17 @@ class ExactData:
         return DataPrediction(logits.float(), keep_prob, shift)
 
     def one_group(
-        self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        time: int | torch.Tensor,
+        *,
+        visited: bool = True,
     ) -> DataPrediction:
         """As `ggm.sampling.stepwise.denoise` asks, for groups of consecutive visits."""
         times = torch.as_tensor(time).expand(len(tokens))
         positions = positions.expand(len(tokens), -1)
-        return self.at(tokens, positions, times, times + positions.shape[1])
+        return self.at(tokens, positions, times, times + positions.shape[1] * visited)
 
     def __call__(self, tokens: torch.Tensor, times: torch.Tensor, now: torch.Tensor) -> DataPrediction:
         """As `ggm.sampling.event_driven.denoise_by_events` asks."""

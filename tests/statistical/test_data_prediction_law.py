@@ -52,6 +52,23 @@ def test_exact_predictions_return_the_data_law(name, noise, sees, settings):
     assert_follows(samples(data, noise(data.vocab_size), SEES[sees], SETTINGS[settings]), data)
 
 
+@pytest.mark.parametrize("sees", SEES)
+def test_correctors_leave_the_law_and_draw_anew(sees):
+    """That of X_3 and that of the data; with conditionals of another time they do not."""
+    data, pi, seen = LAWS["random"](), skewed(5), {}
+    expected = law_at(data, uneven_chain(3), 3, pi)
+    corrected = {"keep_or_replace": True, "corrector_sweeps": 2}
+    watch = {"observe": lambda t, x: seen.update({t: x.clone()}), "count": 2 * COUNT}
+    samples(data, pi, SEES[sees], SETTINGS["keep or replace"], **watch)
+    before = seen[3]
+    assert_follows(samples(data, pi, SEES[sees], corrected, **watch), data)
+    assert_follows(seen[3], expected)
+    assert (seen[3] != before).any(1).double().mean() > 0.5
+    samples(data, pi, SEES[sees], corrected, late=3, **watch)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(seen[3], expected)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("sees", SEES)
 def test_events_with_a_horizon_of_one_are_the_stepwise_samples_to_the_bit(sees, settings):
