@@ -113,9 +113,29 @@ ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, i
 }
 
 ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
-                                               uintptr_t weight, uintptr_t bias, uintptr_t logits) {
-  return {pointer<const float>(loss), pointer<const float>(candidate_logits), pointer<void>(hidden),
-          pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
+                                               uintptr_t weight, uintptr_t bias, uintptr_t logits,
+                                               uintptr_t shared_hidden, uintptr_t shared_weight,
+                                               uintptr_t shared_bias, uintptr_t places) {
+  return {pointer<const float>(loss),
+          pointer<const float>(candidate_logits),
+          pointer<void>(hidden),
+          pointer<void>(weight),
+          pointer<void>(bias),
+          pointer<void>(logits),
+          pointer<const float>(shared_hidden),
+          pointer<const float>(shared_weight),
+          pointer<const float>(shared_bias),
+          pointer<const int64_t>(places)};
+}
+
+ggm::SharedTile shared_tile(uintptr_t logits, int64_t row_stride, uintptr_t bias, uintptr_t offset, uintptr_t weight,
+                            int64_t rows, int64_t columns) {
+  return {pointer<const float>(logits), row_stride, pointer<const float>(bias), pointer<const float>(offset),
+          pointer<const float>(weight), rows,       columns};
+}
+
+ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int64_t row_stride) {
+  return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
 }
 
 ggm::GlauberArgs glauber_args(
@@ -275,6 +295,8 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
+  bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
   bind_row_options(module);
   module.attr("RACE_GROUP") = ggm::kRaceGroup;
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
@@ -314,6 +336,18 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       },
       release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
+  module.def(
+      "cpu_shared_sigmoid_bce",
+      [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
+        ggm::cpu::shared_sigmoid_bce(tile, pointer<double>(sums), threads);
+      },
+      release);
+  module.def(
+      "cpu_shared_sigmoid_bce_backward",
+      [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, int threads) {
+        ggm::cpu::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out, threads);
+      },
+      release);
   module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
@@ -361,6 +395,15 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
+             });
+  module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
+  });
+  module.def("cuda_shared_sigmoid_bce_backward",
+             [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out,
+                uintptr_t stream, int device) {
+               check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
+                                                                 pointer<void>(stream), device));
              });
   bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
   module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);

@@ -330,3 +330,8 @@ def losses(f: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> tuple[np.nda
         terms = np.where(signal == 0, 0, signal * of_minus_f) + np.where(noise == 0, 0, noise * of_f)
     of_signal = 1 / (1 + np.exp(np.clip(f, -700, 700)))  # sigmoid(-f)
     return terms, noise * (1 - of_signal) - signal * of_signal
+
+
+def with_shared(candidates: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """Candidates [N, C] and, in every row, those that all rows share [S]: [N, C + S]."""
+    return np.hstack([candidates, np.broadcast_to(shared, (len(candidates), len(shared)))])

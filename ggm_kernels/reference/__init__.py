@@ -3,6 +3,7 @@
 from ggm_kernels.reference.commit import commit
 from ggm_kernels.reference.corrupt import corrupt
 from ggm_kernels.reference.glauber_step import glauber_step, linear_glauber_step
+from ggm_kernels.reference.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -17,6 +18,8 @@ __all__ = [
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
+    "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward",
     "sigmoid_bce",
     "sigmoid_bce_backward",
 ]

@@ -24,6 +24,7 @@ OBJECTIVES = {
     "marginal, drawn": ObjectiveConfig(form="marginal", candidates=2),
     "noise ratio": ObjectiveConfig(form="marginal", noise_ratio=40.0),
     "noise ratio, drawn": ObjectiveConfig(form="marginal", candidates=2, noise_ratio=4.0),
+    "shared": ObjectiveConfig(form="marginal", candidates=1, shared_candidates=16, noise_ratio=4.0),
     "cross-entropy": ObjectiveConfig(form="cross_entropy"),
 }
 BACKBONES = {
