@@ -36,12 +36,13 @@ test: $(VENV)/.test  ## run the tests
 EMULATED = GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/$(1)/_emulated*.so) OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2
 
-emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults (4 minutes)
+emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults, counts (5 minutes)
 	$(BIN)/python -m build_native.emulated
 	$(call EMULATED,plain) -k emulated tests/ggm_kernels tests/statistical tests/emulated
 	$(call EMULATED,device) -k 'emulated and (launches or by_products or any_temperature or 17 or 4099 or infinite)' \
 		tests/ggm_kernels/test_gpu.py tests/ggm_kernels/test_gpu_glauber_step.py \
 		tests/ggm_kernels/test_glauber_agreement.py tests/emulated/test_launches.py
+	GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/device/_emulated*.so) $(BIN)/python .ci/counters.py check
 
 bench: $(VENV)/.test  ## run all benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     config, run_folder = model.config, folder.parent.parent
     told: dict[str, Any] = {
         "checkpoint": folder,
-        "network": f"{config.backbone.kind}, {sum(p.numel() for p in model.parameters())} parameters",
+        "network": f"{_network(config)}, {sum(p.numel() for p in model.parameters())} parameters",
         "tokens": f"vocabulary {config.vocab_size} ({_kind(checkpoint)}), sequences of {model.chain.length}",
         "chain": f"{model.chain.sweeps} sweeps, T = {model.chain.steps}",
         "noise": "uniform" if config.noise_probs is None else f"{len(config.noise_probs)} probabilities",
@@ -60,6 +60,11 @@ def run(options: argparse.Namespace) -> None:
         told["run"] = run_folder / RUN_CONFIG
     for name, value in told.items():
         print(f"{name:12}{value}")
+
+
+def _network(config: Any) -> str:
+    kind: str = config.backbone.kind
+    return kind if config.predicts == "state" else f"{kind}, predicts {config.predicts}"
 
 
 def _kind(checkpoint: Any) -> str:

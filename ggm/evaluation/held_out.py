@@ -10,7 +10,6 @@ from ggm.chain import Chain
 from ggm.evaluation.config import HeldOutConfig
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
-from ggm.objective import ObjectiveConfig
 from ggm.processes import ALONE, Processes
 from ggm.sampling.visits import OwnVisits, VisitGroup
 
@@ -36,10 +35,10 @@ def held_out(
     -------
     dict
         ``by_time``, from the least noise to the most, and the same numbers averaged over it: ``loss``,
-        the model's own objective; ``cross_entropy``, -log softmax(g) in nats of the token that X_t
-        has there, comparable between objectives; ``calibration`` and ``calibration_std``, mean and
-        standard deviation over sequences of sum_a exp g, which is 1 for exact conditionals. Standard
-        errors are those of a mean over independent sequences.
+        the model's own objective; ``cross_entropy``, in nats, of the token that X_t has there under
+        its conditional, comparable between objectives and predictions; ``calibration`` and
+        ``calibration_std``, mean and standard deviation over sequences of sum_a exp g, which is 1 for
+        exact conditionals. Standard errors are those of a mean over independent sequences.
     """
     groups = list(OwnVisits.of(model.chain).groups(config.sites_per_step))[::-1]
     count = min(config.times, len(groups))
@@ -93,8 +92,8 @@ def _values(
     steps = group.steps.to(device).expand(len(tokens), -1)
     # Times are the steps of the noise, where training has its own.
     coordinates: dict[str, Any] = {"seed": seed, "step": int(group.time), "sample_ids": ids.to(device)}
-    predictions = model.predictions(tokens.to(device), times, steps, **coordinates)
-    objectives = (model.config.objective, ObjectiveConfig("cross_entropy"))
-    losses = [predictions.losses(objective).float() for objective in objectives]
+    now = times + len(group.steps)  # where a sampler sees the group
+    predictions = model.predictions(tokens.to(device), times, steps, now=now, **coordinates)
+    losses = [predictions.losses(model.config.objective), predictions.cross_entropy()]
     rows = torch.stack([*losses, predictions.calibration()]).double()
     return rows.view(3, len(tokens), -1).mean(dim=2)
