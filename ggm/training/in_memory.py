@@ -81,6 +81,8 @@ def train(
             bar.set_postfix_str(_status(losses, batch_size * data.shape[1], state.seconds), refresh=False)
             bar.update(share - done)
             done = share
+            if state.step == 1:
+                bar.refresh()
     recent = losses[-max(1, len(losses) // 10) :]
     result = averaged.module
     assert isinstance(result, GGM)
