@@ -17,7 +17,7 @@ from benchmarks.ceilings import Work, products_of
 from benchmarks.recording import Case, Recorder, note_case, note_share
 from benchmarks.timing import median_seconds, peak_extra_bytes, times_faster
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
-from ggm_kernels import linear_sigmoid_bce
+from ggm_kernels import linear_cross_entropy, linear_sigmoid_bce
 
 # Mean loss of a head from hidden states [N, d].
 HeadLoss = Callable[[torch.Tensor], torch.Tensor]
@@ -102,6 +102,10 @@ class Training:
 
     def full_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
         return cross_entropy(linear(hidden, self.model.head_weight, self.model.head_bias), self.data)
+
+    def linear_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.model.head_weight, self.model.head_bias
+        return linear_cross_entropy(hidden, weight, self.data, bias=bias, reduction="mean")
 
     def cross_entropy_by(self, summed: rivals.CrossEntropy) -> HeadLoss:
         """By a rival, without the bias: not all of them take one. Nor do all cast what autocast would."""
@@ -199,6 +203,10 @@ def time_steps(
 
 def test_ggm_kernels(record, training, size):
     time_steps(record, training, training.sigmoid_bce, size, "ggm_kernels", "ours")
+
+
+def test_linear_cross_entropy(record, training, size):
+    time_steps(record, training, training.linear_cross_entropy, size, "ggm_kernels, cross-entropy", "ours")
 
 
 def test_full_cross_entropy(record, training, size):

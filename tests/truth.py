@@ -332,6 +332,39 @@ def losses(f: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> tuple[np.nda
     return terms, noise * (1 - of_signal) - signal * of_signal
 
 
+def cross_entropy(
+    products: np.ndarray,
+    target: np.ndarray,
+    scale: np.ndarray,
+    *,
+    softcap: float | None = None,
+    shift: np.ndarray | None = None,
+    shifted: np.ndarray | None = None,
+    z_loss: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Loss and log-sum-exp of every row, and the gradients of both by the products [N, V].
+
+    A row of scale 0 has loss 0, and so has its gradient.
+    """
+    rows = np.arange(len(products))
+    z, slope = products, np.ones_like(products)
+    if softcap is not None:
+        tanh = np.tanh(products / softcap)
+        z, slope = softcap * tanh, 1 - tanh**2
+    if shift is not None:
+        z = z.copy()
+        z[rows, shifted] += shift
+    top = z.max(axis=1)
+    log_sum_exp = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
+    share = np.exp(z - log_sum_exp[:, None])
+    safe = np.where(scale == 0, 0, target)
+    loss = scale * (log_sum_exp - z[rows, safe] + z_loss * log_sum_exp**2)
+    one_hot = np.zeros_like(z)
+    one_hot[rows, safe] = 1
+    slopes = scale[:, None] * ((1 + 2 * z_loss * log_sum_exp[:, None]) * share - one_hot)
+    return loss, log_sum_exp, slopes * slope, share * slope
+
+
 def with_shared(candidates: np.ndarray, shared: np.ndarray) -> np.ndarray:
     """Candidates [N, C] and, in every row, those that all rows share [S]: [N, C + S]."""
     return np.hstack([candidates, np.broadcast_to(shared, (len(candidates), len(shared)))])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from benchmarks.quality.systems import Drawn, Request, Shape
-from ggm.backbones import HollowConfig, MaskedConfig
+from ggm.backbones import BackboneConfig, DenoiserConfig, HollowConfig, MaskedConfig
 from ggm.chain import ChainConfig
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.likelihood import chain_bound
@@ -18,6 +19,7 @@ from ggm.model_config import GGMConfig
 from ggm.objective import ObjectiveConfig
 from ggm.sampling.config import ReDenoise, SamplingConfig
 
+Network = Literal["hollow", "masked", "denoiser"]
 SWEEPS = 4
 CHAIN_FIELDS = {field.name for field in dataclasses.fields(ChainConfig)}
 REDENOISE = ReDenoise(sweeps=1, repeats=2)
@@ -33,28 +35,28 @@ class Glauber(nn.Module):
     shape : Shape
         What is modelled.
     network : str
-        "hollow" (all conditionals in one pass) or "masked".
+        "hollow" (all conditionals in one pass), "masked", or "denoiser" (sees its own token).
     changes : dict
         Fields of `GGMConfig` that differ from the defaults of the bench, or of its chain.
     """
 
     samplers = ("heat bath", "keep or replace", "redenoise")
 
-    def __init__(self, shape: Shape, network: Literal["hollow", "masked"], **changes: Any) -> None:
+    def __init__(self, shape: Shape, network: Network, **changes: Any) -> None:
         super().__init__()
         self.shape = shape
         # One site, and numbers that come near 4, 16, 64, .. evaluations.
         counts = tuple(sorted({max(1, shape.length // 4**n) for n in range(8)}, reverse=True))
         chain = {key: changes.pop(key) for key in list(changes) if key in CHAIN_FIELDS}
-        config = GGMConfig(
-            vocab_size=shape.vocab_size,
-            chain=ChainConfig(**{"length": shape.length, "sweeps": SWEEPS, **chain}),
-            backbone=hollow(shape) if network == "hollow" else masked(shape),
-            objective=ObjectiveConfig("marginal", noise_ratio=max(40.0, float(shape.vocab_size))),
-            masked_counts=(shape.length,) if network == "hollow" else counts,
-            frozen_share=shape.given_share,
-        )
-        self.model = GGM(dataclasses.replace(config, **changes))
+        values: dict[str, Any] = {
+            "vocab_size": shape.vocab_size,
+            "chain": ChainConfig(**{"length": shape.length, "sweeps": SWEEPS, **chain}),
+            "backbone": NETWORKS[network](shape),
+            "objective": ObjectiveConfig("marginal", noise_ratio=max(40.0, float(shape.vocab_size))),
+            "masked_counts": counts if network == "masked" else (shape.length,),
+            "frozen_share": shape.given_share,
+        }
+        self.model = GGM(GGMConfig(**{**values, **changes}))
         self.counts = counts
 
     def loss(self, tokens: torch.Tensor, seed: int, step: int, sample_ids: torch.Tensor) -> torch.Tensor:
@@ -106,14 +108,16 @@ class Glauber(nn.Module):
         return torch.cat(parts)
 
 
-def masked(shape: Shape) -> MaskedConfig:
-    """The masked network of a size: the plain one's blocks."""
-    return MaskedConfig(**dataclasses.asdict(shape.size))
-
-
 def hollow(shape: Shape) -> HollowConfig:
     """The hollow network of as many blocks, two streams and the mixing layers together."""
     values = dataclasses.asdict(shape.size)
     depth = values.pop("depth")
     per_stream = max(1, (depth - 1) // 2)
     return HollowConfig(**values, depth=per_stream, mixing=max(1, depth - 2 * per_stream))
+
+
+NETWORKS: dict[str, Callable[[Shape], BackboneConfig]] = {
+    "hollow": hollow,
+    "masked": lambda shape: MaskedConfig(**dataclasses.asdict(shape.size)),
+    "denoiser": lambda shape: DenoiserConfig(**dataclasses.asdict(shape.size)),
+}

@@ -10,6 +10,8 @@ from benchmarks.quality.systems import SYSTEMS
 
 COLOURS = {
     "ggm-hollow": "#c8384e",
+    "ggm-data": "#8f1d3f",
+    "ggm-denoiser": "#d06fa0",
     "ggm-masked": "#e58a5b",
     "mdlm": "#5b6b8c",
     "sedd-absorbing": "#3f8f8a",

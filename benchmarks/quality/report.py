@@ -54,7 +54,9 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
 - A **temperature** divides the logits of tokens that are drawn. SEDD's jumps go to tempered tokens as often
   as without.
 - With the log-linear schedule of absorbing noise SEDD's Euler step is its analytic one, so it is run once.
-- GGM learns by the binary loss. Networks that may be asked to fill in are told which positions are given, and
+- `ggm-hollow` and `ggm-masked` predict the state by the binary loss, as the paper has it; `ggm-data` (hollow)
+  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy.
+- Networks that may be asked to fill in are told which positions are given, and
   half of their training sequences have some; MDLM and the autoregressive model need no such training.
 
 ## Adding a system

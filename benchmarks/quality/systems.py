@@ -115,6 +115,8 @@ def make_system(name: str, shape: Shape) -> Any:
         return Glauber(shape, "hollow", **ABLATIONS[name])
     makers: dict[str, Callable[[Shape], Any]] = {
         "ggm-hollow": lambda shape: Glauber(shape, "hollow"),
+        "ggm-data": lambda shape: Glauber(shape, "hollow", **DATA),
+        "ggm-denoiser": lambda shape: Glauber(shape, "denoiser", **DATA),
         "ggm-masked": lambda shape: Glauber(shape, "masked"),
         "mdlm": MDLM,
         "sedd-absorbing": lambda shape: SEDD(shape, "absorbing"),
@@ -127,6 +129,8 @@ def make_system(name: str, shape: Shape) -> Any:
 
 SYSTEMS = (
     "ggm-hollow",
+    "ggm-data",
+    "ggm-denoiser",
     "ggm-masked",
     "mdlm",
     "sedd-absorbing",
@@ -134,6 +138,8 @@ SYSTEMS = (
     "uniform",
     "autoregressive",
 )
+# GGM that predicts the data token, by cross-entropy.
+DATA: dict[str, Any] = {"predicts": "data", "objective": ObjectiveConfig("cross_entropy")}
 # GGM with one thing changed; the name says which. The first is the one that the others are held against.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "ggm-hollow": {},

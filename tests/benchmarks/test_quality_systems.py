@@ -123,7 +123,7 @@ def test_networks_are_of_one_size():
     counts = {
         name: sum(p.numel() for p in make_system(name, Shape(64, 30, size)).parameters()) for name in SYSTEMS
     }
-    assert max(counts.values()) < 1.15 * min(counts.values()), counts
+    assert max(counts.values()) < 1.2 * min(counts.values()), counts
 
 
 def test_unchanged_sequences_cost_mdlm_nothing():

@@ -156,6 +156,20 @@ FAULTS = [
         "glauber_step.cu",
     ),
     Fault(
+        "no barrier",
+        "linear_cross_entropy.cu",
+        "of_warps[threadIdx.x / kWarp] = sum;\n    __syncthreads();\n",
+        "of_warps[threadIdx.x / kWarp] = sum;\n",
+        "check_cross_entropy",
+    ),
+    Fault(
+        "mass of other tokens",
+        "linear_cross_entropy.cu",
+        "sum.mass * expf(sum.top - logit) + 1.0f",
+        "sum.mass + 1.0f",
+        "check_cross_entropy",
+    ),
+    Fault(
         "duplicate write",
         "sigmoid_bce.cu",
         "gradients.bias != nullptr && threadIdx.x == 0",

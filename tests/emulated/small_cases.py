@@ -9,6 +9,7 @@ from ggm_kernels import (
     NoiseLaw,
     corrupt,
     glauber_step,
+    linear_cross_entropy,
     linear_glauber_step,
     linear_sigmoid_bce,
     sigmoid_bce,
@@ -65,6 +66,33 @@ def check_losses() -> None:
         tolerance = 1e-4 if dtype == torch.float32 else 2e-2
         for ours, theirs in zip(*results, strict=True):
             assert_close(ours, theirs, tolerance)
+
+
+def check_cross_entropy() -> None:
+    for dtype, vocab_size, softcap in [(DTYPES[0], 1000, 3.0), (DTYPES[1], 33, None), (DTYPES[2], 257, None)]:
+        leaves = [draw(20, 24, seed=1).to(dtype), draw(vocab_size, 24, seed=2).to(dtype) / 6]
+        leaves += [draw(vocab_size, seed=3).to(dtype)]
+        targets = ids(vocab_size, 20)
+        targets[3] = -100
+        options = {
+            "softcap": softcap,
+            "z_loss": 0.01,
+            "logit_shift": draw(20),
+            "shifted_token": targets % vocab_size,
+        }
+        options["shifted_token"] = options["shifted_token"].clamp(0)
+        for reduction in ("none", "mean"):
+            results = []
+            for backend in (BACKEND, "reference"):
+                hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+                loss = linear_cross_entropy(
+                    hidden, weight, targets, bias=bias, **options, reduction=reduction, backend=backend
+                )
+                loss.sum().backward()
+                results.append([loss, hidden.grad, weight.grad, bias.grad])
+            tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3 if dtype == torch.float16 else 1e-4
+            for ours, theirs in zip(*results, strict=True):
+                assert_close(ours, theirs, tolerance)
 
 
 def check_steps() -> None:
@@ -171,6 +199,7 @@ def check_present_tokens_are_left_where_there_is_no_law() -> None:
 ALL = [
     check_corrupt,
     check_losses,
+    check_cross_entropy,
     check_steps,
     check_filters,
     check_tiles,
