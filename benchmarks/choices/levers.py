@@ -104,6 +104,8 @@ _HEADS: dict[str, Change] = {
     "binary, 1 candidate": _objective(candidates=1, noise_ratio=512.0),
     "binary, 16 candidates": _objective(candidates=16, noise_ratio=512.0),
     "binary, 512 candidates": _objective(candidates=512, noise_ratio=512.0),
+    "binary, 512 shared": _objective(candidates=1, shared_candidates=512, noise_ratio=512.0),
+    "binary, 4096 shared": _objective(candidates=1, shared_candidates=4096, noise_ratio=512.0),
 }
 LEVERS = {"digits": _LEVERS, "characters": _LEVERS, "words": {"head": _HEADS}}
 

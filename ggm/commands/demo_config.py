@@ -16,8 +16,8 @@ class DemoConfig:
     with a progress bar, draws samples, fills in the lower half of real digits that it has never seen, and
     writes three pictures: samples.png (real digits beside samples), chain.png (chains from noise to digit)
     and infill.png; and the model, for `ggm sample`. Prints the Frechet distance of samples and of held-out
-    digits to the training set, the share of samples that copy a training image, and the calibration
-    sum_a exp g, which is 1 for a perfect model.
+    digits to the training set, the share of samples that copy a training image, and the likelihood
+    bound of held-out digits.
 
     The three minutes of training are for two CPU cores; the rest takes less than two.
 

@@ -30,6 +30,7 @@ OBJECTIVES = {
     "summed": ObjectiveConfig("summed"),
     "marginal": ObjectiveConfig("marginal", noise_ratio=3.0),
     "marginal, drawn": ObjectiveConfig("marginal", candidates=2, noise_ratio=3.0),
+    "marginal, shared": ObjectiveConfig("marginal", candidates=1, shared_candidates=16, noise_ratio=3.0),
     "cross-entropy": ObjectiveConfig("cross_entropy"),
 }
 PROCESSES = {
