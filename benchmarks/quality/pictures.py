@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.plots import STYLE, plt
-from benchmarks.quality.results import HEADLINES, Point, Results
-from benchmarks.quality.systems import SYSTEMS
+from benchmarks.quality.results import HEADLINES, Point, Results, rank
 
 COLOURS = {
     "ggm-hollow": "#c8384e",
@@ -46,6 +46,7 @@ def by_evaluations(results: Results, budget: str) -> Figure:
             if real is not None:
                 ax.axhline(real, color="#bbbbbb", lw=1)
             ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             if not headline.more:
                 ax.set_yscale("log")
             ax.set_title(f"{task}: {'higher' if headline.more else 'lower'} is better", fontsize=10)
@@ -60,14 +61,10 @@ def by_evaluations(results: Results, budget: str) -> Figure:
 def lines(points: list[Point]) -> list[tuple[str, str, list[Point]]]:
     """Points at temperature 1 of each sampler, from few evaluations to many."""
     found: dict[tuple[str, str], list[Point]] = {}
-    for point in sorted(points, key=lambda point: (_rank(point.system), point.evaluations)):
+    for point in sorted(points, key=lambda point: (rank(point.system), point.evaluations)):
         if point.temperature == 1.0:
             found.setdefault((point.system, point.sampler), []).append(point)
     return [(system, sampler, group) for (system, sampler), group in found.items()]
-
-
-def _rank(system: str) -> int:
-    return SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS)
 
 
 def frontier(results: Results, task: str, budget: str) -> Figure:

@@ -26,6 +26,7 @@ UDLM and duo have) and, as a yardstick, an autoregressive model. All are written
 layers, and learn with the same optimiser, average of weights, order of data and budget.
 
 """
+FEWEST_SYSTEMS = 3
 ABOUT = """\
 ## How it is measured
 
@@ -73,6 +74,8 @@ def page(found: Results, source: str, images: dict[str, str]) -> str:
     if "evaluations" in images:
         parts.append(f"![Quality against network evaluations]({images['evaluations']})\n\n")
     parts.append("Grey lines: held-out data.\n\n")
+    if found.notes:
+        parts.append("## What was seen\n\n" + "".join(f"- {note}\n" for note in found.notes) + "\n")
     for task in found.tasks():
         parts.append(section(found, task, images))
     parts.append(ABOUT)
@@ -207,10 +210,7 @@ def curves(found: Results, task: str, budget: str) -> str:
         f"| {headline.title} | " + " | ".join(str(step) for step in steps) + " |",
         "| --- |" + " ---: |" * len(steps),
     ]
-    winners = {
-        step: headline.best(p.measures[headline.measure] for p in points if p.evaluations == step)
-        for step in steps
-    }
+    winners = {step: winner(headline, [p for p in points if p.evaluations == step]) for step in steps}
     for system, sampler, group in pictures.lines(points):
         by_step = {point.evaluations: point for point in group}
         cells = [cell(by_step[step], headline, winners[step]) if step in by_step else "" for step in steps]
@@ -221,7 +221,13 @@ def curves(found: Results, task: str, budget: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(point: Point, headline: results.Headline, winner: float) -> str:
+def winner(headline: results.Headline, points: list[Point]) -> float | None:
+    """The best value of a column; None where too few systems come to so many evaluations."""
+    few = len({point.system for point in points}) < FEWEST_SYSTEMS
+    return None if few else headline.best(point.measures[headline.measure] for point in points)
+
+
+def cell(point: Point, headline: results.Headline, winner: float | None) -> str:
     """Value with its spread, and other measures of it in brackets; the best of a column is bold."""
     value = point.measures[headline.measure]
     spread = point.spread[headline.measure]
@@ -289,10 +295,12 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("results", type=Path, help="folder of results, or a kept file")
     made.add_argument("-o", "--output", type=Path, default=Path("docs/quality.md"), help="the page")
     made.add_argument("--keep", type=Path, metavar="FILE", help="write the results there, as one file")
+    made.add_argument("--notes", type=Path, metavar="FILE", help="lines to be kept with them: what was seen")
     options = made.parse_args(words)
     source = options.results
     if options.keep is not None:
-        results.write(options.results, options.keep)
+        notes = [] if options.notes is None else options.notes.read_text(encoding="utf-8").splitlines()
+        results.write(options.results, options.keep, notes)
         source = options.keep
     found = results.read(source)
     files = draw(found, options.output.parent / "images")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from benchmarks.quality.systems import SYSTEMS
 
 RUN = "run.json"
 
@@ -62,11 +64,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Results:
-    """Cells, held-out data by task, and the preset that they were made with."""
+    """Cells, held-out data by task, the preset that they were made with, and what was seen in them."""
 
     preset: dict[str, Any]
     cells: list[dict[str, Any]]
     data: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def tasks(self) -> list[str]:
         """Tasks that have cells, in the order of the preset's headlines."""
@@ -79,11 +82,16 @@ class Results:
         for cell in self.cells:
             if (cell["cell"]["task"], cell["cell"]["budget"]) == (task, budget):
                 found.setdefault(cell["cell"]["system"], []).append(cell)
-        return found
+        return dict(sorted(found.items(), key=lambda item: rank(item[0])))
 
     def points(self, task: str, budget: str) -> list[Point]:
         """Settings of all systems of a task."""
         return [point for cells in self.of(task, budget).values() for point in _averaged(cells)]
+
+
+def rank(system: str) -> int:
+    """Place of a system in pages and pictures."""
+    return SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS)
 
 
 def _averaged(cells: list[dict[str, Any]]) -> list[Point]:
@@ -114,7 +122,7 @@ def _averaged(cells: list[dict[str, Any]]) -> list[Point]:
 def read(path: Path) -> Results:
     """Results of a folder of cells, or of a merged file."""
     values = merged(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
-    return Results(values["preset"], values["cells"], values["data"])
+    return Results(values["preset"], values["cells"], values["data"], tuple(values.get("notes", ())))
 
 
 def merged(folder: Path) -> dict[str, Any]:
@@ -126,11 +134,12 @@ def merged(folder: Path) -> dict[str, Any]:
     return {"preset": preset, "data": data, "cells": [value for value in values.values() if "cell" in value]}
 
 
-def write(folder: Path, file: Path) -> None:
+def write(folder: Path, file: Path, notes: Sequence[str] = ()) -> None:
     """Write the merged file of a folder, a line per cell."""
     values = merged(folder)
     parts = [f'"preset": {json.dumps(values["preset"])}', f'"data": {json.dumps(values["data"])}']
     cells = ",\n".join(json.dumps(cell) for cell in values["cells"])
+    parts.append(f'"notes": {json.dumps(list(notes))}')
     parts.append(f'"cells": [\n{cells}\n]')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")

@@ -184,8 +184,9 @@ class SEDD(nn.Module):
             terms = self._terms(tokens, at.clamp_min(LAST_TIME), None, seed=seed, step=number, sample_ids=ids)
             total += terms.double().sum(dim=1) / times
         if not self.absorbing:
-            last = keep_of(self.schedule, torch.ones((), dtype=torch.float64)).expand(tokens.shape)
-            total += prior_divergence(last, tokens, Noise(None, self.shape.vocab_size)).sum(dim=1)
+            last = keep_of(self.schedule, torch.ones((), dtype=torch.float64, device=tokens.device))
+            noise = Noise(None, self.shape.vocab_size)
+            total += prior_divergence(last.expand(tokens.shape), tokens, noise).sum(dim=1)
         return total.cpu()
 
 
