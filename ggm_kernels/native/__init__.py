@@ -14,6 +14,10 @@ from ggm_kernels.native import cuda_glauber_step, glauber_step
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
+from ggm_kernels.native.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -33,6 +37,8 @@ _COMMON: dict[str, Callable] = {
     "sigmoid_bce_backward": sigmoid_bce_backward,
     "linear_sigmoid_bce": linear_sigmoid_bce,
     "linear_sigmoid_bce_backward": linear_sigmoid_bce_backward,
+    "linear_expected_embedding": linear_expected_embedding,
+    "linear_expected_embedding_backward": linear_expected_embedding_backward,
 }
 _ON_CPU: dict[str, Callable] = {
     **_COMMON,
@@ -45,7 +51,10 @@ _ON_DEVICE: dict[str, Callable] = {
     "linear_glauber_step": cuda_glauber_step.linear_glauber_step,
 }
 
-# What each op is called in the compiled core.
+# Ops that are products of torch on tiles, and need nothing of the core.
+_OF_PRODUCTS = {"linear_expected_embedding", "linear_expected_embedding_backward"}
+
+# What each other op is called in the compiled core.
 _OPS = {
     "commit": "commit",
     "corrupt": "corrupt",
@@ -97,4 +106,5 @@ def ops(backend: str) -> frozenset[str]:
     """The ops that the backend implements."""
     kernels = _KERNELS[backend]
     prefix = "cuda" if kernels.are_device_code else "cpu"
-    return frozenset(op for op, name in _OPS.items() if hasattr(kernels.core, f"{prefix}_{name}"))
+    of_core = {op for op, name in _OPS.items() if hasattr(kernels.core, f"{prefix}_{name}")}
+    return frozenset(of_core | _OF_PRODUCTS)

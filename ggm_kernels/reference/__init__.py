@@ -3,6 +3,10 @@
 from ggm_kernels.reference.commit import commit
 from ggm_kernels.reference.corrupt import corrupt
 from ggm_kernels.reference.glauber_step import glauber_step, linear_glauber_step
+from ggm_kernels.reference.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -14,6 +18,8 @@ __all__ = [
     "commit",
     "corrupt",
     "glauber_step",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",

@@ -3,6 +3,10 @@
 from ggm_kernels.triton.commit import commit
 from ggm_kernels.triton.corrupt import corrupt
 from ggm_kernels.triton.glauber_step import glauber_step
+from ggm_kernels.triton.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.triton.linear_glauber_step import linear_glauber_step
 from ggm_kernels.triton.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -15,6 +19,8 @@ __all__ = [
     "commit",
     "corrupt",
     "glauber_step",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
