@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ggm_kernels.integrations.linear_logits import LinearLogits
@@ -43,7 +45,8 @@ def logits_of(
     if isinstance(model_output, LinearLogits):
         if model_output.temperature != 1:
             raise ValueError(
-                f"model_output: got logits of temperature {model_output.temperature}; allowed: those of the head"
+                f"model_output: got logits of temperature {model_output.temperature}; allowed: those of "
+                "temperature 1"
             )
         return model_output
     return model_output.float() if model_output.dtype == torch.float64 else model_output
@@ -57,7 +60,7 @@ def drawn(
     `sample` [B, L] is left as it is; `options` are those of `glauber_step`.
     """
     tokens = sample.clone()
-    known = {
+    known: dict[str, Any] = {
         name: torch.empty(
             sample.shape, dtype=torch.int64 if name == "argmax" else torch.float32, device=sample.device
         )
@@ -65,7 +68,8 @@ def drawn(
     }
     if isinstance(logits, LinearLogits):
         linear_glauber_step(
-            tokens, logits.hidden, logits.weight, None, bias=logits.bias, softcap=logits.softcap, **known, **options
+            tokens, logits.hidden, logits.weight, None, bias=logits.bias, softcap=logits.softcap,
+            **known, **options,
         )  # fmt: skip
     else:
         glauber_step(tokens, logits, None, **known, **options)

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map
 class LinearLogits:
     """``softcap * tanh(linear(hidden, weight, bias) / softcap) / temperature``, kept as its factors.
 
-    The samplers of this package draw from it without a tensor of [B, L, V]. Sequences and positions are taken
-    by indexing, ``clone()`` copies nothing, ``/`` changes the temperature. Whatever else one does with a tensor
-    (a method of it, a function of torch) multiplies out, and happens to the tensor that results.
+    The samplers of this package draw from it without a tensor of [B, L, V]. Sequences and positions are
+    taken by indexing, ``clone()`` copies nothing, ``/`` changes the temperature. Whatever else one does with
+    a tensor (a method of it, a function of torch) multiplies out, and happens to the tensor that results.
 
     Attributes
     ----------
@@ -41,11 +41,12 @@ class LinearLogits:
     def of(
         cls, hidden: torch.Tensor, lm_head: torch.nn.Module | torch.Tensor, softcap: float | None = None
     ) -> LinearLogits:
-        """Logits of a head: a `torch.nn.Linear`, any module with `weight` and `bias`, or the weight itself."""
+        """Logits of a head: a `torch.nn.Linear`, a module with `weight` and `bias`, or the weight."""
         if isinstance(lm_head, torch.Tensor):
             return cls(hidden, lm_head, None, softcap)
         bias = getattr(lm_head, "bias", None)
-        return cls(hidden, lm_head.weight, bias, softcap)  # type: ignore[arg-type]
+        weight: Any = lm_head.weight
+        return cls(hidden, weight, bias, softcap)
 
     @property
     def shape(self) -> torch.Size:

@@ -25,7 +25,15 @@ from ggm_kernels.native.sigmoid_bce import (
     sigmoid_bce_backward,
 )
 
-__all__ = ["core", "describe", "kernel", "ops", "why_not"]
+__all__ = [
+    "core",
+    "describe",
+    "kernel",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
+    "ops",
+    "why_not",
+]
 
 _KERNELS = {"cpu": CPU, "cuda": CUDA, "emulated": EMULATED}
 

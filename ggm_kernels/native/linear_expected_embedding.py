@@ -71,10 +71,19 @@ def _backward(grad, mean, log_sum_exp, hidden, weight, embedding, bias, softcap,
                 sums.add_weight(grad_logits, hidden[rows])
                 if grad_hidden is not None:
                     _add_product(grad_hidden[rows], grad_logits, weight[tokens])
-        for whole, part in ((grad_weight, sums.weight), (grad_embedding, sums.embedding), (grad_bias, sums.bias)):
-            if whole is not None:
+        for whole, part in (
+            (grad_weight, sums.weight),
+            (grad_embedding, sums.embedding),
+            (grad_bias, sums.bias),
+        ):
+            if whole is not None and part is not None:
                 whole[tokens] = part.to(whole.dtype)
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_embedding, grad_bias
+    return (
+        None if grad_hidden is None else grad_hidden.to(hidden.dtype),
+        grad_weight,
+        grad_embedding,
+        grad_bias,
+    )
 
 
 class _Logits:

@@ -25,8 +25,8 @@ def linear_expected_embedding(
 ) -> torch.Tensor:
     """Mean embedding of a token under a linear head: ``softmax(hidden @ weight.T + bias) @ embedding``.
 
-    Self-conditioning of a diffusion model, a soft prompt, a straight-through step: no [N, V] tensor exists, forward
-    or backward.
+    Self-conditioning of a diffusion model, a soft prompt, a straight-through step: no [N, V] tensor exists,
+    forward or backward.
 
     Parameters
     ----------
@@ -48,19 +48,17 @@ def linear_expected_embedding(
     Returns
     -------
     torch.Tensor
-        dtype of `hidden`, shape [N, e]. Differentiable in `hidden`, `weight`, `embedding` and `bias`, once. NaN
-        for a row of logits with a NaN or nothing but -inf.
+        dtype of `hidden`, shape [N, e]. Differentiable in `hidden`, `weight`, `embedding` and `bias`, once.
+        NaN for a row of logits with a NaN or nothing but -inf.
 
     Raises
     ------
     TypeError, ValueError
         For an argument of wrong type, shape, device or range, or a temperature that requires a gradient.
 
-    Notes
-    -----
-    Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes (Milakov and
-    Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more. Time is that of the
-    products: two forward, and at most five backward.
+    Notes ----- Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes
+    (Milakov and Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more.
+    Time is that of the products: two forward, and at most five backward.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     checks.tensor("embedding", embedding, dtypes=(hidden.dtype,), dims=(2,))
@@ -123,9 +121,7 @@ def _fake(hidden, weight, embedding, bias, softcap, scale, backend):
 
 def _run_backward(grad, mean, log_sum_exp, hidden, weight, embedding, bias, softcap, scale, needs, backend):
     _, run = kernel("linear_expected_embedding_backward", backend, hidden.device)
-    gradients = run(
-        grad, mean, log_sum_exp, hidden, weight, embedding, bias, softcap, scale, tuple(needs)
-    )
+    gradients = run(grad, mean, log_sum_exp, hidden, weight, embedding, bias, softcap, scale, tuple(needs))
     # A schema has no optional outputs: what is not needed is an empty tensor.
     return tuple(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients)
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ggm_kernels.native import linear_expected_embedding as tiles
+from ggm_kernels import native
 
-linear_expected_embedding = partial(tiles.linear_expected_embedding, None)
-linear_expected_embedding_backward = partial(tiles.linear_expected_embedding_backward, None)
+linear_expected_embedding = partial(native.linear_expected_embedding, None)
+linear_expected_embedding_backward = partial(native.linear_expected_embedding_backward, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
@@ -13,11 +15,13 @@ from ggm_kernels.ops.commit import commit
 class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
     """`diffusers.BlockRefinementScheduler` in two calls: `glauber_step` for tokens and confidence, `commit`.
 
-    No loop over sequences, and no number of the step is read by the host. Equal confidences are committed in the
-    order of their positions; of equal logits, filters keep all or none.
+    No loop over sequences, and no number of the step is read by the host. Equal confidences are committed in
+    the order of their positions; of equal logits, filters keep all or none.
     """
 
-    def step(  # type: ignore[override]
+    _committed: Any
+
+    def step(
         self,
         model_output: Logits | None,
         timestep: int | torch.Tensor,
@@ -72,12 +76,17 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
         logits = logits_of(model_output, hidden, lm_head, softcap)
         threshold = float(self.config.threshold if threshold is None else threshold)
         edit_from = self.config.editing_threshold if editing_threshold is None else editing_threshold
-        coordinates = {"seed": seed_from(generator), "step": 0, "sample_ids": sample_ids}
+        coordinates: dict[str, Any] = {"seed": seed_from(generator), "step": 0, "sample_ids": sample_ids}
         law = _law(temperature, top_k, top_p, sampling_method, logits.shape[-1])
         name = "log_prob" if law else "raw_log_prob"
         tokens, known = drawn(sample, logits, (name,), **(law or {"temperature": 0.0}), **coordinates)
         confidence = known[name].exp()
-        commits = {"tokens": sample.clone(), "proposal": tokens, "score": confidence, **coordinates}
+        commits: dict[str, Any] = {
+            "tokens": sample.clone(),
+            "proposal": tokens,
+            "score": confidence,
+            **coordinates,
+        }
         if mask_token_id is None:
             commits |= {"rest": "noise", "vocab_size": logits.shape[-1]}
             previous, transfer, edited = self._uniform(
@@ -85,18 +94,23 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
             )
         else:
             previous, transfer, edited = self._masked(
-                int(timestep), sample == mask_token_id, commits, confidence > threshold, edit_from, prompt_mask
+                int(timestep),
+                sample == mask_token_id,
+                commits,
+                confidence > threshold,
+                edit_from,
+                prompt_mask,
             )
         previous = torch.where(edited, tokens, previous)
         if not return_dict:
             return previous, transfer, edited, tokens, confidence, logits
         return BlockRefinementSchedulerOutput(
-            prev_sample=previous,  # type: ignore[arg-type]
-            transfer_index=transfer,  # type: ignore[arg-type]
-            editing_transfer_index=edited,  # type: ignore[arg-type]
-            sampled_tokens=tokens,  # type: ignore[arg-type]
+            prev_sample=previous,
+            transfer_index=transfer,
+            editing_transfer_index=edited,
+            sampled_tokens=tokens,
             sampled_probs=confidence,
-            pred_logits=logits,  # type: ignore[arg-type]
+            pred_logits=logits,
         )
 
     def _masked(self, step: int, masked, commits, is_sure, edit_from, prompt_mask):
@@ -118,11 +132,11 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
         """Commit what is sure and what is owed by now, and noise the rest; edit what was committed before."""
         before = self._committed
         if step == 0 or before is None or before.shape != sample.shape:
-            before = torch.zeros_like(sample, dtype=torch.bool)  # type: ignore[assignment]
+            before = torch.zeros_like(sample, dtype=torch.bool)
         due = -(-(step + 1) * sample.shape[1] // self.num_inference_steps)
-        owed = (due - before.sum(1)).clamp_min(0)  # type: ignore[union-attr]
-        previous, transfer = _committed(commits, ~before, is_sure, owed)  # type: ignore[operator]
-        self._committed = before | transfer  # type: ignore[operator]
+        owed = (due - before.sum(1)).clamp_min(0)
+        previous, transfer = _committed(commits, ~before, is_sure, owed)
+        self._committed = before | transfer
         edited = torch.zeros_like(transfer)
         if edit_from is not None:
             edited = before & (commits["score"] > float(edit_from)) & (commits["proposal"] != sample)
@@ -130,10 +144,10 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
 
 
 def _law(temperature: float, top_k, top_p, method: str, vocab_size: int) -> dict:
-    """Options of the draw; none for the likeliest token, whose confidence is that of the logits as they are."""
+    """Options of the draw; none for the likeliest token, with the confidence of plain logits."""
     if temperature < 0:
         raise ValueError(f"temperature: got {temperature}; allowed: 0 or more")
-    if temperature == 0 or not (method in ("auto", "multinomial")):
+    if temperature == 0 or method not in ("auto", "multinomial"):
         return {}
     return {
         "temperature": temperature,

@@ -3,55 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import diffusers
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_discrete_ddim import DiscreteDDIMSchedulerOutput
 
 from ggm_kernels.integrations.draws import Logits, drawn, logits_at, logits_of, seed_from
 from ggm_kernels.ops.corrupt import corrupt, random_tokens
 from ggm_kernels.randomness import Stream
 
-_POSTERIORS = ("averaged", "plug_in")
 _UNIFORMS = 2**31 - 1  # values of a uniform that a position of the corrector is chosen by
 
 
 class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
     """`diffusers.DiscreteDDIMScheduler` on `glauber_step` and `corrupt`.
 
-    Parameters
-    ----------
-    num_inference_steps, corrector_steps, corrector_k, corrector_selection, corrector_selection_tau
-        As in diffusers.
-    posterior : str
-        "averaged", as in diffusers: draw x0 from the logits, then x_s from q(x_s | x_t, x0). "plug_in", as D3PM's
-        parametrisation by one network and UDLM: put the law of x0 in the place of x0 in the formula of q, in one
-        call. Both agree where x0 is certain.
+    The posterior is averaged over x0: a draw from the logits, then x_s from q(x_s | x_t, x0).
+    `PlugInDDIMScheduler` has the other convention.
     """
 
-    @register_to_config
-    def __init__(
-        self,
-        num_inference_steps: int = 32,
-        corrector_steps: int = 0,
-        corrector_k: int = 1,
-        corrector_selection: str = "lowest_log_margin",
-        corrector_selection_tau: float = 1.0,
-        posterior: str = "averaged",
-    ) -> None:
-        if posterior not in _POSTERIORS:
-            allowed = ", ".join(map(repr, _POSTERIORS))
-            raise ValueError(f"posterior: got {posterior!r}; allowed: {allowed}")
-        super().__init__(
-            num_inference_steps=num_inference_steps,
-            corrector_steps=corrector_steps,
-            corrector_k=corrector_k,
-            corrector_selection=corrector_selection,
-            corrector_selection_tau=corrector_selection_tau,
-        )
-
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: Logits | None,
         timestep: int | torch.Tensor,
@@ -76,41 +48,32 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
         sample : torch.Tensor
             Tokens x_t [B, L]; left as they are.
         temperature : float
-            Of the law that x0 is drawn from; 0 takes the likeliest. With the plug-in posterior of the law that is
-            put in; whether a token is kept follows from the logits as they are.
+            Of the law that x0 is drawn from; 0 takes the likeliest.
         return_dict : bool
             Whether to return a `DiscreteDDIMSchedulerOutput` and not a tuple.
 
         Returns
         -------
         DiscreteDDIMSchedulerOutput or tuple
-            `prev_sample`, `sampled_tokens`, `sampled_probs`, `pred_logits`. There is no x0 with the plug-in
-            posterior: `sampled_tokens` are x_s then, with NaN for the probability of a token that was kept.
+            `prev_sample`, `sampled_tokens`, `sampled_probs`, `pred_logits`.
         """
         logits = logits_of(model_output, hidden, lm_head, softcap)
         alpha_t, alpha_s = self._alpha(int(timestep)), self._alpha(int(timestep) + 1)
-        survival, coordinates = alpha_t / alpha_s, {"seed": seed_from(generator), "sample_ids": sample_ids}
-        if self.config.posterior == "plug_in":
-            tokens, known = drawn(
-                sample,
-                logits,
-                ("raw_log_prob",),
-                step=0,
-                temperature=temperature,
-                noise_rate=1 - survival,
-                mixture=sample.new_full(sample.shape[:1], alpha_s, dtype=torch.float32),
-                normalize=True,
-                **coordinates,
-            )
-            previous = tokens
-        else:
-            tokens, known = drawn(
-                sample, logits, ("raw_log_prob",), step=0, temperature=temperature, **coordinates
-            )
-            previous = _posterior(sample, tokens, survival, alpha_s, logits.shape[-1], coordinates)
-        return _output(previous, tokens, known["raw_log_prob"].exp(), logits, return_dict)
+        coordinates: dict[str, Any] = {"seed": seed_from(generator), "sample_ids": sample_ids}
+        previous, tokens, log_prob = self._draw(
+            sample, logits, temperature, alpha_t / alpha_s, alpha_s, coordinates
+        )
+        return _output(previous, tokens, log_prob.exp(), logits, return_dict)
 
-    def step_correct(  # type: ignore[override]
+    def _draw(self, sample, logits, temperature, survival: float, alpha_s: float, coordinates):
+        """x_s, the tokens x0 drawn on the way, and the logarithm of their probabilities."""
+        clean, known = drawn(
+            sample, logits, ("raw_log_prob",), step=0, temperature=temperature, **coordinates
+        )
+        previous = _posterior(sample, clean, survival, alpha_s, logits.shape[-1], coordinates)
+        return previous, clean, known["raw_log_prob"]
+
+    def step_correct(
         self,
         model_output: Logits | None,
         timestep: int | torch.Tensor,
@@ -125,8 +88,8 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
     ) -> DiscreteDDIMSchedulerOutput | tuple:
         """Draw a few positions anew from their conditional given the others: a Gibbs sweep of the corrector.
 
-        The conditional is alpha p0 + (1 - alpha) / V, p0 the leave-one-out law of x0, which is the denoiser's with
-        the logit of the present token lowered by log(1 + V alpha / (1 - alpha)).
+        The conditional is alpha p0 + (1 - alpha) / V, p0 the leave-one-out law of x0, which is the
+        denoiser's with the logit of the present token lowered by log(1 + V alpha / (1 - alpha)).
 
         Parameters
         ----------
@@ -148,7 +111,7 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
         alpha, vocab_size = self._alpha(int(timestep) + 1), logits.shape[-1]
         shift = -math.log1p(vocab_size * alpha / (1 - alpha)) if 0 < alpha < 1 else 0.0
         per_row = lambda value: sample.new_full(sample.shape[:1], value, dtype=torch.float32)  # noqa: E731
-        coordinates = {"seed": seed_from(generator), "step": 0, "sample_ids": sample_ids}
+        coordinates: dict[str, Any] = {"seed": seed_from(generator), "step": 0, "sample_ids": sample_ids}
         tokens, known = drawn(
             sample,
             logits,
@@ -195,6 +158,29 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
         if doubt is not None:
             keys = keys + doubt / float(self.config.corrector_selection_tau)
         return keys.topk(min(max(1, int(self.config.corrector_k)), length), dim=1).indices
+
+
+class PlugInDDIMScheduler(DiscreteDDIMScheduler):
+    """`DiscreteDDIMScheduler` with the law of x0 in the place of x0 in the formula of q(x_s | x_t, x0).
+
+    So D3PM, UDLM and duo do it; it is one call. Both conventions agree where x0 is certain. Whether a token
+    is kept follows from the logits as they are; `temperature` is of the law that others are drawn from.
+    There is no x0: `sampled_tokens` are x_s, with NaN for the probability of a token that was kept.
+    """
+
+    def _draw(self, sample, logits, temperature, survival: float, alpha_s: float, coordinates):
+        tokens, known = drawn(
+            sample,
+            logits,
+            ("raw_log_prob",),
+            step=0,
+            temperature=temperature,
+            noise_rate=1 - survival,
+            mixture=sample.new_full(sample.shape[:1], alpha_s, dtype=torch.float32),
+            normalize=True,
+            **coordinates,
+        )
+        return tokens, tokens, known["raw_log_prob"]
 
 
 def _log_conditional(h, log_sum_exp, alpha: float, vocab_size: int) -> torch.Tensor:

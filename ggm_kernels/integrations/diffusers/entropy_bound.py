@@ -25,8 +25,8 @@ class _Quotient(NamedTuple):
 class EntropyBoundSchedulerOutput(scheduling_entropy_bound.EntropyBoundSchedulerOutput):
     """The output of diffusers, whose `pred_logits` are made when they are first asked for.
 
-    A division of all logits takes several times as long as the step: where nobody conditions on them it is left out.
-    Until then the logits that the step was given must stay as they are.
+    A division of all logits takes several times as long as the step: where nobody conditions on them it is
+    left out. Until then the logits that the step was given must stay as they are.
     """
 
     def __getattribute__(self, name: str) -> Any:
@@ -50,11 +50,11 @@ class EntropyBoundSchedulerOutput(scheduling_entropy_bound.EntropyBoundScheduler
 class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
     """`diffusers.EntropyBoundScheduler` in two calls: `glauber_step` for tokens and entropies, `commit`.
 
-    Entropies are float32 whatever the logits are, and are summed without rounding. A temperature of 0 takes the
-    likeliest tokens.
+    Entropies are float32 whatever the logits are, and are summed without rounding. A temperature of 0 takes
+    the likeliest tokens.
     """
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: Logits | None,
         timestep: int | torch.Tensor,
@@ -100,10 +100,8 @@ class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
         logits = logits_of(model_output, hidden, lm_head, softcap)
         temperature = self._temperature(int(timestep))
         seed = seed_from(generator)
-        coordinates = {"seed": seed, "step": 0, "sample_ids": sample_ids}
-        tokens, known = drawn(
-            sample, logits, ("entropy", "log_prob"), temperature=temperature, **coordinates
-        )
+        coordinates: dict[str, Any] = {"seed": seed, "step": 0, "sample_ids": sample_ids}
+        tokens, known = drawn(sample, logits, ("entropy", "log_prob"), temperature=temperature, **coordinates)
         accepted = torch.empty(sample.shape, dtype=torch.bool, device=sample.device)
         previous = commit(
             sample.clone(),
@@ -119,9 +117,9 @@ class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
             logits / temperature if isinstance(logits, LinearLogits) else _Quotient(logits, temperature)
         )
         output = EntropyBoundSchedulerOutput(
-            prev_sample=previous,  # type: ignore[arg-type]
-            accepted_index=accepted,  # type: ignore[arg-type]
-            sampled_tokens=tokens,  # type: ignore[arg-type]
+            prev_sample=previous,
+            accepted_index=accepted,
+            sampled_tokens=tokens,
             sampled_probs=known["log_prob"].exp(),
             pred_logits=tempered,
         )

@@ -2,7 +2,7 @@
 
 from ggm_kernels.integrations.requirements import need
 
-need("transformers", "5.24")
+need("transformers", "5.20")
 
 from ggm_kernels.integrations.linear_logits import LinearLogits  # noqa: E402
 from ggm_kernels.integrations.transformers.generation import install  # noqa: E402

@@ -14,16 +14,16 @@ from ggm_kernels.integrations.transformers.self_conditioning import SelfConditio
 def linear_head(model: PreTrainedModel) -> Replaced:
     """Have ``model(..)`` return `LinearLogits`, until the result's `remove()`.
 
-    For pipelines of diffusers with the schedulers of this package: these draw from hidden states then, though the
-    pipeline hands on what it takes for logits. LLaDA2's pipeline takes the logits of a block out of all positions: only
-    that block goes through the head. DiffusionGemma's looks at all logits itself to stop early; give it
-    ``confidence_threshold=None``.
+    For pipelines of diffusers with the schedulers of this package: these draw from hidden states then,
+    though the pipeline hands on what it takes for logits. LLaDA2's pipeline takes the logits of a block out
+    of all positions: only that block goes through the head. DiffusionGemma's looks at all logits itself to
+    stop early; give it ``confidence_threshold=None``.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A language model with a linear head on the last hidden states of its base model, and if at all a soft cap as
-        ``config.final_logit_softcapping``.
+        A language model with a linear head on the last hidden states of its base model, and if at all a soft
+        cap as ``config.final_logit_softcapping``.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def linear_head(model: PreTrainedModel) -> Replaced:
         conditioning = SelfConditioning(model)
 
         def conditioned(self_conditioning_logits=None, **arguments) -> CausalLMOutput:
-            outputs = conditioning.hidden_states(self_conditioning_logits, **arguments)
-            return CausalLMOutput(logits=LinearLogits.of(outputs.last_hidden_state, head, softcap))
+            hidden = conditioning.hidden_states(self_conditioning_logits, **arguments)
+            return CausalLMOutput(logits=LinearLogits.of(hidden, head, softcap))
 
         return Replaced(model, {"forward": conditioned}, conditioning.remove)
 

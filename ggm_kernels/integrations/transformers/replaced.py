@@ -33,7 +33,9 @@ class Replaced:
         for name in methods:
             if not hasattr(type(model), name):
                 undo()
-                raise RuntimeError(f"{type(model).__name__}.{name} is not there in this version of transformers")
+                raise RuntimeError(
+                    f"{type(model).__name__}.{name} is not there in this version of transformers"
+                )
             if name in vars(model):
                 undo()
                 raise RuntimeError(f"{type(model).__name__}.{name} is replaced already: remove() that first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as generation
@@ -31,8 +31,8 @@ class EntropyBoundSampler(generation.EntropyBoundSampler):
     seed : int
         Key of the noise, 0 to 2**64 - 1.
     sample_ids : torch.Tensor, optional
-        Coordinate of each sequence in the noise, integer [B]; default 0 .. B - 1. A sequence is drawn as it would
-        be alone under its own coordinate.
+        Coordinate of each sequence in the noise, integer [B]; default 0 .. B - 1. A sequence is drawn as it
+        would be alone under its own coordinate.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class EntropyBoundSampler(generation.EntropyBoundSampler):
         self._steps, self._seed, self._sample_ids = max_denoising_steps, seed, sample_ids
         self._canvases = 0  # begun so far
 
-    def initialize_canvas(self, batch_size: int, device: torch.device) -> torch.LongTensor:
+    def initialize_canvas(self, batch_size: int, device: torch.device) -> torch.Tensor:
         """Uniform tokens [B, L] for the next canvas."""
         ids = torch.arange(batch_size, device=device) if self._sample_ids is None else self._sample_ids
         step, self._canvases = self._canvases, self._canvases + 1
-        return random_tokens(  # type: ignore[return-value]
+        return random_tokens(
             ids.to(device),
             self.canvas_length,
             self.vocab_size,
@@ -76,7 +76,7 @@ class EntropyBoundSampler(generation.EntropyBoundSampler):
         """
         ids = None if self._sample_ids is None else self._sample_ids.to(canvas.device)
         step = max(0, self._canvases - 1) * self._steps + self._steps - steps_left
-        coordinates = {"seed": self._seed, "step": step, "sample_ids": ids}
+        coordinates: dict[str, Any] = {"seed": self._seed, "step": step, "sample_ids": ids}
         frozen = finished[:, None].expand(canvas.shape)
         tokens, known = drawn(
             canvas, logits, ("entropy", "argmax"), temperature=temperature, frozen=frozen, **coordinates
@@ -93,14 +93,16 @@ class EntropyBoundSampler(generation.EntropyBoundSampler):
             accepted=accepted,
             **coordinates,
         )
-        self.accepted_token_mask = accepted  # type: ignore[assignment]
+        self.accepted_token_mask = accepted
         return Denoised(following, known["argmax"], known["entropy"])
 
 
 class StableAndConfident(generation.StableAndConfidentStoppingCriteria):
     """transformers' criterion on entropies that a step knows, in the place of logits."""
 
-    def __call__(self, argmax_canvas: torch.Tensor, entropy: torch.Tensor, **_) -> torch.Tensor:  # type: ignore[override]
+    argmax_canvas_history: Any
+
+    def __call__(self, argmax_canvas: torch.Tensor, entropy: torch.Tensor, **_) -> torch.Tensor:
         """Whether each canvas is done, bool [B], from its likeliest tokens and entropies [B, L]."""
         confident = entropy.mean(-1) < self.confidence_threshold
         if self.stability_threshold == 0:
