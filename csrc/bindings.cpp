@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "numerics/counter.h"
+#include "step_plan.h"
 
 // Compiled twice: as _native, and with GGM_ON_HOST as _emulated, whose csrc/cuda runs on the CPU.
 #if defined(GGM_ON_HOST)
@@ -112,9 +113,29 @@ ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, i
 }
 
 ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
-                                               uintptr_t weight, uintptr_t bias, uintptr_t logits) {
-  return {pointer<const float>(loss), pointer<const float>(candidate_logits), pointer<void>(hidden),
-          pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
+                                               uintptr_t weight, uintptr_t bias, uintptr_t logits,
+                                               uintptr_t shared_hidden, uintptr_t shared_weight,
+                                               uintptr_t shared_bias, uintptr_t places) {
+  return {pointer<const float>(loss),
+          pointer<const float>(candidate_logits),
+          pointer<void>(hidden),
+          pointer<void>(weight),
+          pointer<void>(bias),
+          pointer<void>(logits),
+          pointer<const float>(shared_hidden),
+          pointer<const float>(shared_weight),
+          pointer<const float>(shared_bias),
+          pointer<const int64_t>(places)};
+}
+
+ggm::SharedTile shared_tile(uintptr_t logits, int64_t row_stride, uintptr_t bias, uintptr_t offset, uintptr_t weight,
+                            int64_t rows, int64_t columns) {
+  return {pointer<const float>(logits), row_stride, pointer<const float>(bias), pointer<const float>(offset),
+          pointer<const float>(weight), rows,       columns};
+}
+
+ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int64_t row_stride) {
+  return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
 }
 
 ggm::GlauberArgs glauber_args(
@@ -241,6 +262,14 @@ std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id
   return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
 }
 
+int64_t planned_step(const ggm::StepPlan& plan, const ggm::StepPlan::Addresses& addresses, uint64_t seed, int64_t step,
+                     int threads) {
+  const ggm::GlauberArgs args = plan.args_at(addresses, seed, step);
+  const py::gil_scoped_release released;
+  if (!plan.apart(addresses) || !ggm::cpu::glauber_check(args)) return -1;
+  return ggm::cpu::glauber_step(args, plan.tile_at(addresses), threads);
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (int index = 0; index < ggm::cpu::isa_count(); ++index) names.emplace_back(ggm::cpu::isa_name(index));
@@ -266,6 +295,8 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
+  bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
   bind_row_options(module);
   module.attr("RACE_GROUP") = ggm::kRaceGroup;
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
@@ -280,6 +311,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
   module.def("counter", &counter, "Philox counter of logical coordinates.");
+
+  py::class_<ggm::StepPlan>(module, "StepPlan")
+      .def(py::init([](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                       const std::array<int64_t, ggm::StepPlan::kFields>& spans) {
+        return ggm::StepPlan{args, tile, spans};
+      }));
+  module.def("cpu_planned_step", &planned_step, "Rows without a law; -1 where a value or an address is amiss.");
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
@@ -298,6 +336,18 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       },
       release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
+  module.def(
+      "cpu_shared_sigmoid_bce",
+      [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
+        ggm::cpu::shared_sigmoid_bce(tile, pointer<double>(sums), threads);
+      },
+      release);
+  module.def(
+      "cpu_shared_sigmoid_bce_backward",
+      [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, int threads) {
+        ggm::cpu::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out, threads);
+      },
+      release);
   module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
@@ -345,6 +395,15 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
+             });
+  module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
+  });
+  module.def("cuda_shared_sigmoid_bce_backward",
+             [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out,
+                uintptr_t stream, int device) {
+               check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
+                                                                 pointer<void>(stream), device));
              });
   bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
   module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);

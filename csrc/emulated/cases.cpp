@@ -352,6 +352,7 @@ std::vector<Case> cases() {
       named("step greedy", StepCase{f32, Law::greedy, true, 3, 5001, 8}),
       named("step filtered float32", StepCase{f32, Law::filtered, true, 3, 4099, 8}),
       named("step filtered bfloat16", StepCase{bf16, Law::filtered, false, 2, 8448, 4}),
+      named("step filtered, more candidates than room", StepCase{f32, Law::filtered, false, 1, 12000, 8}),
       named("step filtered few", StepCase{f16, Law::filtered, true, 4, 9, 8}),
   };
 }

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from ggm.chain import Chain
+from ggm.data.vocabulary import Vocabulary
 from ggm.progress import progress_bar
 from ggm.sampling.config import Ramp, SamplingConfig
 from ggm.sampling.cuda_graphs import GraphedSteps
-from ggm.sampling.steps import Conditionals, LinearLogits, Reversal
+from ggm.sampling.display import shown
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Reversal
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 __all__ = [
     "Conditionals",
+    "DataPrediction",
     "LinearLogits",
     "Ramp",
     "SampleResult",
@@ -26,9 +29,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampleResult:
-    """What a run of the reverse process gives.
+    """What a run of the reverse process gives; a notebook shows its texts or pictures.
 
     Attributes
     ----------
@@ -41,12 +44,36 @@ class SampleResult:
         or not. Frozen positions are not visited.
     seconds : float
         Wall-clock time.
+    vocabulary : Vocabulary or None
+        What the tokens mean: that of the model.
     """
 
     tokens: torch.Tensor
     network_evaluations: int
     site_updates: int
     seconds: float
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def text(self) -> list[str] | None:
+        """Texts, B of them; None if the tokens are not those of text."""
+        return None if self.vocabulary is None else self.vocabulary.texts(self.tokens)
+
+    @property
+    def images(self) -> torch.Tensor | None:
+        """Pictures, uint8 [B, H, W, C] on the CPU; None if the tokens are not those of images."""
+        return None if self.vocabulary is None else self.vocabulary.pictures(self.tokens)
+
+    def __repr__(self) -> str:
+        count, length = self.tokens.shape
+        return (
+            f"SampleResult({count} sequences of {length} tokens, {self.network_evaluations} network "
+            f"evaluations, {self.site_updates} site updates, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(repr(self), self.text, self.images)
 
     @property
     def site_updates_per_second(self) -> float:
@@ -86,7 +113,7 @@ def denoise(
     Parameters
     ----------
     conditionals : Conditionals
-        Logits of P(X_{t,i} = . | X_{t,-i}): a network, or any callable.
+        P(X_{t,i} = . | X_{t,-i}) as logits or as a prediction of the data: a network, or any callable.
     chain : Chain
         Visit order and noise rates.
     tokens : torch.Tensor
@@ -143,8 +170,8 @@ def denoise(
                 else:
                     positions, at = group.positions.to(tokens.device), group.time
                     at = at.to(tokens.device) if isinstance(at, torch.Tensor) else at
-                    logits = conditionals(tokens, positions, at)
-                    run.resample(tokens, logits, group, number)
+                    given = conditionals(tokens, positions, at)
+                    run.resample(tokens, given, group, number)
                 if observe is not None:
                     observe(int(torch.as_tensor(group.time).max()), tokens)
                 bar.update(1)

@@ -18,6 +18,7 @@ from ggm_kernels.native.linear_expected_embedding import (
     linear_expected_embedding,
     linear_expected_embedding_backward,
 )
+from ggm_kernels.native.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -47,6 +48,8 @@ _COMMON: dict[str, Callable] = {
     "linear_sigmoid_bce_backward": linear_sigmoid_bce_backward,
     "linear_expected_embedding": linear_expected_embedding,
     "linear_expected_embedding_backward": linear_expected_embedding_backward,
+    "shared_sigmoid_bce": shared_sigmoid_bce,
+    "shared_sigmoid_bce_backward": shared_sigmoid_bce_backward,
 }
 _ON_CPU: dict[str, Callable] = {
     **_COMMON,
@@ -70,6 +73,8 @@ _OPS = {
     "sigmoid_bce_backward": "sigmoid_bce_backward",
     "linear_sigmoid_bce": "sigmoid_bce",
     "linear_sigmoid_bce_backward": "sigmoid_bce_backward",
+    "shared_sigmoid_bce": "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward": "shared_sigmoid_bce_backward",
     "glauber_step": "glauber_race",
     "linear_glauber_step": "glauber_race",
 }

@@ -7,6 +7,7 @@ from ggm_kernels.reference.linear_expected_embedding import (
     linear_expected_embedding,
     linear_expected_embedding_backward,
 )
+from ggm_kernels.reference.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -23,6 +24,8 @@ __all__ = [
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
+    "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward",
     "sigmoid_bce",
     "sigmoid_bce_backward",
 ]

@@ -8,6 +8,7 @@ from ggm_kernels.triton.linear_expected_embedding import (
     linear_expected_embedding_backward,
 )
 from ggm_kernels.triton.linear_glauber_step import linear_glauber_step
+from ggm_kernels.triton.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.triton.sigmoid_bce import (
     linear_sigmoid_bce,
     linear_sigmoid_bce_backward,
@@ -24,6 +25,8 @@ __all__ = [
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",
+    "shared_sigmoid_bce",
+    "shared_sigmoid_bce_backward",
     "sigmoid_bce",
     "sigmoid_bce_backward",
 ]

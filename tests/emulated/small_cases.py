@@ -55,8 +55,9 @@ def check_losses() -> None:
         for backend in (BACKEND, "reference"):
             hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
             loss = linear_sigmoid_bce(
-                hidden, weight, candidates, signal, bias=bias, offset=draw(50), backend=backend
-            )
+                hidden, weight, candidates, signal, bias=bias, offset=draw(50), backend=backend,
+                shared_candidates=ids(30, 41), shared_weight=draw(41).sigmoid(),
+            )  # fmt: skip
             logits = (hidden @ weight.T).detach().requires_grad_()
             full = sigmoid_bce(logits, candidates, signal, 0.3, backend=backend)
             (loss.sum() + full @ torch.linspace(-1, 2, 50)).backward()
@@ -79,6 +80,9 @@ def check_filters() -> None:
         logits = (draw(2, 5, vocab_size) * 2 - 3).to(dtype)
         for options in ({"top_k": 5}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}):
             check_step(logits, {**options, "temperature": 0.8})
+    flat = draw(1, 2, 8000) / 4  # more candidates than there is room for
+    check_step(flat, {"top_k": 5000, "top_p": 0.9})
+    check_step(flat, {"top_k": 4000, "top_p": 0.95, "filter_order": "p_k_min"})
 
 
 def check_tiles() -> None:

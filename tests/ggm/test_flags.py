@@ -166,13 +166,14 @@ def test_the_commands_have_the_flags_that_they_had():
     metrics = """--out --model --precision --max-length --start-token --score-batch --unit --reference
         --mauve-model --grid --levels --fid-network --column --txt"""
     expected = {
-        "demo": "--seconds --seed --out --samples",
+        "demo": "--seconds --seed --out --samples --web --checkpoint --port",
         "train": "--set --resume --max-steps --quiet --print-config --dry-run",
         "sample": f"{drawing} --out",
         "infill": f"{drawing} --text --gap --image --mask --box --out",
         "evaluate": f"{drawing} {metrics} --data --no-held-out --times --likelihood-times --reference-count --save-samples",
         "score": f"{metrics} --size --tokenizer --meta --device",
         "info": "",
+        "plot": "--out",
         "train-vq": """--out --size --downsampling --codebook --latent-channels --width --grey --steps --batch
             --learning-rate --seed --column --device --quiet""",
     }

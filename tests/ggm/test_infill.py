@@ -3,13 +3,24 @@
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
+from ggm import (
+    GGM,
+    ChainConfig,
+    DenoiserConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    Ramp,
+    ReDenoise,
+    SamplingConfig,
+)
 from ggm.sampling import visits
 
 LENGTH, VOCAB = 8, 5
 BACKBONES = {
     "masked": MaskedConfig(width=16, depth=1, heads=2),
     "hollow": HollowConfig(width=16, depth=1, mixing=1, heads=2),
+    "denoiser": DenoiserConfig(width=16, depth=1, heads=2),
 }
 SETTINGS = {
     "one site": {},
@@ -30,7 +41,8 @@ SEEDS = range(6)
 def model_of(backbone: str) -> GGM:
     torch.manual_seed(0)
     chain = ChainConfig(LENGTH, sweeps=2, order="reshuffled")
-    model = GGM(GGMConfig(VOCAB, chain, BACKBONES[backbone], masked_counts=(1, 4)))
+    predicts = "data" if backbone == "denoiser" else "state"
+    model = GGM(GGMConfig(VOCAB, chain, BACKBONES[backbone], masked_counts=(1, 4), predicts=predicts))
     for parameter in model.parameters():  # so that contexts, times and positions matter
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -78,7 +90,7 @@ def test_groups_of_positions_that_another_row_needs_are_noticed(backbone, monkey
         assert_rows_are_those_drawn_alone(backbone, SETTINGS["groups"])
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["masked", "hollow"])
 def test_a_given_token_is_shown_whatever_is_drawn_in_other_rows(backbone):
     model, frozen = model_of(backbone), torch.zeros(2, LENGTH, dtype=torch.bool)
     frozen[0, :-1] = True

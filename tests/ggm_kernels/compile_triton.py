@@ -24,7 +24,6 @@ GLAUBER_STEP = sys.modules["ggm_kernels.triton.glauber_step"]
 LINEAR_GLAUBER_STEP = sys.modules["ggm_kernels.triton.linear_glauber_step"]
 TORCH_DTYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16}
 DTYPES = list(TORCH_DTYPES)
-SPILLED = 8  # bytes, of the float32 product with every option, before its loop and after
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -42,7 +41,7 @@ def compiles(kernel, arch: int, arguments: dict, **options) -> None:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spilled = resources(binary.asm["cubin"])
-    assert spilled <= SPILLED, (kernel.__name__, arguments, f"{registers} registers, {spilled} bytes spilled")
+    assert spilled == 0, (kernel.__name__, arguments, f"{registers} registers, {spilled} bytes spilled")
     print(kernel.__name__, registers)
     if len(sys.argv) > 2:
         Path(sys.argv[2], f"{described(kernel, arguments)}.cubin").write_bytes(binary.asm["cubin"])
@@ -236,7 +235,7 @@ def linear_glauber_step_kernels(arch: int) -> None:
     for dtype, block_rows, everything, _ in step_shapes(DTYPES, [16, 64]):
         if dtype == "*fp16" and block_rows == 16:
             continue
-        block_rows = min(block_rows, LINEAR_GLAUBER_STEP._FUSED_BLOCK_ROWS.get(TORCH_DTYPES[dtype], 64))
+        block_rows = min(block_rows, LINEAR_GLAUBER_STEP._FUSED_BLOCK_ROWS[TORCH_DTYPES[dtype]])
         arguments = {
             **step_rows(everything, dtype, ":16"), "hidden_ptr": dtype, "hidden_batch_stride": "i32:16",
             "hidden_row_stride": "i32:16", "hidden_stride": 1, "weight_ptr": dtype,
@@ -244,7 +243,7 @@ def linear_glauber_step_kernels(arch: int) -> None:
             "bias_ptr": dtype if everything else None, "bias_stride": 1, "sums_ptr": "*fp32", "slots": "i32",
             "WANTS_RAW": everything, "WANTS_ENTROPY": everything, "HIDDEN_SIZE": 768,
             "ROWS": block_rows, "BLOCK": LINEAR_GLAUBER_STEP._FUSED_TOKENS,
-            "COLUMNS": LINEAR_GLAUBER_STEP._FUSED_COLUMNS,
+            "COLUMNS": LINEAR_GLAUBER_STEP._FUSED_COLUMNS[TORCH_DTYPES[dtype]],
         }  # fmt: skip
         compiles(
             LINEAR_GLAUBER_STEP._race_product_kernel,
