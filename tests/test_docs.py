@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clients import library_or_skip
 
 from benchmarks import report, results_file
 from ggm.data.text import bpe_tokenizer
@@ -48,6 +49,9 @@ def test_the_blocks_run(page, monkeypatch, tmp_path):
     monkeypatch.delenv("GGM_KERNELS_BACKEND", raising=False)
     # Traced as anywhere, but no compiler is run.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    if "import diffusers" in page.read_text():
+        library_or_skip("diffusers")
+        library_or_skip("transformers")
     if '"lm"' in page.read_text():
         write_language_model(tmp_path / "lm")
     exec(compile(source_of(page, SHORTER), str(page), "exec"), {"__name__": page.stem})

@@ -19,6 +19,10 @@ from ggm_kernels.native.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_sum,
 )
+from ggm_kernels.native.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.native.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -27,7 +31,15 @@ from ggm_kernels.native.sigmoid_bce import (
     sigmoid_bce_backward,
 )
 
-__all__ = ["core", "describe", "kernel", "ops", "why_not"]
+__all__ = [
+    "core",
+    "describe",
+    "kernel",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
+    "ops",
+    "why_not",
+]
 
 _KERNELS = {"cpu": CPU, "cuda": CUDA, "emulated": EMULATED}
 
@@ -42,6 +54,8 @@ _COMMON: dict[str, Callable] = {
     "linear_cross_entropy": linear_cross_entropy,
     "linear_cross_entropy_backward": linear_cross_entropy_backward,
     "linear_cross_entropy_sum": linear_cross_entropy_sum,
+    "linear_expected_embedding": linear_expected_embedding,
+    "linear_expected_embedding_backward": linear_expected_embedding_backward,
     "shared_sigmoid_bce": shared_sigmoid_bce,
     "shared_sigmoid_bce_backward": shared_sigmoid_bce_backward,
 }
@@ -56,7 +70,10 @@ _ON_DEVICE: dict[str, Callable] = {
     "linear_glauber_step": cuda_glauber_step.linear_glauber_step,
 }
 
-# What each op is called in the compiled core.
+# Ops that are products of torch on tiles, and need nothing of the core.
+_OF_PRODUCTS = {"linear_expected_embedding", "linear_expected_embedding_backward"}
+
+# What each other op is called in the compiled core.
 _OPS = {
     "commit": "commit",
     "corrupt": "corrupt",
@@ -113,4 +130,5 @@ def ops(backend: str) -> frozenset[str]:
     """The ops that the backend implements."""
     kernels = _KERNELS[backend]
     prefix = "cuda" if kernels.are_device_code else "cpu"
-    return frozenset(op for op, name in _OPS.items() if hasattr(kernels.core, f"{prefix}_{name}"))
+    of_core = {op for op, name in _OPS.items() if hasattr(kernels.core, f"{prefix}_{name}")}
+    return frozenset(of_core | _OF_PRODUCTS)

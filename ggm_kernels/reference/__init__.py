@@ -8,6 +8,10 @@ from ggm_kernels.reference.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_sum,
 )
+from ggm_kernels.reference.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.reference.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -23,6 +27,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_sum",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",

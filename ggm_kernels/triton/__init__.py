@@ -8,6 +8,10 @@ from ggm_kernels.triton.linear_cross_entropy import (
     linear_cross_entropy_backward,
     linear_cross_entropy_sum,
 )
+from ggm_kernels.triton.linear_expected_embedding import (
+    linear_expected_embedding,
+    linear_expected_embedding_backward,
+)
 from ggm_kernels.triton.linear_glauber_step import linear_glauber_step
 from ggm_kernels.triton.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.triton.sigmoid_bce import (
@@ -24,6 +28,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
     "linear_cross_entropy_sum",
+    "linear_expected_embedding",
+    "linear_expected_embedding_backward",
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",

@@ -1,0 +1,156 @@
+"""Schedulers of diffusers, and a step of DiffusionGemma as a whole, against the same on our kernels.
+
+A step of the whole is what a request waits for beside the network: head, sampling, and the mean embedding
+that the next step is conditioned on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from benchmarks import rivals
+from benchmarks.recording import Case
+from ggm_kernels import linear_expected_embedding
+
+VOCAB_SIZE = 262144
+HIDDEN_SIZE = 256
+# Requests and positions of a canvas; the last takes gigabytes of the originals, and minutes.
+SIZES = [(1, 32), (1, 64)]
+FULL_SIZES = [*SIZES, (1, 256), (8, 256)]
+STEPS = ["EntropyBoundScheduler", "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
+SOFTCAP = 30.0
+
+
+def sizes_of(full: bool) -> list[tuple[int, int]]:
+    """Sizes [B, L]."""
+    return FULL_SIZES if full else SIZES
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "size" in metafunc.fixturenames:
+        sizes = sizes_of(metafunc.config.getoption("--bench-full"))
+        metafunc.parametrize("size", sizes, ids=lambda size: f"B={size[0]}-L={size[1]}")
+
+
+@dataclass
+class Canvas:
+    """Tokens of a canvas, what the head is given for them, and the head."""
+
+    tokens: torch.Tensor
+    hidden: torch.Tensor
+    weight: torch.Tensor
+
+    @property
+    def size(self) -> dict[str, int]:
+        batch, length = self.tokens.shape
+        return {"B": batch, "L": length, "V": VOCAB_SIZE, "d": HIDDEN_SIZE}
+
+    def logits(self) -> torch.Tensor:
+        """What the model's forward makes: the head, float32, the soft cap."""
+        logits = linear(self.hidden, self.weight).float()
+        return torch.tanh(logits / SOFTCAP) * SOFTCAP
+
+
+@pytest.fixture
+def canvas(device, size) -> Canvas:
+    generator = torch.Generator(device).manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
+    tokens = torch.randint(VOCAB_SIZE, size, device=device, generator=generator)
+    return Canvas(tokens, draw(*size, HIDDEN_SIZE), draw(VOCAB_SIZE, HIDDEN_SIZE) / 4)
+
+
+def scheduler_step(module, name: str) -> Callable:
+    """A call of a scheduler of `module`, theirs or ours, at a temperature above 0."""
+    if name == "step_correct":
+        return module.DiscreteDDIMScheduler(corrector_k=8).step_correct
+    scheduler = getattr(module, name)()
+    if name == "EntropyBoundScheduler":
+        return scheduler.step
+    return lambda *arguments, **options: scheduler.step(*arguments, temperature=0.8, **options)
+
+
+def libraries():
+    """Diffusers and ours for it, or skip."""
+    theirs = rivals.require("diffusers", "diffusers")
+    if not hasattr(theirs, "EntropyBoundScheduler"):
+        rivals.skip("diffusers", f"{theirs.__version__} has no schedulers for discrete diffusion")
+    from ggm_kernels.integrations import diffusers as ours
+
+    return theirs, ours
+
+
+@pytest.mark.parametrize("implementation", ["diffusers", "ggm_kernels"])
+@pytest.mark.parametrize("name", STEPS)
+def test_scheduler_from_logits(record, canvas, name, implementation):
+    theirs, ours = libraries()
+    logits, step = canvas.logits(), 3
+    call = scheduler_step(theirs, name)
+    rival = lambda: call(logits, step, canvas.tokens).prev_sample  # noqa: E731
+    case = Case(f"{name}, from logits", canvas.size, canvas.tokens.device, rival=("diffusers", rival))
+    if implementation == "diffusers":
+        result = record(case, "diffusers", rival, rounds=3)
+    else:
+        mine = scheduler_step(ours, name)
+        result = record(case, implementation, lambda: mine(logits, step, canvas.tokens).prev_sample, "ours")
+    assert result.shape == canvas.tokens.shape
+
+
+@pytest.mark.parametrize("implementation", ["product alone", "diffusers", "ggm_kernels"])
+def test_entropy_bound_from_hidden_states(record, canvas, implementation):
+    theirs, ours = libraries()
+    step = 3
+    product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
+    case = Case(
+        "EntropyBoundScheduler, from hidden states",
+        canvas.size,
+        canvas.tokens.device,
+        rival=("product alone", product),
+    )
+    if implementation == "product alone":
+        record(case, implementation, product, "floor", rounds=3)
+        return
+    if implementation == "diffusers":
+        call, role = scheduler_step(theirs, "EntropyBoundScheduler"), "rival"
+        run = lambda: call(canvas.logits(), step, canvas.tokens).prev_sample  # noqa: E731
+    else:
+        call, role = scheduler_step(ours, "EntropyBoundScheduler"), "ours"
+        run = lambda: (  # noqa: E731
+            call(
+                None, step, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight, softcap=SOFTCAP
+            ).prev_sample
+        )
+    assert record(case, implementation, run, role, rounds=3).shape == canvas.tokens.shape
+
+
+@pytest.mark.parametrize("implementation", ["diffusers", "ggm_kernels"])
+def test_whole_step(record, canvas, implementation):
+    """Head, entropy-bound step, and the mean embedding of what it was drawn from."""
+    theirs, ours = libraries()
+    call, mine = (scheduler_step(module, "EntropyBoundScheduler") for module in (theirs, ours))
+
+    def original() -> torch.Tensor:
+        output = call(canvas.logits(), 3, canvas.tokens)
+        return output.pred_logits.softmax(-1) @ canvas.weight
+
+    def fused() -> torch.Tensor:
+        factors = ours.LinearLogits(canvas.hidden, canvas.weight, None, SOFTCAP)
+        tempered = mine(factors, 3, canvas.tokens).pred_logits
+        return linear_expected_embedding(
+            tempered.hidden.flatten(0, 1),
+            tempered.weight,
+            canvas.weight,
+            softcap=SOFTCAP,
+            temperature=tempered.temperature,
+        ).view_as(canvas.hidden)
+
+    case = Case("step of a pipeline", canvas.size, canvas.tokens.device, rival=("diffusers", original))
+    is_ours = implementation == "ggm_kernels"
+    result = record(
+        case, implementation, fused if is_ours else original, "ours" if is_ours else "rival", rounds=3
+    )
+    assert result.isfinite().all()
+    if is_ours and canvas.tokens.numel() <= 64:
+        torch.testing.assert_close(result, original(), rtol=1e-3, atol=1e-3)
