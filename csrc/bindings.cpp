@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -113,9 +114,48 @@ ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, i
 }
 
 ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
-                                               uintptr_t weight, uintptr_t bias, uintptr_t logits) {
-  return {pointer<const float>(loss), pointer<const float>(candidate_logits), pointer<void>(hidden),
-          pointer<void>(weight),      pointer<void>(bias),                    pointer<void>(logits)};
+                                               uintptr_t weight, uintptr_t bias, uintptr_t logits,
+                                               uintptr_t shared_hidden, uintptr_t shared_weight,
+                                               uintptr_t shared_bias, uintptr_t places) {
+  return {pointer<const float>(loss),
+          pointer<const float>(candidate_logits),
+          pointer<void>(hidden),
+          pointer<void>(weight),
+          pointer<void>(bias),
+          pointer<void>(logits),
+          pointer<const float>(shared_hidden),
+          pointer<const float>(shared_weight),
+          pointer<const float>(shared_bias),
+          pointer<const int64_t>(places)};
+}
+
+ggm::SharedTile shared_tile(uintptr_t logits, int64_t row_stride, uintptr_t bias, uintptr_t offset, uintptr_t weight,
+                            int64_t rows, int64_t columns) {
+  return {pointer<const float>(logits), row_stride, pointer<const float>(bias), pointer<const float>(offset),
+          pointer<const float>(weight), rows,       columns};
+}
+
+ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int64_t row_stride) {
+  return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
+}
+
+ggm::CrossEntropyTile cross_entropy_tile(uintptr_t products, int dtype, int64_t row_stride, int64_t rows,
+                                         int64_t token_begin, int64_t tokens, uintptr_t bias, float softcap,
+                                         uintptr_t targets, uintptr_t logit_shift, uintptr_t shifted_token) {
+  return {pointer<void>(products),      static_cast<ggm::Float>(dtype), row_stride,
+          rows,                         token_begin,                    tokens,
+          pointer<const float>(bias),   softcap,                        pointer<const int64_t>(targets),
+          pointer<const float>(logit_shift), pointer<const int64_t>(shifted_token)};
+}
+
+ggm::CrossEntropySums cross_entropy_sums(uintptr_t top, uintptr_t mass, uintptr_t target_logit) {
+  return {pointer<float>(top), pointer<float>(mass), pointer<float>(target_logit)};
+}
+
+ggm::CrossEntropyScales cross_entropy_scales(uintptr_t top, uintptr_t log_mass, uintptr_t softmax_scale,
+                                             uintptr_t target_scale, float negligible, uintptr_t bias) {
+  return {pointer<const float>(top),          pointer<const float>(log_mass), pointer<const float>(softmax_scale),
+          pointer<const float>(target_scale), negligible,                     pointer<float>(bias)};
 }
 
 ggm::GlauberArgs glauber_args(
@@ -242,6 +282,33 @@ std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id
   return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
 }
 
+// A Python function called by the threads of a loop; the first exception ends it and is raised.
+struct PythonTask {
+  explicit PythonTask(const py::function& of) : function(of) {}
+  const py::function& function;
+  std::exception_ptr error;  // guarded, like all of Python, by the interpreter's lock
+};
+
+void call_python(void* context, int64_t index) {
+  const py::gil_scoped_acquire lock;
+  PythonTask& task = *static_cast<PythonTask*>(context);
+  if (task.error) return;
+  try {
+    task.function(index);
+  } catch (...) {
+    task.error = std::current_exception();
+  }
+}
+
+void run_tasks(const py::function& function, int64_t count, int threads) {
+  PythonTask task(function);
+  {
+    const py::gil_scoped_release release;
+    ggm::cpu::run_tasks(call_python, &task, count, threads);
+  }
+  if (task.error) std::rethrow_exception(task.error);
+}
+
 // A plan of calls and what runs it.
 template <class Plan, class... Args>
 void bind_plan(py::module_& module, const char* name, const char* run) {
@@ -277,6 +344,11 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_struct<ggm::CrossEntropyTile>(module, "CrossEntropyTile", &cross_entropy_tile);
+  bind_struct<ggm::CrossEntropySums>(module, "CrossEntropySums", &cross_entropy_sums);
+  bind_struct<ggm::CrossEntropyScales>(module, "CrossEntropyScales", &cross_entropy_scales);
+  bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
+  bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
   bind_row_options(module);
   module.attr("RACE_GROUP") = ggm::kRaceGroup;
   bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
@@ -313,6 +385,21 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       },
       release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
+  module.def("cpu_linear_cross_entropy", &ggm::cpu::linear_cross_entropy, release);
+  module.def("cpu_linear_cross_entropy_backward", &ggm::cpu::linear_cross_entropy_backward, release);
+  module.def("cpu_run_tasks", &run_tasks);
+  module.def(
+      "cpu_shared_sigmoid_bce",
+      [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
+        ggm::cpu::shared_sigmoid_bce(tile, pointer<double>(sums), threads);
+      },
+      release);
+  module.def(
+      "cpu_shared_sigmoid_bce_backward",
+      [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, int threads) {
+        ggm::cpu::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out, threads);
+      },
+      release);
   module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
@@ -360,6 +447,24 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
+             });
+  module.def("cuda_linear_cross_entropy", [](const ggm::CrossEntropyTile& tile, const ggm::CrossEntropySums& sums,
+                                             uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::linear_cross_entropy(tile, sums, pointer<void>(stream), device));
+  });
+  module.def("cuda_linear_cross_entropy_backward", [](const ggm::CrossEntropyTile& tile,
+                                                      const ggm::CrossEntropyScales& scales, uintptr_t stream,
+                                                      int device) {
+    check_cuda(ggm::cuda::linear_cross_entropy_backward(tile, scales, pointer<void>(stream), device));
+  });
+  module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
+  });
+  module.def("cuda_shared_sigmoid_bce_backward",
+             [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out,
+                uintptr_t stream, int device) {
+               check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
+                                                                 pointer<void>(stream), device));
              });
   bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
   module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);

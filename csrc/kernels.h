@@ -60,6 +60,59 @@ struct SigmoidBceGradients {
   void* weight;             // [vocab_size, hidden_size] contiguous and zero, or null
   void* bias;               // [vocab_size] zero, or null
   void* logits;             // sigmoid_bce: [rows, vocab_size] contiguous and zero
+  // linear: what shared candidates add, or null. Those of tokens by place, [places, hidden_size] and [places].
+  const float* shared_hidden;  // [rows, hidden_size]
+  const float* shared_weight;
+  const float* shared_bias;
+  const int64_t* places;       // of the token of each candidate, [rows, count], -1 for none
+};
+
+// shared_sigmoid_bce: a tile of logits in float32, the product of rows and of candidates that all rows share, before
+// bias and offset.
+struct SharedTile {
+  const float* logits;  // [rows, columns]
+  int64_t row_stride;
+  const float* bias;    // [columns] or null
+  const float* offset;  // [rows] or null
+  const float* weight;  // [columns]
+  int64_t rows, columns;
+};
+
+struct SharedGradientTile {
+  Float dtype;     // float32 on the CPU
+  void* gradient;  // [rows, columns]; may be the logits
+  int64_t row_stride;
+};
+
+// linear_cross_entropy: products of hidden and weight for `rows` rows and the tokens [token_begin, token_begin +
+// tokens), without bias; rows are contiguous each. Of rows all arrays hold `rows` elements.
+struct CrossEntropyTile {
+  void* products;  // float32 or bfloat16; the gradient of the logits takes their place
+  Float dtype;
+  int64_t row_stride;
+  int64_t rows, token_begin, tokens;
+  const float* bias;  // of these tokens, or null
+  float softcap;      // 0: none
+  const int64_t* targets;  // a token outside the vocabulary is nobody's
+  const float* logit_shift;      // or null
+  const int64_t* shifted_token;  // likewise
+};
+
+// Of each row of a tile.
+struct CrossEntropySums {
+  float* top;            // largest logit, -inf where all are
+  float* mass;           // of exp(logit - top); NaN where a logit is
+  float* target_logit;   // written where the tile holds the target
+};
+
+// What the gradient of the logits is made of, for each row: softmax_scale softmax(logits) - target_scale [is target].
+struct CrossEntropyScales {
+  const float* top;       // of the whole row
+  const float* log_mass;  // likewise
+  const float* softmax_scale;
+  const float* target_scale;
+  float negligible;  // gradients that size need not be looked at (cpu only)
+  float* bias;       // [tokens]: sums of the gradient over the rows are added, or null
 };
 
 // A value per row, where values is not null: strides count elements and may be 0.
@@ -225,6 +278,19 @@ bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logit
 // Bit-identical for any number of threads: every row of the weight's gradient is summed in order by one thread.
 void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);
 
+// The sums of a tile of logits.
+void linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums);
+// The gradient of the logits in their place; whether any is more than negligible, or NaN.
+bool linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales);
+// task(context, i) for every i below `count`, each by one thread: what a library computes there is computed alike
+// whatever the number of threads.
+void run_tasks(void (*task)(void*, int64_t), void* context, int64_t count, int threads);
+// Adds the losses of a tile's candidates to sums [rows].
+void shared_sigmoid_bce(const SharedTile& tile, double* sums, int threads);
+// Gradients of a tile's logits, given the gradient of each row's loss [rows].
+void shared_sigmoid_bce_backward(const SharedTile& tile, const float* row_gradient, const SharedGradientTile& out,
+                                 int threads);
+
 // Whether all values are in range and no position twice in a sequence. The calls below trust that.
 bool glauber_check(const GlauberArgs& args);
 // Whole steps of the rows of a tile that holds the whole vocabulary. The number of rows seen to have no law.
@@ -258,6 +324,13 @@ const char* sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidat
 // each candidate names instead, -1 where it is out of range.
 const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients,
                                  const int64_t* tokens, const int64_t* order, void* stream, int device);
+const char* shared_sigmoid_bce(const SharedTile& tile, double* sums, void* stream, int device);
+const char* shared_sigmoid_bce_backward(const SharedTile& tile, const float* row_gradient,
+                                        const SharedGradientTile& out, void* stream, int device);
+
+const char* linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums, void* stream, int device);
+const char* linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales, void* stream,
+                                          int device);
 
 // Filters: the largest logit and the least tempered logit that stays, -inf where all do, thresholds [rows, 2]. The
 // tile holds the whole vocabulary.

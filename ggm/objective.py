@@ -8,18 +8,31 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch.nn.functional import linear
 
 from ggm.chain import log_odds
-from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
+from ggm.mixture import log_mixture, noise_probs
+from ggm_kernels import (
+    NoiseLaw,
+    Stream,
+    corrupt,
+    linear_cross_entropy,
+    linear_sigmoid_bce,
+    random_tokens,
+    sigmoid_bce,
+)
 
 BINARY_FORMS = ("observed", "summed", "marginal")
 FORMS = (*BINARY_FORMS, "cross_entropy")
+# Of networks that predict the data: the token of X_t, which the others look at, is noise to them.
+DATA_FORMS = ("marginal", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -32,10 +45,16 @@ class ObjectiveConfig:
         "observed": the paper's, the label drawn and one token looked at. "summed": summed over the
         label. "marginal": summed over the forward noise of the position, too, hence the least
         noisy. "cross_entropy": not a binary loss, but -log softmax(g) of the token of X_t, averaged
-        as in "marginal". It needs all V logits, and finds g up to a constant per context only.
+        as in "marginal". It needs all V logits, though never at once, and finds g up to a constant per
+        context only.
     candidates : int or None
         Noise tokens drawn per row; None sums over the whole vocabulary, which is exact and right
         for small V. Not for "observed", which looks at one token, nor for "cross_entropy".
+    shared_candidates : int or None
+        Noise tokens drawn once a step for all rows, thousands for large V: one small matrix product. The
+        noise of a row is then the mean over these and its own `candidates`, which "summed" may do
+        without (None) and "marginal", whose signal is in part a mean over noise, may not. Forms as for
+        `candidates`.
     noise_ratio : float or None
         nu, expected noise tokens per signal token. None is the chain's own eps / (1 - eps). Large
         values approach the gradient of maximum likelihood. Not for "observed", whose labels come
@@ -45,6 +64,7 @@ class ObjectiveConfig:
     form: str = "marginal"
     candidates: int | None = None
     noise_ratio: float | None = None
+    shared_candidates: int | None = None
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -57,11 +77,23 @@ class ObjectiveConfig:
             raise ValueError(f"noise_ratio: got a value for form {self.form!r}; allowed: None")
         if self.form in ("observed", "cross_entropy") and self.candidates is not None:
             raise ValueError(f"candidates: got a value for form {self.form!r}; allowed: None")
+        if self.shared_candidates is not None:
+            self._check_shared()
+
+    def _check_shared(self) -> None:
+        if self.shared_candidates is not None and self.shared_candidates < 1:
+            raise ValueError(f"shared_candidates: got {self.shared_candidates}; allowed: None or 1 and more")
+        if self.form in ("observed", "cross_entropy"):
+            raise ValueError(f"shared_candidates: got a value for form {self.form!r}; allowed: None")
+        if self.form == "marginal" and self.candidates is None:
+            raise ValueError(
+                "candidates: got None for form 'marginal' with shared_candidates; allowed: 1 and more"
+            )
 
     @property
     def sums_vocabulary(self) -> bool:
         """Whether the loss asks for the logit of every token, and not of a few."""
-        return self.form != "observed" and self.candidates is None
+        return self.form != "observed" and self.candidates is None and self.shared_candidates is None
 
 
 @dataclass(frozen=True)
@@ -93,8 +125,9 @@ class Visits:
 class WeightedCandidates:
     """Arguments of the loss kernels: candidate tokens and weights [R, C], offset [R].
 
-    `softmax` tells that the signal weights are probabilities in a cross-entropy instead; then noise
-    weights and offset are 0.
+    `shared` are noise tokens [S] of all rows, `shared_noise` is their weight per row [R, 1]. `softmax`
+    tells that the signal weights are probabilities in a cross-entropy instead; then noise weights and
+    offset are 0.
     """
 
     tokens: torch.Tensor
@@ -102,6 +135,8 @@ class WeightedCandidates:
     noise: torch.Tensor
     offset: torch.Tensor
     softmax: bool = False
+    shared: torch.Tensor | None = None
+    shared_noise: torch.Tensor | None = None
 
 
 def weighted_candidates(
@@ -157,12 +192,17 @@ def weighted_candidates(
         first, first_share = visits.data.flatten(), visits.keep_prob.flatten()
     signal = [first_share[:, None], (1.0 - first_share)[:, None] * share]
     nothing = torch.zeros_like(rate)[:, None]
+    drawn = tokens.shape[1] + (config.shared_candidates or 0)
+    noise_share = share if config.shared_candidates is None else torch.full_like(share, 1.0 / drawn)
+    shared = _shared_candidates(config, tokens.device, vocab_size, seed, step, noise)
     return WeightedCandidates(
         tokens=torch.cat([first[:, None], tokens], dim=1),
         signal=(signal_total[:, None] * torch.cat(signal, dim=1)).float(),
-        noise=torch.cat([nothing, noise_total[:, None] * share], dim=1).float(),
+        noise=torch.cat([nothing, noise_total[:, None] * noise_share], dim=1).float(),
         offset=offset.float(),
         softmax=config.form == "cross_entropy",
+        shared=shared,
+        shared_noise=None if shared is None else (noise_total / drawn)[:, None].float(),
     )
 
 
@@ -200,6 +240,9 @@ def _noise_candidates(
     """Noise tokens [R, C] and the share of each in the mean over pi, float64 [R, C]."""
     batch, sites = visits.data.shape
     rows, device = batch * sites, visits.data.device
+    if config.candidates is None and config.shared_candidates is not None:
+        none = torch.empty(rows, 0, dtype=torch.int64, device=device)
+        return none, none.double()
     if config.candidates is None:
         tokens = torch.arange(vocab_size, device=device).expand(rows, -1)
         if noise is None:
@@ -219,6 +262,28 @@ def _noise_candidates(
     return tokens, torch.full_like(tokens, 1.0 / config.candidates, dtype=torch.float64)
 
 
+def _shared_candidates(
+    config: ObjectiveConfig,
+    device: torch.device,
+    vocab_size: int,
+    seed: int,
+    step: int,
+    noise: NoiseLaw | None,
+) -> torch.Tensor | None:
+    """Noise tokens of all rows [S]: the same for every batch and on every process of a step."""
+    if config.shared_candidates is None:
+        return None
+    return random_tokens(
+        torch.zeros(1, dtype=torch.int64, device=device),
+        config.shared_candidates,
+        vocab_size,
+        stream=Stream.SHARED_CANDIDATES,
+        seed=seed,
+        step=step,
+        noise=noise,
+    )[0]
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a network says at the positions to be predicted: losses and calibration are made of it.
@@ -235,6 +300,10 @@ class Predictions:
         pi; None is uniform.
     seed, step : int
         Coordinates of what a loss draws.
+    predicts : str
+        "state" or "data", as in `GGMConfig`.
+    shift : torch.Tensor or None
+        Of a network that has seen the tokens X_t there: what takes out what each tells, float64 [R].
     """
 
     visits: Visits
@@ -244,6 +313,8 @@ class Predictions:
     noise: NoiseLaw | None
     seed: int
     step: int
+    predicts: str = "state"
+    shift: torch.Tensor | None = None
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -252,13 +323,42 @@ class Predictions:
 
     def losses(self, objective: ObjectiveConfig) -> torch.Tensor:
         """Loss per row, float32 [R], from all logits or from those of the candidates alone."""
+        if objective.form == "cross_entropy" and self.predicts == "data":
+            data = self.visits.data.flatten()
+            return cast(torch.Tensor, linear_cross_entropy(self.hidden, self.weight, data, bias=self.bias))
+        if objective.form == "cross_entropy":
+            return cross_entropy_from_hidden(self.hidden, self.weight, self.bias, self.visits, self.noise)
         coordinates = {"seed": self.seed, "step": self.step}
+        targets = self.visits
+        if self.predicts == "data":  # the same losses of a token without noise
+            targets = dataclasses.replace(targets, keep_prob=torch.ones_like(targets.keep_prob))
         candidates = weighted_candidates(
-            objective, self.visits, len(self.weight), noise=self.noise, **coordinates
+            objective, targets, len(self.weight), noise=self.noise, **coordinates
         )
         if objective.sums_vocabulary:
             return loss_from_logits(self.logits, candidates, self.noise)
         return loss_from_hidden(self.hidden, self.weight, self.bias, candidates, self.noise)
+
+    def cross_entropy(self) -> torch.Tensor:
+        """-log of the conditional of X_t at the token that it has there, averaged over its noise, [R]."""
+        logits, vocab_size = self.logits, len(self.weight)
+        if self.predicts == "data":
+            logits = self._log_conditionals()
+        candidates = weighted_candidates(
+            ObjectiveConfig("cross_entropy"), self.visits, vocab_size, seed=0, step=0, noise=self.noise
+        )
+        return loss_from_logits(logits, candidates)
+
+    def _log_conditionals(self) -> torch.Tensor:
+        """Logarithm of alpha p0 + (1 - alpha) pi, float64 [R, V]."""
+        logits = self.logits.double()
+        if self.shift is not None:
+            logits = logits.scatter_add(1, self.visits.current.flatten()[:, None], self.shift[:, None])
+        every = torch.arange(logits.shape[1], device=logits.device)
+        keep_prob = self.visits.keep_prob.flatten()[:, None]
+        return log_mixture(
+            logits.log_softmax(dim=1), keep_prob, noise_probs(self.noise, every, len(self.weight))
+        )
 
     def calibration(self) -> torch.Tensor:
         """Sum over the vocabulary of exp g per row, float32 [R], in full precision under autocast, too."""
@@ -300,7 +400,51 @@ def loss_from_hidden(
         candidates.noise,
         bias=bias + minus_log_noise(weight.shape[0], noise, bias),
         offset=candidates.offset,
+        shared_candidates=candidates.shared,
+        shared_weight=candidates.shared_noise,
     )
+
+
+def cross_entropy_from_hidden(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    visits: Visits,
+    noise: NoiseLaw | None = None,
+) -> torch.Tensor:
+    """Softmax cross-entropy of the token of X_t, averaged over the noise; no logits [R, V] are made.
+
+    With h the log-sum-exp of g and alpha the probability of the data token x0, the loss is
+    ``alpha (h - g[x0]) + (1 - alpha) (h - mean g)``, its mean over pi a product with one vector.
+
+    Parameters
+    ----------
+    hidden : torch.Tensor
+        float [R, d].
+    weight, bias : torch.Tensor
+        Head: g = hidden @ weight.T + bias, [V, d] and [V].
+    visits : Visits
+        Data tokens and alpha of the R rows.
+    noise : NoiseLaw, optional
+        pi; None is uniform.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [R], differentiable in `hidden`, `weight` and `bias`.
+    """
+    of_data, log_sum_exp = linear_cross_entropy(
+        hidden, weight, visits.data.flatten(), bias=bias, return_log_sum_exp=True
+    )
+    share = visits.keep_prob.flatten().to(log_sum_exp.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if noise is None:
+            mean_weight, mean_bias = weight.mean(dim=0), bias.mean()
+        else:
+            probs = noise.probs.to(weight)
+            mean_weight, mean_bias = probs @ weight, probs.to(bias) @ bias
+        mean_logit = hidden.to(log_sum_exp.dtype) @ mean_weight.to(log_sum_exp.dtype) + mean_bias
+    return share * of_data + (1.0 - share) * (log_sum_exp - mean_logit)
 
 
 def loss_from_logits(
@@ -313,7 +457,13 @@ def loss_from_logits(
         return -(candidates.signal * log_probs.gather(1, candidates.tokens)).sum(dim=1)
     shifted = logits + minus_log_noise(logits.shape[1], noise, logits)
     return sigmoid_bce(
-        shifted, candidates.tokens, candidates.signal, candidates.noise, offset=candidates.offset
+        shifted,
+        candidates.tokens,
+        candidates.signal,
+        candidates.noise,
+        offset=candidates.offset,
+        shared_candidates=candidates.shared,
+        shared_weight=candidates.shared_noise,
     )
 
 

@@ -59,6 +59,7 @@ class Stream(IntEnum):
     REDENOISE = 9
     GROUP = 10
     COMMIT = 13
+    SHARED_CANDIDATES = 14
 
 
 STREAMS_OF_OPS = (Stream.CORRUPT, Stream.RACE, Stream.KEEP, Stream.GROUP, Stream.COMMIT)

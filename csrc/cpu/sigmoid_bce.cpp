@@ -271,12 +271,21 @@ void logits_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& grad
   });
 }
 
+// Zeros, or what shared candidates add already: row `place` of it, if there is one.
+void start_sums(float* sums, const float* shared, int64_t place, int64_t size) {
+  if (shared == nullptr || place < 0) {
+    memset(sums, 0, sizeof(float) * size);
+  } else {
+    memcpy(sums, shared + place * size, sizeof(float) * size);
+  }
+}
+
 template <class T>
 void hidden_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
   on_threads(threads, worth_threads(args), [&](const Member& member) {
     Sums sums(args.hidden_size);
     member.in_parts(args.rows, [&](int64_t row) {
-      memset(sums.values, 0, sizeof(float) * args.hidden_size);
+      start_sums(sums.values, gradients.shared_hidden, row, args.hidden_size);
       for (int64_t column = 0; column < args.count; ++column) {
         const int64_t index = row * args.count + column;
         const int64_t token = candidate_at(args, index);
@@ -323,8 +332,10 @@ template <class T>
 void token_gradient(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, const Entry* begin,
                     const Entry* end, float* sums) {
   const int64_t token = begin->token;
+  const int64_t place = gradients.places == nullptr ? -1 : gradients.places[begin->index];
   float bias_sum = 0.0f;
-  memset(sums, 0, sizeof(float) * args.hidden_size);
+  start_sums(&bias_sum, gradients.shared_bias, place, 1);
+  start_sums(sums, gradients.shared_weight, place, args.hidden_size);
   for (const Entry* entry = begin; entry < end; ++entry) {
     const int64_t row = entry->index / args.count;
     const float gradient = logit_gradient(args, gradients, row, entry->index % args.count);

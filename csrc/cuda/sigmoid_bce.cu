@@ -143,13 +143,21 @@ __device__ __forceinline__ void store_rounded(T* to, const float (&sums)[kSize])
   }
 }
 
+// Zeros, or what shared candidates add already, `at` elements into it.
+template <int kSize>
+__device__ __forceinline__ void start_sums(float (&sums)[kSize], const float* shared, int64_t at) {
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) sums[k] = shared == nullptr ? 0.0f : shared[at + k];
+}
+
 template <class T, int kSize>
 __global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, SigmoidBceGradients gradients) {
   const int lane = threadIdx.x % kWarp;
   const int64_t stride = int64_t{gridDim.x} * kRowsPerBlock;
   for (int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp; row < args.rows; row += stride) {
     for (int64_t i = static_cast<int64_t>(lane) * kSize; i < args.hidden_size; i += kWarp * kSize) {
-      float sums[kSize] = {};
+      float sums[kSize];
+      start_sums<kSize>(sums, gradients.shared_hidden, row * args.hidden_size + i);
       for (int64_t column = 0; column < args.count; ++column) {
         const int64_t token = candidate_at(args, row * args.count + column);
         if (!legal(args, token)) continue;
@@ -187,8 +195,10 @@ __global__ void __launch_bounds__(kThreads) token_kernel(SigmoidBceArgs args, Si
     const int64_t token = tokens[first];
     // Whoever meets the first entry of a token takes all of them.
     if (!legal(args, token) || (first > 0 && tokens[first - 1] == token)) continue;
+    // Where shared candidates, too, name the token.
+    const int64_t place = gradients.places == nullptr ? -1 : gradients.places[order[first]];
     if (gradients.bias != nullptr && threadIdx.x == 0) {
-      float sum = 0.0f;
+      float sum = place < 0 ? 0.0f : gradients.shared_bias[place];
       for (int64_t entry = first; entry < size && tokens[entry] == token; ++entry) {
         sum += logit_gradient(args, gradients, order[entry] / args.count, order[entry] % args.count);
       }
@@ -196,7 +206,8 @@ __global__ void __launch_bounds__(kThreads) token_kernel(SigmoidBceArgs args, Si
     }
     if (gradients.weight == nullptr) continue;
     for (int64_t i = int64_t{threadIdx.x} * kSize; i < args.hidden_size; i += int64_t{blockDim.x} * kSize) {
-      float sums[kSize] = {};
+      float sums[kSize];
+      start_sums<kSize>(sums, place < 0 ? nullptr : gradients.shared_weight, place * args.hidden_size + i);
       for (int64_t entry = first; entry < size && tokens[entry] == token; ++entry) {
         const int64_t row = order[entry] / args.count;
         const float gradient = logit_gradient(args, gradients, row, order[entry] % args.count);

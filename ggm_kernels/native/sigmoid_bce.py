@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous, zeros
-from ggm_kernels.ops.sigmoid_bce import entries_by_logit
+from ggm_kernels.ops.candidates import entries_by_logit
+from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
 
 
 def sigmoid_bce(kernels: Kernels, logits, candidates, signal_weight, noise_weight, offset):
@@ -32,7 +33,7 @@ def sigmoid_bce_backward(
         kernels, grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
     )
     gradients = kernels.core.SigmoidBceGradients(
-        grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr()
+        grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr(), 0, 0, 0, 0
     )
     if kernels.are_device_code:
         entries, order = entries_by_logit(candidates, vocab_size)
@@ -45,14 +46,28 @@ def sigmoid_bce_backward(
 
 
 def linear_sigmoid_bce_backward(
-    kernels: Kernels, grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
+    kernels: Kernels,
+    grad,
+    candidate_logits,
+    hidden,
+    weight,
+    candidates,
+    signal_weight,
+    noise_weight,
+    needs,
+    shared: SharedGradients | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias, each None where `needs` says so."""
+    """Gradients of hidden, weight and bias, each None where `needs` says so; what is shared is added."""
     grad, candidates = grad.contiguous(), candidates.contiguous()
     hidden, weight = rows_contiguous(hidden), rows_contiguous(weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
-    grad_weight = zeros(weight.shape, weight.dtype, candidates.numel(), weight.device) if needs[1] else None
-    grad_bias = zeros(weight.shape[:1], weight.dtype, candidates.numel(), weight.device) if needs[2] else None
+    named = candidates.numel() + (0 if shared is None else len(shared.tokens))
+    grad_weight = zeros(weight.shape, weight.dtype, named, weight.device) if needs[1] else None
+    grad_bias = zeros(weight.shape[:1], weight.dtype, named, weight.device) if needs[2] else None
+    places = None
+    if shared is not None:
+        places = shared.places(candidates) if needs[1] or needs[2] else None
+        shared.write(grad_weight, grad_bias)  # the kernel writes the rows of candidates anew
     args = _sigmoid_bce_args(
         kernels, hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
@@ -63,6 +78,8 @@ def linear_sigmoid_bce_backward(
         address(grad_weight),
         address(grad_bias),
         0,
+        *((0, 0, 0) if shared is None else map(address, (shared.hidden, shared.rows, shared.bias))),
+        address(places),
     )
     if kernels.are_device_code:
         tokens = order = None

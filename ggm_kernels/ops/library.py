@@ -70,7 +70,8 @@ def differentiate(name: str, backward: Callable, setup_context: Callable) -> Cal
         gradients = backward(ctx, *grads)
         if not torch.is_grad_enabled():  # it is only where a graph of the gradient is asked for
             return gradients
-        depends_on = [value for value in (*grads, *ctx.saved_tensors) if value.requires_grad]
+        kept = (value for value in (*grads, *ctx.saved_tensors) if value is not None)
+        depends_on = [value for value in kept if value.requires_grad]
         if not depends_on:  # torch.func.grad enables it always
             return gradients
         return tuple(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
+from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
 from ggm_kernels.reference.precision import without_autocast
 
 _CHUNK = 2**22  # elements of a gathered block [rows, C, d] held at once
@@ -77,18 +78,22 @@ def linear_sigmoid_bce_backward(
     signal_weight: torch.Tensor,
     noise_weight: torch.Tensor,
     needs: tuple[bool, bool, bool],
+    shared: SharedGradients | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of hidden, weight and bias, each None where `needs` says so."""
+    """Gradients of hidden, weight and bias, each None where `needs` says so; what is shared is added."""
     grad_f = candidate_gradient(grad, candidate_logits, signal_weight, noise_weight)
     grad_hidden = hidden.new_empty(hidden.shape) if needs[0] else None
     grad_weight = grad_f.new_zeros(weight.shape) if needs[1] else None
     grad_bias = grad_f.new_zeros(weight.shape[0]) if needs[2] else None
+    if shared is not None:
+        shared.write(grad_weight, grad_bias)
     for rows in _chunks(hidden, candidates):
         chosen = candidates[rows].long()
         if grad_hidden is not None:
-            grad_hidden[rows] = torch.einsum("nc,ncd->nd", grad_f[rows], weight[chosen].to(grad_f.dtype)).to(
-                hidden.dtype
-            )
+            total = torch.einsum("nc,ncd->nd", grad_f[rows], weight[chosen].to(grad_f.dtype))
+            if shared is not None and shared.hidden is not None:
+                total += shared.hidden[rows]
+            grad_hidden[rows] = total.to(hidden.dtype)
         if grad_weight is not None:
             outer = grad_f[rows][:, :, None] * hidden[rows].to(grad_f.dtype)[:, None, :]
             grad_weight.index_add_(0, chosen.flatten(), outer.flatten(0, 1))

@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.sigmoid_bce import entries_by_logit
+from ggm_kernels.ops.candidates import entries_by_logit
+from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
 
 _ROWS = 8  # rows of one program
 _MAX_COLUMNS = 512  # elements of hidden handled at once
@@ -45,18 +46,29 @@ def sigmoid_bce_backward(grad, candidate_logits, candidates, signal_weight, nois
 
 
 def linear_sigmoid_bce_backward(
-    grad, candidate_logits, hidden, weight, candidates, signal_weight, noise_weight, needs
+    grad,
+    candidate_logits,
+    hidden,
+    weight,
+    candidates,
+    signal_weight,
+    noise_weight,
+    needs,
+    shared: SharedGradients | None = None,
 ):
-    """Gradients of hidden, weight and bias, each None where `needs` says so."""
+    """Gradients of hidden, weight and bias, each None where `needs` says so; what is shared is added."""
     grad_f = _candidate_gradients(grad, candidate_logits, signal_weight, noise_weight)
     candidates = candidates.contiguous()
-    grad_hidden = _hidden_gradient(grad_f, weight, candidates, hidden) if needs[0] else None
+    of_shared = None if shared is None else shared.hidden
+    grad_hidden = _hidden_gradient(grad_f, weight, candidates, hidden, of_shared) if needs[0] else None
     grad_weight, grad_bias = None, None
     if needs[1] or needs[2]:
         tokens, order = candidates.flatten().sort(stable=True)
         grad_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format) if needs[1] else None
         grad_bias = weight.new_zeros(weight.shape[0]) if needs[2] else None
-        _token_gradients(grad_f, hidden, tokens, order, candidates.shape[1], grad_weight, grad_bias)
+        if shared is not None:
+            shared.write(grad_weight, grad_bias)  # the kernel writes the rows of candidates anew
+        _token_gradients(grad_f, hidden, tokens, order, candidates, grad_weight, grad_bias, shared)
     return grad_hidden, grad_weight, grad_bias
 
 
@@ -133,6 +145,17 @@ def _candidate_loss(f, signal, noise):
     """Weighted loss of candidates. A weight of 0 switches its term off, also where that term is infinite."""
     of_signal, of_noise = _softplus_pair(f)
     return tl.where(signal == 0.0, 0.0, signal * of_signal) + tl.where(noise == 0.0, 0.0, noise * of_noise)
+
+
+@triton.jit
+def _derivative(f, signal, noise):
+    """Derivative of a candidate's loss by its logit."""
+    e = tl.exp(-tl.abs(f))
+    of_larger = 1.0 / (1.0 + e)
+    of_smaller = e * of_larger
+    of_f = tl.where(f < 0.0, of_smaller, of_larger)
+    of_minus_f = tl.where(f < 0.0, of_larger, of_smaller)
+    return noise * of_f - signal * of_minus_f
 
 
 @triton.jit(do_not_specialize=["rows", "vocab_size"])
@@ -279,13 +302,8 @@ def _gradient_kernel(
     signal_at = signal_ptr + row * signal_row_stride + column * signal_stride
     signal = tl.load(signal_at, mask=inside, other=0.0)
     noise = tl.load(noise_ptr + row * noise_row_stride + column * noise_stride, mask=inside, other=0.0)
-    e = tl.exp(-tl.abs(f))
-    of_larger = 1.0 / (1.0 + e)
-    of_smaller = e * of_larger
-    of_f = tl.where(f < 0.0, of_smaller, of_larger)
-    of_minus_f = tl.where(f < 0.0, of_larger, of_smaller)
     grad = tl.load(grad_ptr + row, mask=inside, other=0.0)
-    tl.store(out_ptr + at, grad * (noise * of_f - signal * of_minus_f), mask=inside)
+    tl.store(out_ptr + at, grad * _derivative(f, signal, noise), mask=inside)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -306,7 +324,7 @@ def _logits_kernel(grad_f_ptr, entries_ptr, order_ptr, out_ptr, size, BLOCK: tl.
     tl.store(out_ptr + entry, total.to(out_ptr.dtype.element_ty), mask=first)
 
 
-def _hidden_gradient(grad_f, weight, candidates, hidden) -> torch.Tensor:
+def _hidden_gradient(grad_f, weight, candidates, hidden, of_shared) -> torch.Tensor:
     grad_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format)
     rows, hidden_size = hidden.shape
     columns = _columns(hidden)
@@ -317,6 +335,7 @@ def _hidden_gradient(grad_f, weight, candidates, hidden) -> torch.Tensor:
                 weight,
                 *weight.stride(),
                 candidates,
+                of_shared,
                 grad_hidden,
                 rows,
                 weight.shape[0],
@@ -335,6 +354,7 @@ def _hidden_kernel(
     weight_row_stride,
     weight_stride,
     candidates_ptr,
+    shared_ptr,
     out_ptr,
     rows,
     vocab_size,
@@ -346,7 +366,10 @@ def _hidden_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = row < rows
+    whole = inside[:, None] & (d < HIDDEN_SIZE)[None, :]
     total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+    if shared_ptr is not None:
+        total = tl.load(shared_ptr + row[:, None] * HIDDEN_SIZE + d[None, :], mask=whole, other=0.0)
     for column in range(COUNT):
         token = tl.load(candidates_ptr + row * COUNT + column, mask=inside, other=0).to(tl.int64)
         legal = inside & (token >= 0) & (token < vocab_size)
@@ -354,17 +377,18 @@ def _hidden_kernel(
         at = weight_ptr + token[:, None] * weight_row_stride + d[None, :] * weight_stride
         mask = legal[:, None] & (d < HIDDEN_SIZE)[None, :]
         total += grad[:, None] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    mask = inside[:, None] & (d < HIDDEN_SIZE)[None, :]
-    tl.store(out_ptr + row[:, None] * HIDDEN_SIZE + d[None, :], total.to(out_ptr.dtype.element_ty), mask=mask)
+    out_at = out_ptr + row[:, None] * HIDDEN_SIZE + d[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=whole)
 
 
-def _token_gradients(grad_f, hidden, tokens, order, count, grad_weight, grad_bias) -> None:
+def _token_gradients(grad_f, hidden, tokens, order, candidates, grad_weight, grad_bias, shared) -> None:
     """Write the rows of grad_weight and grad_bias that `tokens` (sorted; `order` says whence) names."""
     size, hidden_size = tokens.numel(), hidden.shape[1]
     columns = _columns(hidden)
     blocks = max(1, triton.cdiv(hidden_size, columns)) if grad_weight is not None else 1
     if size == 0:
         return
+    places = None if shared is None else shared.places(candidates)
     target = grad_weight if grad_weight is not None else grad_bias
     with torch.cuda.device_of(hidden):
         _token_kernel[(size, blocks)](
@@ -373,11 +397,14 @@ def _token_gradients(grad_f, hidden, tokens, order, count, grad_weight, grad_bia
             *hidden.stride(),
             tokens,
             order,
+            places,
+            None if shared is None else shared.rows,
+            None if shared is None else shared.bias,
             grad_weight,
             grad_bias,
             size,
             target.shape[0],
-            COUNT=count,
+            COUNT=candidates.shape[1],
             HIDDEN_SIZE=hidden_size,
             COLUMNS=columns,
         )
@@ -391,6 +418,9 @@ def _token_kernel(
     hidden_stride,
     tokens_ptr,
     order_ptr,
+    places_ptr,
+    shared_weight_ptr,
+    shared_bias_ptr,
     grad_weight_ptr,
     grad_bias_ptr,
     size,
@@ -408,6 +438,13 @@ def _token_kernel(
         inside = d < HIDDEN_SIZE
         total = tl.zeros([COLUMNS], dtype=tl.float32)
         bias_total = tl.zeros([], dtype=tl.float32)
+        if places_ptr is not None:
+            place = tl.load(places_ptr + tl.load(order_ptr + first))
+            if grad_weight_ptr is not None:
+                shared_at = shared_weight_ptr + place * HIDDEN_SIZE + d
+                total = tl.load(shared_at, mask=inside & (place >= 0), other=0.0)
+            if grad_bias_ptr is not None:
+                bias_total = tl.load(shared_bias_ptr + place, mask=place >= 0, other=0.0)
         entry = first
         current = token
         while current == token:

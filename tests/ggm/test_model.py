@@ -32,6 +32,8 @@ OBJECTIVES = [
     ObjectiveConfig("marginal"),
     ObjectiveConfig("cross_entropy"),
     ObjectiveConfig("marginal", candidates=2, noise_ratio=8.0),
+    ObjectiveConfig("marginal", candidates=1, noise_ratio=8.0, shared_candidates=7),
+    ObjectiveConfig("summed", shared_candidates=9),
 ]
 
 
@@ -162,6 +164,10 @@ def test_bad_configurations_are_refused(bad):
         {"form": "observed", "noise_ratio": 2.0},
         {"form": "cross_entropy", "noise_ratio": 2.0},
         {"form": "cross_entropy", "candidates": 2},
+        {"form": "summed", "shared_candidates": 0},
+        {"form": "marginal", "shared_candidates": 5},
+        {"form": "observed", "shared_candidates": 5},
+        {"form": "cross_entropy", "shared_candidates": 5},
     ],
 )
 def test_bad_objectives_are_refused(bad):

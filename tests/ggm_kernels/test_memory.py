@@ -1,6 +1,7 @@
 """What tensors' memory may look like: empty in any layout, of their own where written, made under inference_mode."""
 
 import random
+from itertools import product
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ def test_empty_commits_of_any_layout(backend, seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_empty_losses_of_any_layout(backend, seed):
     make = Maker(seed)
-    for rows, count, hidden_size in [(0, 3, 5), (2, 0, 5), (0, 0, 5), (2, 3, 0), (0, 3, 0)]:
+    sizes = [(0, 3, 5), (2, 0, 5), (0, 0, 5), (2, 3, 0), (0, 3, 0)]
+    for (rows, count, hidden_size), shared in product(sizes, [None, 0, 4]):
         dtype = make.random.choice([torch.float32, torch.bfloat16])
         candidates = make.ids(rows, count)
         weights = [make(rows, count), make.random.choice([make(rows, 1), make(1, count), 0.5, None])]
@@ -179,18 +181,23 @@ def test_empty_losses_of_any_layout(backend, seed):
         ]
         leaves = [leaf.requires_grad_() for leaf in leaves]
         sparse = make.random.random() < 0.5
+        common = {"offset": offset, "backend": backend}
+        if shared is not None:
+            common |= {"shared_candidates": make.ids(shared), "shared_weight": make(rows, 1)}
         losses = [
-            sigmoid_bce(leaves[0], candidates, *weights, offset, backend=backend),
-            linear_sigmoid_bce(
-                *leaves[1:], candidates, *weights, None, offset, sparse_grad=sparse, backend=backend
-            ),
+            sigmoid_bce(leaves[0], candidates, *weights, **common),
+            linear_sigmoid_bce(*leaves[1:], candidates, *weights, sparse_grad=sparse, **common),
         ]
         for loss in losses:
             assert loss.shape == (rows,)
             loss.sum().backward()
         for leaf in leaves:
             assert leaf.grad.shape == leaf.shape
-            assert count * hidden_size > 0 or not leaf.grad.to_dense().any() or leaf is leaves[0]
+            assert (
+                (count + (shared or 0)) * hidden_size > 0
+                or not leaf.grad.to_dense().any()
+                or leaf is leaves[0]
+            )
 
 
 @pytest.mark.parametrize("backend_name", ["reference", "cpu", "triton"])

@@ -17,7 +17,7 @@ LOSSES = [sigmoid_bce, linear_sigmoid_bce]
 
 
 def draw_loss(draw):
-    rows, count, vocab_size = draw.randint(0, 5), draw.choice([1, 1, 2, 3, 17, 40]), draw.choice(SMALL)
+    rows, count, vocab_size = draw.randint(0, 5), draw.choice([0, 1, 1, 2, 3, 17, 40]), draw.choice(SMALL)
     dtype = draw.choice(DTYPES)
     candidates = draw.integers(vocab_size, rows, count).to(draw.choice([torch.int32, torch.int64]))
     shapes = [(rows, count), (rows, 1), (1, count), (1, 1)]
@@ -35,11 +35,25 @@ def draw_loss(draw):
     }
     if count == 1 and draw.random() < 0.5:
         arguments["candidates"] = arguments["candidates"][:, 0]
+    if draw.random() < 0.5:
+        size = draw.choice([0, 1, 3, 40, 260])
+        shapes = [(size,), (rows, 1), (1,), *([(rows,)] if rows != size else [])]
+        weight = draw.uniform_tensor(*draw.choice(shapes)) * 2
+        arguments["shared_candidates"] = draw.layout(draw.integers(vocab_size, size))
+        arguments["shared_weight"] = draw.choice([draw.layout(weight), draw.uniform(0, 2), 0.0])
     return arguments, rows, count, vocab_size, dtype
 
 
 def array(value, shape):
     return np.broadcast_to(value.double().numpy() if isinstance(value, torch.Tensor) else value, shape)
+
+
+def shared_weights(arguments, rows, count):
+    """Weights [N, S] of the shared candidates; a tensor [N] is one per row."""
+    value = arguments["shared_weight"]
+    if isinstance(value, torch.Tensor) and value.shape == (rows,) and rows != count:
+        value = value[:, None]
+    return array(value, (rows, count))
 
 
 def close(given, expected, scale, dtype, name):
@@ -63,6 +77,11 @@ def check_loss(call, backend, number):
     noise = (
         1 - signal if arguments["noise_weight"] is None else array(arguments["noise_weight"], (rows, count))
     )
+    if "shared_candidates" in arguments:  # by their mathematics, candidates of every row that are noise alone
+        shared = arguments["shared_candidates"].numpy()
+        more = shared_weights(arguments, rows, len(shared))
+        chosen, count = truth.with_shared(chosen, shared), count + len(shared)
+        signal, noise = np.hstack([signal, np.zeros_like(more)]), np.hstack([noise, more])
     scale = draw.choice([0.3, 2.0, 20.0])
     if call is sigmoid_bce:  # any other call gets factors
         leaves = {"logits": (draw.normal(rows, vocab_size) * scale).to(dtype)}
@@ -120,11 +139,11 @@ def test_many_losses_agree_with_the_truth(backend, call):
     check_many(check_loss, call, backend, many(backend))
 
 
-@pytest.mark.parametrize("fault", ["offset", "noise_weight", "signal_weight"])
+@pytest.mark.parametrize("fault", ["offset", "noise_weight", "signal_weight", "shared_weight"])
 def test_a_planted_fault_of_a_loss_is_seen(fault):
     def wrong(**given):
         return linear_sigmoid_bce(
-            **{**given, fault: None if fault != "signal_weight" else given["signal_weight"] * 1.001}
+            **{**given, fault: given["signal_weight"] * 1.001 if fault == "signal_weight" else None}
         )
 
     with pytest.raises(AssertionError, match=r"case \d+ of wrong"):

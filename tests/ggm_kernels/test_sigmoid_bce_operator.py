@@ -19,13 +19,15 @@ def test_opcheck(backend):
     signal, noise = inputs["signal_weight"].float(), inputs["noise_weight"].float()
     leaves = (inputs["hidden"], inputs["weight"])
     op = torch.ops.ggm_kernels.linear_sigmoid_bce.default
-    torch.library.opcheck(
-        op, (*leaves, CANDIDATES, signal, noise, inputs["bias"], inputs["offset"], False, backend)
-    )
-    torch.library.opcheck(op, (*leaves, CANDIDATES, signal, noise, None, None, True, backend))
+    given = (*leaves, CANDIDATES, signal, noise)
+    none, shared = (None, None, None), (torch.tensor([5, 0, 5]), None, torch.rand(3))
+    torch.library.opcheck(op, (*given, inputs["bias"], inputs["offset"], *none, False, backend))
+    torch.library.opcheck(op, (*given, None, None, *none, True, backend))
+    torch.library.opcheck(op, (*given, inputs["bias"], inputs["offset"], *shared, False, backend))
     logits = torch.randn(4, 7, requires_grad=True)
     op = torch.ops.ggm_kernels.sigmoid_bce.default
-    torch.library.opcheck(op, (logits, CANDIDATES, signal, noise, inputs["offset"], backend))
+    torch.library.opcheck(op, (logits, CANDIDATES, signal, noise, inputs["offset"], *none, backend))
+    torch.library.opcheck(op, (logits, CANDIDATES, signal, noise, None, *shared, backend))
 
 
 def test_compiles_as_one_graph_with_gradients(backend):

@@ -194,6 +194,56 @@ def test_drawn_labels_and_candidates_have_the_expectation_of_the_paper(config, n
     assert gap < quantile * error
 
 
+def _mean_loss_of_shared(config: ObjectiveConfig, case: Case, change=None) -> tuple[float, float]:
+    """Mean and its standard error over steps: rows of one step share their draws."""
+    means = []
+    for step in range(400):
+        generator = torch.Generator().manual_seed(step)
+        index = torch.multinomial(case.probs, 200, replacement=True, generator=generator)
+        visits = Visits(
+            sample_ids=torch.arange(200),
+            data=case.data[index, None],
+            current=case.current[index, None],
+            keep_prob=case.alpha.expand(200, 1),
+            noise_rate=case.rate.expand(200, 1),
+        )
+        candidates = weighted_candidates(config, visits, VOCAB, seed=7, step=step, noise=case.noise)
+        candidates = candidates if change is None else change(candidates)
+        losses = loss_from_logits(some_table(case)[case.context[index]], candidates, case.noise)
+        means.append(losses.mean())
+    steps = torch.stack(means)
+    return float(steps.mean()), float(steps.std()) / len(steps) ** 0.5
+
+
+SHARED = [
+    ObjectiveConfig("summed", shared_candidates=5),
+    ObjectiveConfig("summed", candidates=2, shared_candidates=3),
+    ObjectiveConfig("marginal", candidates=1, shared_candidates=6),
+]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("config", SHARED, ids=str)
+def test_shared_candidates_have_the_expectation_of_the_paper(config, noise):
+    case = Case(4, NOISES[noise])
+    mean, error = _mean_loss_of_shared(config, case)
+    quantile = float(torch.special.ndtri(torch.tensor(1 - FALSE_ALARM / 2, dtype=torch.float64)))
+    assert abs(mean - float(case.paper_expectation(some_table(case)))) < quantile * error
+
+
+def test_shared_candidates_of_another_weight_would_be_seen():
+    """Both means over noise in full, not the one over all that were drawn."""
+
+    def doubled(candidates: WeightedCandidates) -> WeightedCandidates:
+        return dataclasses.replace(
+            candidates, noise=candidates.noise * 2, shared_noise=candidates.shared_noise * 2
+        )
+
+    case = Case(4, NOISES["uniform"])
+    mean, error = _mean_loss_of_shared(SHARED[2], case, doubled)
+    assert abs(mean - float(case.paper_expectation(some_table(case)))) > 10 * error
+
+
 def test_each_sum_lowers_the_variance():
     case = Case(4, NOISES["uniform"])
     errors = [_mean_loss(ObjectiveConfig(form), case, 20_000)[1] for form in FORMS_BY_NOISE]

@@ -1,0 +1,223 @@
+"""`shared_sigmoid_bce` tile by tile: products of the library, and between them two kernels of a backend.
+
+No more than a tile of logits [N, S] is held. All sums have one order: of products on the CPU, too, where what
+the library does depends on the number of threads unless products are cut as here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from ggm_kernels.reference.precision import without_autocast
+
+_CPU_TILE = (256, 1024)  # rows, candidates: logits of a megabyte, in cache
+_DEVICE_TILE = (1024, 8192)
+# With no more than these terms to a sum, a product has the same bits on any number of threads: of factors
+# with short sides the library cuts the sums sooner, and of the shortest always.
+_TERMS, _FEW_TERMS = 256, 64
+_WIDE, _NARROW = 128, 16
+
+
+@dataclass(frozen=True)
+class TileKernels:
+    """What a backend does with the products of a tile.
+
+    Attributes
+    ----------
+    loss : callable
+        ``loss(logits, bias, offset, weight, sums)``: adds ``(weight * softplus(f)).sum(1)`` to sums,
+        float64 [n], where f is logits, float32 [n, s], plus bias [s] and offset [n], both float32 or None.
+    gradient : callable
+        ``gradient(logits, bias, offset, weight, row_gradient, out)``: writes
+        ``row_gradient[:, None] * weight * sigmoid(f)`` to out, which may be the logits.
+    """
+
+    loss: Callable
+    gradient: Callable
+
+
+@without_autocast
+def loss(
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    bias: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    weight: torch.Tensor,
+    kernels: TileKernels,
+) -> torch.Tensor:
+    """Weighted sum of softplus over the candidates whose rows of the weight are given, float64 [N]."""
+    sums = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
+    for tile in _Tiles(hidden, rows, bias, offset, weight):
+        kernels.loss(tile.logits, tile.bias, tile.offset, tile.weight, sums[tile.rows])
+    return sums
+
+
+@without_autocast
+def gradients(
+    row_gradient: torch.Tensor,
+    hidden: torch.Tensor,
+    rows: torch.Tensor,
+    bias: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    weight: torch.Tensor,
+    needs: tuple[bool, bool, bool],
+    kernels: TileKernels,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of hidden [N, d], rows [S, d] and bias [S], float32, each None where `needs` says so."""
+    scale = None
+    if _is_rounded(hidden):  # gradients of 16 bits go into products: no larger than 1, or float16 loses them
+        row_gradient, of_rows = _scaled(row_gradient)
+        weight, of_candidates = _scaled(weight)
+        scale = of_rows * of_candidates
+    row_gradient = row_gradient.to(torch.float32).contiguous()
+    tiles = _Tiles(hidden, rows, bias, offset, weight)
+    sums = [
+        torch.zeros(shape, dtype=torch.float32, device=hidden.device) if needed else None
+        for shape, needed in zip((tiles.hidden.shape, tiles.weights.shape), needs[:2], strict=True)
+    ]
+    grad_bias = hidden.new_zeros(_NARROW, len(tiles.weights), dtype=torch.float32) if needs[2] else None
+    grad_hidden, grad_rows = sums
+    for tile in tiles:
+        grad = _gradient_of(tile, row_gradient[tile.rows], kernels)
+        if grad_hidden is not None:
+            _add_product(grad_hidden[tile.padded_rows], grad, tile.weights)
+        if grad_rows is not None:
+            _add_product(grad_rows[tile.padded_candidates], grad.T, tile.hidden)
+        if grad_bias is not None:
+            ones = grad.new_ones(_NARROW, grad.shape[0])
+            _add_product(grad_bias[:, tile.padded_candidates], ones, grad)
+    found = (
+        grad_hidden if grad_hidden is None else grad_hidden[: hidden.shape[0], : hidden.shape[1]],
+        grad_rows if grad_rows is None else grad_rows[: rows.shape[0], : rows.shape[1]],
+        grad_bias if grad_bias is None else grad_bias[0, : rows.shape[0]],
+    )
+    return tuple(_scaled_back(value, scale) for value in found)  # type: ignore[return-value]
+
+
+def _scaled(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of size 1 at most, and what to multiply by."""
+    if values.numel() == 0:
+        return values, values.new_ones(())
+    largest = values.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    return values / largest, largest
+
+
+def _scaled_back(value: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+    if value is None:
+        return None
+    return value.contiguous() if scale is None else value * scale
+
+
+def _gradient_of(tile: _Tile, row_gradient: torch.Tensor, kernels: TileKernels) -> torch.Tensor:
+    """Gradient of the tile's logits, as a factor of products: zeros beyond the tile."""
+    dtype = tile.weights.dtype
+    out = tile.product if dtype == torch.float32 else torch.empty_like(tile.product, dtype=dtype)
+    inside = out[: tile.logits.shape[0], : tile.logits.shape[1]]
+    kernels.gradient(tile.logits, tile.bias, tile.offset, tile.weight, row_gradient, inside)
+    return out
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A tile and its operands. `product` holds the logits, and zeros where its operands were padded."""
+
+    rows: slice
+    padded_rows: slice
+    padded_candidates: slice
+    hidden: torch.Tensor
+    weights: torch.Tensor
+    product: torch.Tensor
+    logits: torch.Tensor
+    bias: torch.Tensor | None
+    offset: torch.Tensor | None
+    weight: torch.Tensor
+
+
+class _Tiles:
+    """All tiles, row after row of them; each has its product in the same memory."""
+
+    def __init__(self, hidden, rows, bias, offset, weight) -> None:
+        self._size = hidden.shape[0], rows.shape[0]
+        self.hidden = _padded(hidden)
+        self.weights = _operand(_padded(rows))
+        self._bias = None if bias is None else bias.to(torch.float32)
+        self._offset = None if offset is None else offset.to(torch.float32).contiguous()
+        self._weight = weight.contiguous()
+
+    def __iter__(self):
+        if 0 in self._size:
+            return
+        heights, widths = _CPU_TILE if self.hidden.device.type == "cpu" else _DEVICE_TILE
+        height, width = _share(len(self.hidden), heights), _share(len(self.weights), widths)
+        buffer = torch.empty(height * width, dtype=torch.float32, device=self.hidden.device)
+        for row in range(0, len(self.hidden), height):
+            padded_rows = slice(row, min(row + height, len(self.hidden)))
+            rows = slice(row, min(row + height, self._size[0]))
+            hidden = _operand(self.hidden[padded_rows])
+            for start in range(0, len(self.weights), width):
+                padded = slice(start, min(start + width, len(self.weights)))
+                inside = slice(start, min(start + width, self._size[1]))
+                weights = self.weights[padded]
+                product = buffer[: len(hidden) * len(weights)].view(len(hidden), len(weights))
+                _multiply(product, hidden, weights.T)
+                yield _Tile(
+                    rows, padded_rows, padded, hidden, weights, product,
+                    product[: rows.stop - row, : inside.stop - start],
+                    None if self._bias is None else self._bias[inside],
+                    None if self._offset is None else self._offset[rows],
+                    self._weight[inside],
+                )  # fmt: skip
+
+
+def _share(whole: int, limit: int) -> int:
+    """Size of equal parts of at most `limit`, as few as can be."""
+    return -(-whole // -(-whole // limit))
+
+
+def _is_rounded(matrix: torch.Tensor) -> bool:
+    """Whether products take factors of 16 bits, as matrix units do; on the CPU they are float32."""
+    return matrix.device.type != "cpu" and matrix.dtype.itemsize == 2
+
+
+def _operand(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix if _is_rounded(matrix) else matrix.to(torch.float32)
+
+
+def _padded(matrix: torch.Tensor) -> torch.Tensor:
+    """On the CPU with no side too short for products that do not depend on threads."""
+    if matrix.device.type != "cpu":
+        return matrix
+    rows, columns = (max(0, _NARROW - size) for size in matrix.shape)
+    return pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
+
+
+def _multiply(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.device.type == "cpu":
+        _add_product(out.zero_(), a, b)
+    elif a.dtype == torch.float32:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(_wide_product(a, b))
+
+
+def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    if a.dtype != torch.float32:
+        out += _wide_product(a, b)
+        return
+    if a.device.type != "cpu":
+        out.addmm_(a, b)
+        return
+    terms = _TERMS if min(out.shape) >= _WIDE else _FEW_TERMS
+    for start in range(0, a.shape[1], terms):
+        out.addmm_(a[:, start : start + terms], b[start : start + terms])
+
+
+def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Product of factors of 16 bits, in float32; torch before 2.8 rounds it first."""
+    if hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).to(torch.float32)
