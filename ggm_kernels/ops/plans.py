@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,8 +14,12 @@ from ggm_kernels.backends import checks_rows, kernel, requested
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.randomness import MAX_SEED, MAX_STEP
 
-if TYPE_CHECKING:
-    from ggm_kernels.native.plans import Plan
+
+class Plan(Protocol):
+    """What ggm_kernels/native/plans.py makes."""
+
+    def run(self, given: dict[str, Any], seed: int, step: int) -> int: ...
+
 
 NOT_RUN = -1  # and nothing written
 _CPU = torch.device("cpu")
