@@ -18,7 +18,9 @@ from ggm_kernels.randomness import MAX_SEED, MAX_STEP
 class Plan(Protocol):
     """What ggm_kernels/native/plans.py makes."""
 
-    def run(self, given: dict[str, Any], seed: int, step: int) -> int: ...
+    def run(self, given: dict[str, Any], seed: int, step: int) -> int:
+        """Less than 0, with nothing written, where a value or an address is amiss."""
+        ...
 
 
 NOT_RUN = -1  # and nothing written
