@@ -51,6 +51,8 @@ ASKED_FOR = {
     },
 }
 FULL_SIZES = [Size(rows=rows) for rows in (1, 16, 256, 4096, 65536)]
+# So small that what is timed is the call: one row, and the vocabularies of DNA and of an alphabet.
+SMALL_SIZES = [Size(1, 100), Size(64, 4), Size(64, 27)]
 # Rows, then vocabulary: few implementations, for the curves.
 CURVES = [Size(rows=rows) for rows in (1, 16)] + [Size(vocab_size=v) for v in (1024, 8192, 262144)]
 # 256 rows of logits in half precision fit a GPU's cache, and these do not.
@@ -259,6 +261,20 @@ def test_floor_sum(timed, inputs):
         return inputs.tokens
 
     timed(step_case(inputs), "sum of the logits", total, "floor")
+
+
+# Small calls
+
+
+@pytest.mark.parametrize("implementation", ["multinomial", "ggm_kernels"])
+@pytest.mark.parametrize("small_size", SMALL_SIZES, ids=str)
+def test_small_calls(timed, device, small_size, implementation):
+    inputs = make_rows(small_size, device)
+    backend = best_backend(device)
+    if implementation == "multinomial":
+        timed(step_case(inputs), implementation, lambda: multinomial(inputs.logits))
+    else:
+        timed(step_case(inputs), name_of(backend), lambda: inputs.step(backend), role_of(backend))
 
 
 # What a call may ask for beside: none may cost a call that does not ask

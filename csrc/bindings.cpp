@@ -10,7 +10,7 @@
 
 #include "kernels.h"
 #include "numerics/counter.h"
-#include "step_plan.h"
+#include "plans.h"
 
 // Compiled twice: as _native, and with GGM_ON_HOST as _emulated, whose csrc/cuda runs on the CPU.
 #if defined(GGM_ON_HOST)
@@ -309,12 +309,14 @@ void run_tasks(const py::function& function, int64_t count, int threads) {
   if (task.error) std::rethrow_exception(task.error);
 }
 
-int64_t planned_step(const ggm::StepPlan& plan, const ggm::StepPlan::Addresses& addresses, uint64_t seed, int64_t step,
-                     int threads) {
-  const ggm::GlauberArgs args = plan.args_at(addresses, seed, step);
-  const py::gil_scoped_release released;
-  if (!plan.apart(addresses) || !ggm::cpu::glauber_check(args)) return -1;
-  return ggm::cpu::glauber_step(args, plan.tile_at(addresses), threads);
+// A plan of calls and what runs it.
+template <class Plan, class... Args>
+void bind_plan(py::module_& module, const char* name, const char* run) {
+  py::class_<Plan>(module, name, py::module_local())
+      .def(py::init([](const Args&... args, const typename Plan::Where::Bytes& bytes) {
+        return Plan{args..., {bytes}};
+      }));
+  module.def(run, &ggm::run_planned<Plan>, py::call_guard<py::gil_scoped_release>());
 }
 
 std::vector<std::string> isas() {
@@ -362,12 +364,9 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
   module.def("counter", &counter, "Philox counter of logical coordinates.");
 
-  py::class_<ggm::StepPlan>(module, "StepPlan")
-      .def(py::init([](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
-                       const std::array<int64_t, ggm::StepPlan::kFields>& spans) {
-        return ggm::StepPlan{args, tile, spans};
-      }));
-  module.def("cpu_planned_step", &planned_step, "Rows without a law; -1 where a value or an address is amiss.");
+  bind_plan<ggm::StepPlan, ggm::GlauberArgs, ggm::LogitsTile>(module, "StepPlan", "planned_step");
+  bind_plan<ggm::CommitPlan, ggm::CommitArgs>(module, "CommitPlan", "planned_commit");
+  bind_plan<ggm::CorruptPlan, ggm::CorruptArgs>(module, "CorruptPlan", "planned_corrupt");
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);

@@ -16,8 +16,19 @@ def commit(
     kernels: Kernels, tokens: torch.Tensor, proposal: torch.Tensor, score: torch.Tensor, choice: Choice
 ) -> bool | None:
     """`commit` on checked arguments; of csrc/cpu False, with nothing written, for a value out of range."""
+    args = arguments_of(kernels, tokens, proposal, score, choice)
+    if kernels.are_device_code:
+        kernels.core.cuda_commit(args, *kernels.queue(tokens.device))
+        return None
+    return kernels.core.cpu_commit(args, torch.get_num_threads())
+
+
+def arguments_of(
+    kernels: Kernels, tokens: torch.Tensor, proposal: torch.Tensor, score: torch.Tensor, choice: Choice
+):
+    """In the form of the core."""
     step_value, step_pointer = kernels.step_arguments(choice.step)
-    args = kernels.core.CommitArgs(
+    return kernels.core.CommitArgs(
         tokens.data_ptr(),
         tokens.element_size(),
         *tokens.stride(),
@@ -43,10 +54,6 @@ def commit(
         step_value,
         step_pointer,
     )
-    if kernels.are_device_code:
-        kernels.core.cuda_commit(args, *kernels.queue(tokens.device))
-        return None
-    return kernels.core.cpu_commit(args, torch.get_num_threads())
 
 
 def _matrix(mask: torch.Tensor | None) -> tuple[int, ...]:

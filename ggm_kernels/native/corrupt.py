@@ -21,10 +21,30 @@ def corrupt(
     stream: int,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """`corrupt` on checked, contiguous arguments; of csrc/cpu None where a value is out of range."""
-    noisy = empty(tokens, tokens.dtype)
-    is_signal = empty(tokens, torch.bool)
+    noisy, is_signal = results_of(tokens)
+    args = arguments_of(
+        kernels, noisy, is_signal, tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen,
+        noise_table, mask_id, stream,
+    )  # fmt: skip
+    if kernels.are_device_code:
+        kernels.core.cuda_corrupt(args, *kernels.queue(tokens.device))
+    elif not kernels.core.cpu_corrupt(args, torch.get_num_threads()):
+        return None
+    return noisy, is_signal
+
+
+def results_of(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for the results of contiguous tokens."""
+    return empty(tokens, tokens.dtype), empty(tokens, torch.bool)
+
+
+def arguments_of(
+    kernels: Kernels, noisy, is_signal, tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen,
+    noise_table, mask_id, stream,
+):  # fmt: skip
+    """In the form of the core."""
     step_value, step_pointer = kernels.step_arguments(step)
-    args = kernels.core.CorruptArgs(
+    return kernels.core.CorruptArgs(
         tokens.data_ptr(),
         tokens.element_size(),
         keep_prob.data_ptr(),
@@ -45,8 +65,3 @@ def corrupt(
         step_pointer,
         stream,
     )
-    if kernels.are_device_code:
-        kernels.core.cuda_corrupt(args, *kernels.queue(tokens.device))
-    elif not kernels.core.cpu_corrupt(args, torch.get_num_threads()):
-        return None
-    return noisy, is_signal

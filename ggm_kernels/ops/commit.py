@@ -12,6 +12,7 @@ from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
 from ggm_kernels.ops.library import register, writing
+from ggm_kernels.ops.plans import NOT_RUN, Plans, look
 
 _SCHEMA = (
     "commit(Tensor(a!) tokens, Tensor proposal, Tensor score, SymInt? count, Tensor? count_tensor, "
@@ -129,6 +130,13 @@ def commit(
     position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and MaskGIT (arXiv 2202.04200);
     threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler (arXiv 2505.24857).
     """
+    given = {
+        "tokens": tokens, "accepted": accepted, "proposal": proposal, "score": score, "eligible": eligible,
+        "count": count, "threshold": threshold, "budget": budget, "sample_ids": sample_ids,
+    }  # fmt: skip
+    looks = look((*given.values(), rest, noise, vocab_size, backend))
+    if _PLANS.run(looks, given, seed, step) != NOT_RUN:
+        return tokens
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
     checks.writable("tokens", tokens)
     checks.tensor("proposal", proposal, dtypes=checks.INTEGERS, shapes=[tokens.shape])
@@ -148,10 +156,9 @@ def commit(
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
-    _op(
-        tokens, proposal, score.detach(), *limits, eligible, *source, seed, step, step_tensor, sample_ids,
-        accepted, requested(backend),
-    )  # fmt: skip
+    choice = (*limits, eligible, *source, seed, step, step_tensor, sample_ids, accepted)
+    _op(tokens, proposal, score.detach(), *choice, requested(backend))
+    _PLANS.remember(looks, backend, lambda native: native.commit(given, _choice_of(*choice)))
     return tokens
 
 
@@ -210,13 +217,14 @@ def _check_rest(
     return True, *drawn_by(noise, device), vocab_size or 1
 
 
-def _run(
-    tokens, proposal, score, count, count_tensor, threshold, threshold_tensor, budget, budget_tensor,
-    eligible, noises_rest, noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted,
-    backend,
-):  # fmt: skip
-    name, run = kernel("commit", backend, tokens.device)
-    choice = Choice(
+_PLANS = Plans("commit")
+
+
+def _choice_of(
+    count, count_tensor, threshold, threshold_tensor, budget, budget_tensor, eligible, noises_rest,
+    noise_table, mask_id, vocab_size, seed, step, step_tensor, sample_ids, accepted,
+) -> Choice:  # fmt: skip
+    return Choice(
         count if count_tensor is None else count_tensor,
         threshold if threshold_tensor is None else threshold_tensor,
         budget if budget_tensor is None else budget_tensor,
@@ -230,6 +238,13 @@ def _run(
         sample_ids,
         accepted,
     )
+
+
+def _run(tokens, proposal, score, *choice_and_backend):
+    *given, backend = choice_and_backend
+    name, run = kernel("commit", backend, tokens.device)
+    choice = _choice_of(*given)
+    accepted = choice.accepted
     if name != "cpu" and checks_values(tokens.device):
         _check_values(choice)
     written = {"tokens": tokens} if accepted is None else {"tokens": tokens, "accepted": accepted}

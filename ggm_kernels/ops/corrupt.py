@@ -10,6 +10,7 @@ from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
 from ggm_kernels.ops.library import register
+from ggm_kernels.ops.plans import NOT_RUN, Plans, look
 from ggm_kernels.randomness import Stream
 
 _SCHEMA = (
@@ -144,7 +145,18 @@ def random_tokens(
     return noisy
 
 
+_PLANS = Plans("corrupt")
+_SMALL = 2**18  # tokens; more take so long that checks do not count, and their results huge pages
+
+
 def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, stream, backend):
+    given = {"tokens": tokens, "keep_prob": keep_prob, "sample_ids": sample_ids, "frozen": frozen}
+    is_small = isinstance(tokens, torch.Tensor) and tokens.numel() <= _SMALL
+    looks = look((*given.values(), vocab_size, noise, int(stream), backend)) if is_small else None
+    if _PLANS.has(looks):
+        noisy, is_signal = torch.empty_like(tokens), torch.empty_like(tokens, dtype=torch.bool)
+        if _PLANS.run(looks, given | {"noisy": noisy, "is_signal": is_signal}, seed, step) != NOT_RUN:
+            return noisy, is_signal
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
     keep_prob = _check_keep_prob(keep_prob, tokens)
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_VOCAB + 1)
@@ -154,9 +166,10 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     check_noise(noise, vocab_size)
     noise_table, mask_id = drawn_by(noise, tokens.device)
-    return _op(
+    keep_prob = keep_prob.contiguous()  # [], [B] or [B, L]
+    noisy, is_signal = _op(
         tokens.contiguous(),
-        keep_prob.contiguous(),  # [], [B] or [B, L]
+        keep_prob,
         vocab_size,
         seed,
         step,
@@ -168,6 +181,11 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
         requested(backend),
         mask_id,
     )
+    if looks is not None and step_tensor is None:
+        results = {"noisy": noisy, "is_signal": is_signal}
+        rest = vocab_size, seed, step, sample_ids, frozen, noise_table, mask_id, int(stream)
+        _PLANS.remember(looks, backend, lambda native: native.corrupt(given | results, keep_prob, *rest))
+    return noisy, is_signal
 
 
 def _check_keep_prob(keep_prob: float | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

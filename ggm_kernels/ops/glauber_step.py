@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ggm_kernels import checks, randomness
+from ggm_kernels import checks
 from ggm_kernels.backends import checks_rows, kernel
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.ops.glauber_update import (
@@ -22,10 +22,7 @@ from ggm_kernels.ops.glauber_update import (
     update_of,
 )
 from ggm_kernels.ops.library import register, writing
-from ggm_kernels.ops.plans import Plans, look
-
-if TYPE_CHECKING:
-    from ggm_kernels.native.glauber_plan import StepPlan
+from ggm_kernels.ops.plans import NOT_RUN, Plans, look
 
 
 def glauber_step(
@@ -162,8 +159,10 @@ def glauber_step(
         *given.values(), temperature, top_k, top_p, min_p, noise, normalize, filter_order, softcap,
         logit_shift, mixture, backend,
     ))  # fmt: skip
-    plan = _PLANS.find(looks)
-    if plan is not None and _ran(plan, given, seed, step):
+    lawless = _PLANS.run(looks, given, seed, step)
+    if lawless != NOT_RUN:
+        if lawless:
+            _warn_of_lawless_rows()
         return tokens
     check_logits(logits)
     update = check_update(
@@ -175,7 +174,7 @@ def glauber_step(
         backend=backend,
     )  # fmt: skip
     _op(tokens, logits.detach(), *update)
-    _PLANS.remember(looks, lambda: _plan(given, update))
+    _PLANS.remember(looks, backend, lambda native: native.glauber_step(given, update_of(*update[:-1])))
     return tokens
 
 
@@ -255,31 +254,7 @@ def linear_glauber_step(
     return tokens
 
 
-_PLANS = Plans()
-
-
-def _plan(given: dict[str, Any], update: tuple) -> StepPlan | None:
-    """A plan for calls that look like one that was run, where the compiled core serves them on the CPU."""
-    name, _ = kernel("glauber_step", update[-1], given["tokens"].device)
-    if name != "cpu":
-        return None
-    from ggm_kernels.native import glauber_plan  # where there is a core, which imports the ops
-
-    return glauber_plan.plan(given, update_of(*update[:-1]))
-
-
-def _ran(plan: StepPlan, given: dict[str, Any], seed, step) -> bool:
-    """Whether the step was run by its plan: else nothing is written, and the long way finds out why not."""
-    if type(seed) is not int or type(step) is not int:
-        return False
-    if not (0 <= seed < randomness.MAX_SEED and 0 <= step < randomness.MAX_STEP):
-        return False
-    lawless = plan.run(given, seed, step)
-    if lawless < 0:
-        return False
-    if lawless:
-        _warn_of_lawless_rows()
-    return True
+_PLANS = Plans("glauber_step")
 
 
 def _run(tokens, logits, *arguments_and_backend):

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from importlib import import_module
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 
-from ggm_kernels.backends import checks_rows
+from ggm_kernels.backends import checks_rows, kernel, requested
 from ggm_kernels.noise import NoiseLaw
+from ggm_kernels.randomness import MAX_SEED, MAX_STEP
+
+
+class Plan(Protocol):
+    """What ggm_kernels/native/plans.py makes."""
+
+    def run(self, given: dict[str, Any], seed: int, step: int) -> int:
+        """Less than 0, with nothing written, where a value or an address is amiss."""
+        ...
+
+
+NOT_RUN = -1  # and nothing written
+_CPU = torch.device("cpu")
 
 _TENSORS = (torch.Tensor, torch.nn.Parameter)
 _VALUES = (int, float, bool, str, NoiseLaw)
@@ -81,17 +96,45 @@ def look(arguments: Iterable[Any]) -> tuple | None:
 class Plans:
     """What is remembered of the calls of one op: a plan each, or that there is none, by how they look."""
 
-    def __init__(self) -> None:
-        self._made: dict[tuple, Any] = {}
+    def __init__(self, op: str) -> None:
+        self._op = op
+        self._made: dict[tuple, Plan | None] = {}
 
-    def find(self, looks: tuple | None) -> Any:
-        """The plan of calls that look so, or None."""
-        return None if looks is None else self._made.get(looks)
+    def has(self, looks: tuple | None) -> bool:
+        """Whether calls that look so have a plan."""
+        return looks is not None and self._made.get(looks) is not None
 
-    def remember(self, looks: tuple | None, make: Callable[[], Any]) -> None:
-        """Note a call that passed its checks; the second one that looks so has a plan made."""
+    def run(self, looks: tuple | None, given: dict[str, Any], seed, step) -> int:
+        """Run a call by the plan of those that look so; `NOT_RUN` goes the long way, which says why.
+
+        Parameters
+        ----------
+        looks : tuple or None
+            What `look` said of the call.
+        given : dict of str to object
+            Those of its arguments that may be tensors.
+        seed, step : object
+            As they were given.
+        """
+        plan = None if looks is None else self._made.get(looks)
+        if plan is None or type(seed) is not int or type(step) is not int:
+            return NOT_RUN
+        if not (0 <= seed < MAX_SEED and 0 <= step < MAX_STEP):
+            return NOT_RUN
+        return plan.run(given, seed, step)
+
+    def remember(
+        self, looks: tuple | None, backend: str | None, make: Callable[[ModuleType], Plan | None]
+    ) -> None:
+        """Note a call that passed its checks; the second one that looks so has a plan made.
+
+        `make` is given the module that plans calls of the compiled core, if that is what serves them.
+        """
         if looks is None:
             return
         if len(self._made) >= _MOST:
             self._made.clear()
-        self._made[looks] = make() if looks in self._made else None
+        known, self._made[looks] = looks in self._made, None
+        if known and kernel(self._op, requested(backend), _CPU)[0] == "cpu":
+            # Only now: where there is no core there is no such module, and it imports the ops.
+            self._made[looks] = make(import_module("ggm_kernels.native.plans"))

@@ -8,9 +8,10 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ggm_kernels
-from ggm_kernels import NoiseLaw, glauber_step
-from ggm_kernels.native import glauber_plan
+from ggm_kernels import NoiseLaw, commit, corrupt, glauber_step
+from ggm_kernels.native import plans
 from ggm_kernels.ops.glauber_update import BY_PRODUCTS
+from ggm_kernels.ops.plans import Plans
 
 pytestmark = pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="plans are of the compiled core")
 
@@ -22,14 +23,15 @@ LAW = NoiseLaw(torch.full((V,), 1 / V))
 def planned(monkeypatch):
     """Counts the calls that a plan has served."""
     served = []
-    run = glauber_plan.StepPlan.run
+    run = plans.Plan.run
 
     def counted(self, *arguments):
         served.append(run(self, *arguments))
         return served[-1]
 
-    monkeypatch.setattr(glauber_plan.StepPlan, "run", counted)
-    monkeypatch.setattr("ggm_kernels.ops.glauber_step._PLANS", ggm_kernels.ops.plans.Plans())
+    monkeypatch.setattr(plans.Plan, "run", counted)
+    for op in ("glauber_step", "commit", "corrupt"):
+        monkeypatch.setattr(f"ggm_kernels.ops.{op}._PLANS", Plans(op))
     return served
 
 
@@ -228,17 +230,17 @@ def test_the_environment_is_asked_every_time(planned, monkeypatch):
 
 
 def test_plans_are_let_go_of(planned):
-    plans = sys.modules["ggm_kernels.ops.glauber_step"]._PLANS
+    made = sys.modules["ggm_kernels.ops.glauber_step"]._PLANS
     for number in range(200):
         make_plan(temperature=1.0 + number)
-        assert len(plans._made) <= 64
+        assert len(made._made) <= 64
     step(*arguments(0, temperature=200.0))
     assert planned == [0]
 
 
 def test_a_plan_that_keeps_an_address_is_seen(planned, monkeypatch):
     """Planted fault: the logits of the call that made the plan."""
-    make = glauber_plan.StepPlan.__init__
+    make = plans.Plan.__init__
 
     def faulty(self, *arguments):
         make(self, *arguments)
@@ -246,8 +248,76 @@ def test_a_plan_that_keeps_an_address_is_seen(planned, monkeypatch):
 
     calls = [arguments(seed) for seed in (0, 1, 5)]  # at addresses of their own
     expected = step(calls[-1][0].clone(), *calls[-1][1:])
-    monkeypatch.setattr("ggm_kernels.ops.glauber_step._PLANS", ggm_kernels.ops.plans.Plans())
-    monkeypatch.setattr(glauber_plan.StepPlan, "__init__", faulty)
+    monkeypatch.setattr("ggm_kernels.ops.glauber_step._PLANS", Plans("glauber_step"))
+    monkeypatch.setattr(plans.Plan, "__init__", faulty)
     results = [step(*call) for call in calls]
     assert planned == [0]
     assert not torch.equal(results[-1], expected)
+
+
+# commit and corrupt
+
+COMMITS = {
+    "all": {},
+    "count": {"count": 2, "accepted": torch.zeros(B, L).bool()},
+    "counts": {"count": torch.tensor([0, 1, 2]), "eligible": torch.eye(B, L).bool()},
+    "limits": {"threshold": 0.2, "budget": torch.full((B,), 1.0), "rest": "noise", "noise": LAW},
+    "noise": {"budget": 0.5, "rest": "noise", "vocab_size": V, "sample_ids": torch.tensor([4, 2, 0])},
+}
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_a_planned_commit_is_the_commit(name, planned):
+    proposal, score = torch.arange(B * L).view(B, L), torch.rand(B, L)
+
+    def result(step):
+        tokens = torch.full((B, L), -1)
+        commit(tokens, proposal, score, seed=2**64 - 1, step=step, **COMMITS[name])
+        return tokens, torch.as_tensor(COMMITS[name].get("accepted", 0)).clone()
+
+    expected = [result(step) for step in range(2)]
+    assert not planned
+    for step in range(2):
+        assert all(map(torch.equal, result(step), expected[step]))
+    assert planned == [0, 0]
+
+
+@pytest.mark.parametrize("keep_prob", [0.5, torch.rand(B), torch.rand(B, L), torch.rand(B, 1)], ids=str)
+@pytest.mark.parametrize("noise", [None, LAW, NoiseLaw.absorbing(V, V)], ids=str)
+def test_a_planned_corrupt_is_corrupt(keep_prob, noise, planned):
+    tokens = torch.randint(V, (B, L))
+    frozen, ids = torch.eye(B, L).bool(), torch.tensor([4, 2, 0])
+
+    def result(step):
+        return corrupt(
+            tokens.clone(), keep_prob, V, seed=3, step=step, noise=noise, frozen=frozen, sample_ids=ids
+        )
+
+    expected = [result(step) for step in range(2)]
+    assert not planned
+    for step in range(2):
+        assert all(map(torch.equal, result(step), expected[step]))
+    assert planned == [0, 0]
+
+
+def test_plans_of_commit_and_corrupt_lose_no_check(planned):
+    proposal, score, counts = torch.zeros(B, L).long(), torch.rand(B, L), torch.ones(B).long()
+    keep_prob = torch.rand(B)
+    for _ in range(3):
+        tokens = torch.zeros(B, L).long()
+        commit(tokens, proposal, score, count=counts, seed=1, step=0)
+        corrupt(tokens, keep_prob, V, seed=1)
+    assert planned == [0, 0]
+    with pytest.raises(ValueError, match="proposal"):
+        commit(tokens, tokens, score, count=counts, seed=1, step=0)
+    with pytest.raises(ValueError, match="count"):
+        commit(tokens, proposal, score, count=counts - 2, seed=1, step=0)
+    with pytest.raises(ValueError, match="keep_prob"):
+        corrupt(tokens, keep_prob + 1, V, seed=1)
+    with pytest.raises(IndexError, match="tokens"):
+        corrupt(tokens + V, keep_prob, V, seed=1)
+    for wrong, error in ((-1, ValueError), (2**64, ValueError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="seed"):
+            commit(tokens, proposal, score, count=counts, seed=wrong, step=0)
+        with pytest.raises(error, match="seed"):
+            corrupt(tokens, keep_prob, V, seed=wrong)

@@ -1,0 +1,120 @@
+"""Calls of csrc/cpu of which all but addresses, seed and step was worked out before: for small calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ggm_kernels import checks
+from ggm_kernels.native.commit import arguments_of as commit_arguments
+from ggm_kernels.native.compiled import CPU, address, core
+from ggm_kernels.native.corrupt import arguments_of as corrupt_arguments
+from ggm_kernels.native.glauber_step import Step, tile_of
+from ggm_kernels.ops.commit import Choice
+from ggm_kernels.ops.glauber_update import BY_PRODUCTS, Update
+
+_BY_ROW = ("seed", "step", "temperature", "top_k", "top_p", "min_p", "logit_shift", "mixture")
+
+
+class Plan:
+    """The core's arguments for calls that look alike; tensors made of numbers are kept and used again.
+
+    Parameters
+    ----------
+    run : callable
+        Runs a plan of the core on addresses, seed, step and threads; less than 0: something is amiss.
+    make : callable
+        Makes the plan of the core from the bytes that each tensor spans.
+    given : dict of str to object
+        The arguments that may be tensors, as they were given.
+    used : dict of str to torch.Tensor or None
+        What the checks made of them, in the order of csrc/plans.h.
+    counted : sequence of str
+        Those whose writes autograd is told of.
+    """
+
+    def __init__(
+        self,
+        run: Callable,
+        make: Callable,
+        given: dict[str, Any],
+        used: dict[str, torch.Tensor | None],
+        counted: tuple[str, ...],
+    ) -> None:
+        self._run = run
+        self._plan = make([0 if value is None else checks.extent(value) for value in used.values()])
+        self._addresses = [address(value) for value in used.values()]
+        self._moving = [
+            (place, name) for place, name in enumerate(used) if isinstance(given.get(name), torch.Tensor)
+        ]
+        moving = {name for _, name in self._moving}
+        self._kept = [value for name, value in used.items() if name not in moving]
+        self._counted = [
+            name for name in counted if given[name] is not None and not given[name].is_inference()
+        ]
+
+    def run(self, given: dict[str, Any], seed: int, step: int) -> int:
+        """What the core says; less than 0, and no argument written, where a value or an address is amiss."""
+        addresses = self._addresses.copy()
+        for place, name in self._moving:
+            addresses[place] = given[name].data_ptr()
+        result = self._run(self._plan, addresses, seed, step, torch.get_num_threads())
+        if result >= 0 and self._counted:
+            torch.autograd.graph.increment_version([given[name] for name in self._counted])
+        return result
+
+
+def glauber_step(given: dict[str, Any], update: Update) -> Plan | None:
+    """A plan for steps like this one, unless a tensor has to be read or converted first."""
+    names = ("positions", "sample_ids", "frozen", "noise_rate", "noise_log_probs")
+    tokens, logits = given["tokens"], given["logits"]
+    used = {"tokens": tokens, **{name: getattr(update, name) for name in BY_PRODUCTS}, "logits": logits}
+    used |= {name: getattr(update, name) for name in names}
+    if any(isinstance(getattr(update, name), torch.Tensor) for name in _BY_ROW):
+        return None
+    if not (update.positions.dtype == torch.int64 and update.positions.is_contiguous()):
+        return None
+    if update.noise_rate is not None and update.noise_rate.dtype != torch.float32:
+        return None
+    if logits.stride(-1) != 1 or _converts(given, used):
+        return None
+    step = Step(CPU, tokens, update, logits.shape[2])
+    tile = tile_of(step, logits)
+    counted = ("tokens", *BY_PRODUCTS)
+    return Plan(core.planned_step, lambda spans: core.StepPlan(step.args, tile, spans), given, used, counted)
+
+
+def commit(given: dict[str, Any], choice: Choice) -> Plan | None:
+    """The same of `commit`."""
+    limits = {name: getattr(choice, name) for name in ("count", "threshold", "budget")}
+    tensors = {name: value if isinstance(value, torch.Tensor) else None for name, value in limits.items()}
+    used = {name: given[name] for name in ("tokens", "accepted", "proposal", "score", "eligible")}
+    used |= {**tensors, "sample_ids": choice.sample_ids}
+    if isinstance(choice.step, torch.Tensor) or _converts(given, used):
+        return None
+    args = commit_arguments(CPU, given["tokens"], given["proposal"], given["score"], choice)
+    return Plan(
+        core.planned_commit, lambda spans: core.CommitPlan(args, spans), given, used, ("tokens", "accepted")
+    )
+
+
+def corrupt(given: dict[str, Any], keep_prob: torch.Tensor, *rest) -> Plan | None:
+    """The same of `corrupt`: `rest` is what its kernel is given behind `keep_prob`."""
+    _, _, _, sample_ids, frozen, *_ = rest
+    used = {name: given[name] for name in ("noisy", "is_signal", "tokens")}
+    used |= {"keep_prob": keep_prob, "sample_ids": sample_ids, "frozen": frozen}
+    contiguous = given["tokens"].is_contiguous() and keep_prob.is_contiguous()
+    if keep_prob.dtype != torch.float32 or not contiguous or _converts(given, used):
+        return None
+    args = corrupt_arguments(CPU, given["noisy"], given["is_signal"], given["tokens"], keep_prob, *rest)
+    return Plan(core.planned_corrupt, lambda spans: core.CorruptPlan(args, spans), given, used, ())
+
+
+def _converts(given: dict[str, Any], used: dict[str, torch.Tensor | None]) -> bool:
+    """Whether the core reads a copy of what is given."""
+    return any(
+        isinstance(value, torch.Tensor) and name in used and value.data_ptr() != address(used[name])
+        for name, value in given.items()
+    )
