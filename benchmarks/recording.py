@@ -93,10 +93,13 @@ class Recorder:
     ):
         """Time `call`; note memory, share of the ceiling and ratio to the case's rival; return its result.
 
-        `per_second` names what one call handles how many of: tokens, say.
+        `per_second` names what one call handles how many of: tokens, say. Under --benchmark-disable `call`
+        runs once, and nothing is noted.
         """
         benchmark, notes = self.benchmark, self.benchmark.extra_info
         note_case(benchmark, case, name, role)
+        if benchmark.disabled:  # only whether it runs is asked
+            return call()
         if case.device.type == "cuda":
             call()  # kernels are compiled and tuned in the first call
             rounds = max(rounds, ROUNDS_ON_GPU)

@@ -17,7 +17,7 @@ from benchmarks.ceilings import Work, products_of
 from benchmarks.recording import Case, Recorder, note_case, note_share
 from benchmarks.timing import median_seconds, peak_extra_bytes, times_faster
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
-from ggm_kernels import linear_sigmoid_bce
+from ggm_kernels import linear_cross_entropy, linear_sigmoid_bce
 
 SHARED = 4096  # noise tokens that all rows have in common
 # Mean loss of a head from hidden states [N, d].
@@ -113,6 +113,10 @@ class Training:
     def full_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
         return cross_entropy(linear(hidden, self.model.head_weight, self.model.head_bias), self.data)
 
+    def linear_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.model.head_weight, self.model.head_bias
+        return linear_cross_entropy(hidden, weight, self.data, bias=bias, reduction="mean")
+
     def cross_entropy_by(self, summed: rivals.CrossEntropy) -> HeadLoss:
         """By a rival, without the bias: not all of them take one. Nor do all cast what autocast would."""
 
@@ -192,6 +196,8 @@ def time_steps(
     notes["peak_extra_MB"] = round(peak_extra_bytes(step) / 1e6, 1)
     losses.append(benchmark.pedantic(step, rounds=3))
     assert all(map(math.isfinite, losses)) and losses == sorted(losses, reverse=True)
+    if benchmark.disabled:
+        return
     whole = benchmark.stats["median"]
     note_share(benchmark, record.ceilings, training.work(), whole)
     notes["tokens/s"] = round(training.tokens.numel() / whole)
@@ -211,6 +217,10 @@ def test_ggm_kernels(record, training, size):
 
 def test_shared_candidates(record, training, size):
     time_steps(record, training, training.shared_sigmoid_bce, size, f"ggm_kernels, S={SHARED} shared", "ours")
+
+
+def test_linear_cross_entropy(record, training, size):
+    time_steps(record, training, training.linear_cross_entropy, size, "ggm_kernels, cross-entropy", "ours")
 
 
 def test_full_cross_entropy(record, training, size):

@@ -3,8 +3,9 @@
 Usage: ``python -m build_native.emulated [VARIANT ..]`` prints what it built, a line for each variant.
 
 A variant ``plain`` runs what any host compiles; ``device`` runs the branches for ``__CUDA_ARCH__``, on
-stand-ins of their intrinsics. ``asan`` and ``tsan`` are ``device`` under AddressSanitizer and
-ThreadSanitizer; the latter is a program alone, for a module of it would ask the same of Python.
+stand-ins of their intrinsics, and counts accesses to global memory: with ThreadSanitizer's instrumentation,
+but not its runtime. ``asan`` and ``tsan`` are those branches under AddressSanitizer and ThreadSanitizer; the
+latter is a program alone, for a module of it would ask the same of Python.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FOLDER = Path("build", "emulated")
 _FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Icsrc", "-DGGM_ON_HOST", *NUMERICS, *WARNINGS]
 _DEVICE_CODE = ["-x", "c++", "-include", "emulated/device.h", "-Wno-unknown-pragmas"]  # nvcc's
 _DEVICE_BRANCHES = "-D__CUDA_ARCH__=800"
-_EMULATOR = ("emulator", "fiber", "shared_memory")
+_EMULATOR = ("emulator", "fiber", "sectors", "shared_memory")
 _LINKER_SCRIPT = "csrc/emulated/shared_memory.ld"
 
 
@@ -47,7 +48,7 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant(("-O2",)),
-    "device": Variant(("-O2", _DEVICE_BRANCHES)),
+    "device": Variant(("-O2", _DEVICE_BRANCHES, "-fsanitize=thread"), ("-DGGM_COUNTS_ACCESSES",)),
     "asan": Variant(
         ("-O1", "-g1", _DEVICE_BRANCHES, "-fsanitize=address"),
         ("-DGGM_ASAN",),

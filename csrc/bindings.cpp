@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -9,6 +10,7 @@
 
 #include "kernels.h"
 #include "numerics/counter.h"
+#include "step_plan.h"
 
 // Compiled twice: as _native, and with GGM_ON_HOST as _emulated, whose csrc/cuda runs on the CPU.
 #if defined(GGM_ON_HOST)
@@ -137,6 +139,25 @@ ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int6
   return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
 }
 
+ggm::CrossEntropyTile cross_entropy_tile(uintptr_t products, int dtype, int64_t row_stride, int64_t rows,
+                                         int64_t token_begin, int64_t tokens, uintptr_t bias, float softcap,
+                                         uintptr_t targets, uintptr_t logit_shift, uintptr_t shifted_token) {
+  return {pointer<void>(products),      static_cast<ggm::Float>(dtype), row_stride,
+          rows,                         token_begin,                    tokens,
+          pointer<const float>(bias),   softcap,                        pointer<const int64_t>(targets),
+          pointer<const float>(logit_shift), pointer<const int64_t>(shifted_token)};
+}
+
+ggm::CrossEntropySums cross_entropy_sums(uintptr_t top, uintptr_t mass, uintptr_t target_logit) {
+  return {pointer<float>(top), pointer<float>(mass), pointer<float>(target_logit)};
+}
+
+ggm::CrossEntropyScales cross_entropy_scales(uintptr_t top, uintptr_t log_mass, uintptr_t softmax_scale,
+                                             uintptr_t target_scale, float negligible, uintptr_t bias) {
+  return {pointer<const float>(top),          pointer<const float>(log_mass), pointer<const float>(softmax_scale),
+          pointer<const float>(target_scale), negligible,                     pointer<float>(bias)};
+}
+
 ggm::GlauberArgs glauber_args(
     uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t positions,
     int64_t position_row_stride, uintptr_t sample_ids, uintptr_t frozen, uintptr_t noise_rate, int64_t noise_row_stride,
@@ -261,6 +282,41 @@ std::vector<uint32_t> counter(uint32_t stream, uint32_t step, uint64_t sample_id
   return {ggm::counter_word0(stream, sample_id, vocab_block), position_block, ggm::counter_word2(sample_id), step};
 }
 
+// A Python function called by the threads of a loop; the first exception ends it and is raised.
+struct PythonTask {
+  explicit PythonTask(const py::function& of) : function(of) {}
+  const py::function& function;
+  std::exception_ptr error;  // guarded, like all of Python, by the interpreter's lock
+};
+
+void call_python(void* context, int64_t index) {
+  const py::gil_scoped_acquire lock;
+  PythonTask& task = *static_cast<PythonTask*>(context);
+  if (task.error) return;
+  try {
+    task.function(index);
+  } catch (...) {
+    task.error = std::current_exception();
+  }
+}
+
+void run_tasks(const py::function& function, int64_t count, int threads) {
+  PythonTask task(function);
+  {
+    const py::gil_scoped_release release;
+    ggm::cpu::run_tasks(call_python, &task, count, threads);
+  }
+  if (task.error) std::rethrow_exception(task.error);
+}
+
+int64_t planned_step(const ggm::StepPlan& plan, const ggm::StepPlan::Addresses& addresses, uint64_t seed, int64_t step,
+                     int threads) {
+  const ggm::GlauberArgs args = plan.args_at(addresses, seed, step);
+  const py::gil_scoped_release released;
+  if (!plan.apart(addresses) || !ggm::cpu::glauber_check(args)) return -1;
+  return ggm::cpu::glauber_step(args, plan.tile_at(addresses), threads);
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (int index = 0; index < ggm::cpu::isa_count(); ++index) names.emplace_back(ggm::cpu::isa_name(index));
@@ -286,6 +342,9 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
   bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
   bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
+  bind_struct<ggm::CrossEntropyTile>(module, "CrossEntropyTile", &cross_entropy_tile);
+  bind_struct<ggm::CrossEntropySums>(module, "CrossEntropySums", &cross_entropy_sums);
+  bind_struct<ggm::CrossEntropyScales>(module, "CrossEntropyScales", &cross_entropy_scales);
   bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
   bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
   bind_row_options(module);
@@ -302,6 +361,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
   module.def("select_isa", &ggm::cpu::select_isa, "Use another of isas(); False if it is not one.");
   module.def("counter", &counter, "Philox counter of logical coordinates.");
+
+  py::class_<ggm::StepPlan>(module, "StepPlan")
+      .def(py::init([](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
+                       const std::array<int64_t, ggm::StepPlan::kFields>& spans) {
+        return ggm::StepPlan{args, tile, spans};
+      }));
+  module.def("cpu_planned_step", &planned_step, "Rows without a law; -1 where a value or an address is amiss.");
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   module.def("cpu_corrupt", &ggm::cpu::corrupt, release);
@@ -320,6 +386,9 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       },
       release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
+  module.def("cpu_linear_cross_entropy", &ggm::cpu::linear_cross_entropy, release);
+  module.def("cpu_linear_cross_entropy_backward", &ggm::cpu::linear_cross_entropy_backward, release);
+  module.def("cpu_run_tasks", &run_tasks);
   module.def(
       "cpu_shared_sigmoid_bce",
       [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
@@ -380,6 +449,15 @@ PYBIND11_MODULE(GGM_MODULE, module) {
                                                           pointer<const int64_t>(order), pointer<void>(stream),
                                                           device));
              });
+  module.def("cuda_linear_cross_entropy", [](const ggm::CrossEntropyTile& tile, const ggm::CrossEntropySums& sums,
+                                             uintptr_t stream, int device) {
+    check_cuda(ggm::cuda::linear_cross_entropy(tile, sums, pointer<void>(stream), device));
+  });
+  module.def("cuda_linear_cross_entropy_backward", [](const ggm::CrossEntropyTile& tile,
+                                                      const ggm::CrossEntropyScales& scales, uintptr_t stream,
+                                                      int device) {
+    check_cuda(ggm::cuda::linear_cross_entropy_backward(tile, scales, pointer<void>(stream), device));
+  });
   module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
     check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
   });

@@ -84,6 +84,37 @@ struct SharedGradientTile {
   int64_t row_stride;
 };
 
+// linear_cross_entropy: products of hidden and weight for `rows` rows and the tokens [token_begin, token_begin +
+// tokens), without bias; rows are contiguous each. Of rows all arrays hold `rows` elements.
+struct CrossEntropyTile {
+  void* products;  // float32 or bfloat16; the gradient of the logits takes their place
+  Float dtype;
+  int64_t row_stride;
+  int64_t rows, token_begin, tokens;
+  const float* bias;  // of these tokens, or null
+  float softcap;      // 0: none
+  const int64_t* targets;  // a token outside the vocabulary is nobody's
+  const float* logit_shift;      // or null
+  const int64_t* shifted_token;  // likewise
+};
+
+// Of each row of a tile.
+struct CrossEntropySums {
+  float* top;            // largest logit, -inf where all are
+  float* mass;           // of exp(logit - top); NaN where a logit is
+  float* target_logit;   // written where the tile holds the target
+};
+
+// What the gradient of the logits is made of, for each row: softmax_scale softmax(logits) - target_scale [is target].
+struct CrossEntropyScales {
+  const float* top;       // of the whole row
+  const float* log_mass;  // likewise
+  const float* softmax_scale;
+  const float* target_scale;
+  float negligible;  // gradients that size need not be looked at (cpu only)
+  float* bias;       // [tokens]: sums of the gradient over the rows are added, or null
+};
+
 // A value per row, where values is not null: strides count elements and may be 0.
 template <class T>
 struct RowValues {
@@ -247,6 +278,13 @@ bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logit
 // Bit-identical for any number of threads: every row of the weight's gradient is summed in order by one thread.
 void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);
 
+// The sums of a tile of logits.
+void linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums);
+// The gradient of the logits in their place; whether any is more than negligible, or NaN.
+bool linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales);
+// task(context, i) for every i below `count`, each by one thread: what a library computes there is computed alike
+// whatever the number of threads.
+void run_tasks(void (*task)(void*, int64_t), void* context, int64_t count, int threads);
 // Adds the losses of a tile's candidates to sums [rows].
 void shared_sigmoid_bce(const SharedTile& tile, double* sums, int threads);
 // Gradients of a tile's logits, given the gradient of each row's loss [rows].
@@ -289,6 +327,10 @@ const char* sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGra
 const char* shared_sigmoid_bce(const SharedTile& tile, double* sums, void* stream, int device);
 const char* shared_sigmoid_bce_backward(const SharedTile& tile, const float* row_gradient,
                                         const SharedGradientTile& out, void* stream, int device);
+
+const char* linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums, void* stream, int device);
+const char* linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales, void* stream,
+                                          int device);
 
 // Filters: the largest logit and the least tempered logit that stays, -inf where all do, thresholds [rows, 2]. The
 // tile holds the whole vocabulary.

@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ggm.backbones.denoiser import DenoiserConfig
     from ggm.backbones.hollow import HollowConfig
     from ggm.backbones.masked import MaskedConfig
     from ggm.chain import Chain, ChainConfig
+    from ggm.converted import from_denoiser
     from ggm.model import GGM
     from ggm.model_config import GGMConfig
     from ggm.objective import ObjectiveConfig
@@ -23,6 +25,7 @@ __all__ = [
     "GGM",
     "Chain",
     "ChainConfig",
+    "DenoiserConfig",
     "GGMConfig",
     "HollowConfig",
     "MaskedConfig",
@@ -32,15 +35,18 @@ __all__ = [
     "SampleResult",
     "SamplingConfig",
     "TrainingConfig",
+    "from_denoiser",
     "train",
 ]
 
 _HOMES = {
+    "ggm.backbones.denoiser": ("DenoiserConfig",),
     "ggm.backbones.hollow": ("HollowConfig",),
     "ggm.backbones.masked": ("MaskedConfig",),
     "ggm.model": ("GGM",),
     "ggm.model_config": ("GGMConfig",),
     "ggm.chain": ("Chain", "ChainConfig"),
+    "ggm.converted": ("from_denoiser",),
     "ggm.objective": ("ObjectiveConfig",),
     "ggm.sampling.stepwise": ("SampleResult",),
     "ggm.sampling.config": ("Ramp", "ReDenoise", "SamplingConfig"),

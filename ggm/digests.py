@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,37 +18,65 @@ _PIECE = 2**20
 
 
 @dataclass(frozen=True)
+class Files:
+    """A file, or those that a folder or a pattern stands for.
+
+    Attributes
+    ----------
+    name : Path
+        What messages call them.
+    paths : tuple of Path
+        All of them.
+    """
+
+    name: Path
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def single(cls, path: Path) -> Files:
+        """One file."""
+        return cls(path, (path,))
+
+
+@dataclass(frozen=True)
 class FileState:
-    """What a file was.
+    """What files were.
 
     Attributes
     ----------
     size : int
-        Bytes.
+        Bytes, of all of them.
     sha256 : str
-        SHA-256, as 64 hexadecimal digits.
+        SHA-256, as 64 hexadecimal digits; of several files that of their names and digests.
     """
 
     size: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileState:
-        """State of a file as it is now.
+    def of(cls, files: Files) -> FileState:
+        """State of files as they are now.
 
         Raises
         ------
         OSError
-            If it cannot be read.
+            If one cannot be read.
         """
-        return cls(path.stat().st_size, sha256(path))
+        size = sum(path.stat().st_size for path in files.paths)
+        if files.paths == (files.name,):
+            return cls(size, sha256(files.name))
+        # Names from the folder that holds them all: it may be moved.
+        top = os.path.commonpath([path.parent for path in files.paths])
+        names = {Path(os.path.relpath(path, top)).as_posix(): path for path in files.paths}
+        lines = "".join(f"{sha256(names[name])} {name}\n" for name in sorted(names))
+        return cls(size, hashlib.sha256(lines.encode()).hexdigest())
 
-    def check(self, path: Path, known_from: Path) -> None:
-        """Raise ValueError unless a file is in this state, which `known_from` tells."""
-        now = FileState.of(path)
+    def check(self, files: Files, known_from: Path) -> None:
+        """Raise ValueError unless files are in this state, which `known_from` tells."""
+        now = FileState.of(files)
         if now != self:
             raise ValueError(
-                f"{path}: changed: got {now.size} bytes with SHA-256 {now.sha256[:12]}..; "
+                f"{files.name}: changed: got {now.size} bytes with SHA-256 {now.sha256[:12]}..; "
                 f"allowed: {self.size} bytes with SHA-256 {self.sha256[:12]}.., as {known_from} tells"
             )
 

@@ -1,17 +1,22 @@
-"""Weights as config.json and safetensors, in a folder or on the Hugging Face Hub."""
+"""Weights, vocabulary and model card of a model, in a folder or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggm.data.images.tokenizers import IMAGES, WEIGHTS
+from ggm.data.text import TOKENIZER
+from ggm.data.vocabulary import Vocabulary, copy
 from ggm.digests import DIGESTS, check_digests
 from ggm.extras import require
-from ggm.files import read_json
+from ggm.files import read_json, write_text
+from ggm.model_card import CARD, PICTURE, Training, model_card
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +47,11 @@ except ModuleNotFoundError:
 CONFIG = "config.json"
 AVERAGED = "model.safetensors"
 TRAINING = "training.safetensors"
+# Folder of a run that holds its checkpoints.
+CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"step-\d+")
+_BESIDE = [TOKENIZER, IMAGES, f"{WEIGHTS}/*", CARD, PICTURE]
+_USE = re.compile(r'(?<=GGM\.from_pretrained\(")[^"]*')
 
 
 class HubWeights(
@@ -58,16 +68,29 @@ class HubWeights(
     saved again and trained on (`ggm.train`) as if it had never been exported.
     ``from_pretrained(folder, weights="training")`` is the model without averaging.
 
+    Folders of `ggm train` serve, too: that of a checkpoint, or that of a run, which stands for its last one.
+    What the tokens mean is written and read with the weights: tokenizer.json, or images.json and the network
+    that draws pictures; and README.md, a model card, which stays as it is where there is one.
+
     Attributes
     ----------
     training_weights : dict or None
         Weights without averaging, by their names in the module, if its own are an average. They are
         no parameters, stay on the device that they came from, and on the CPU stay in their file, of which
         the system keeps in memory what it has room for.
+    vocabulary : Vocabulary
+        What the tokens mean, if it is known. Samples have texts or pictures with it.
+    trained : Training or None
+        What the model card is to tell of the training.
     """
 
     config: Any
     training_weights: dict[str, torch.Tensor] | None = None
+    vocabulary: Vocabulary = Vocabulary()
+    trained: Training | None = None
+    # Where it was read from, and what it is to be called on the Hub.
+    _origin: Path | None = None
+    _repo_id: str | None = None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(self, save_directory / AVERAGED)
@@ -78,6 +101,38 @@ class HubWeights(
         (save_directory / DIGESTS).unlink(missing_ok=True)  # of what an earlier save left
         config = json.dumps(self.config.to_dict(), sort_keys=True, indent=2)
         (save_directory / CONFIG).write_text(config, encoding="utf-8")
+        self.vocabulary.save(save_directory)
+        self._save_card(save_directory)
+
+    def _save_card(self, folder: Path) -> None:
+        """Write a card where there is none: that of the folder that the model came from, or a new one."""
+        if (folder / CARD).exists():
+            return
+        name = self._repo_id or folder.name
+        origin = "" if self._origin is None else _text(self._origin / CARD)
+        if _USE.search(origin):
+            assert self._origin is not None
+            copy(self._origin / PICTURE, folder / PICTURE)
+            text = _USE.sub(lambda _: name, origin)
+        else:
+            parameters = sum(p.numel() for p in self.parameters())  # type: ignore[attr-defined]
+            kind = "text" if self.vocabulary.has_texts else "images" if self.vocabulary.has_pictures else None
+            text = model_card(self.config.to_dict(), parameters, kind, self.trained, name)
+        write_text(folder / CARD, text)
+
+    def push_to_hub(self, repo_id: str = "", **options: Any) -> Any:
+        """Upload weights, vocabulary and card; options are those of `huggingface_hub.ModelHubMixin`.
+
+        Raises
+        ------
+        MissingExtraError
+            If huggingface_hub is not installed.
+        """
+        self._repo_id = repo_id
+        try:
+            return super().push_to_hub(repo_id, **options)
+        finally:
+            self._repo_id = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
@@ -92,6 +147,8 @@ class HubWeights(
             ones that it wrote.
         """
         folder = Path(pretrained_model_name_or_path)
+        if (folder / CHECKPOINTS).is_dir():
+            folder = find(folder)
         if not folder.is_dir():
             require("huggingface_hub", extra="hub")
             return super().from_pretrained(pretrained_model_name_or_path, **options)
@@ -132,12 +189,37 @@ class HubWeights(
         read_weights(model, _fetch(model_id, files[weights], options))
         if weights == "averaged":
             model.training_weights = _read_beside(model, model_id, options)
+        model._origin = _folder(model_id, options)
+        model.vocabulary = Vocabulary(folder=model._origin, device=map_location)
         return model.to(map_location)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
         """Model of a configuration, with new weights."""
         raise NotImplementedError
+
+
+def find(path: Path) -> Path:
+    """Folder of a checkpoint: the path itself, or the last checkpoint of a run that it is of.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if (path / CONFIG).is_file():
+        return path
+    found = complete(path / CHECKPOINTS)
+    if not found:
+        raise FileNotFoundError(f"{path}: neither a folder with {CONFIG} nor that of a run with checkpoints")
+    return found[-1]
+
+
+def complete(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, in the order of their steps: those that were written to their end."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name))
 
 
 def write_weights(model: Any, path: Path) -> None:
@@ -175,6 +257,18 @@ def check_finite(weights: Mapping[str, torch.Tensor], path: str | PathLike[str])
             and not all(map(math.isfinite, map(float, values.aminmax())))
         ):
             raise ValueError(f"{path}: got weights that are not finite, in {name}; allowed: finite ones")
+
+
+def _folder(model_id: str, options: dict[str, Any]) -> Path:
+    """A folder itself; of a repository on the Hub, one with what lies beside the weights."""
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    hub = require("huggingface_hub", extra="hub")
+    return Path(hub.snapshot_download(model_id, allow_patterns=_BESIDE, **options))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _fetch(model_id: str, name: str, options: dict[str, Any]) -> Path:

@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ggm.arguments import check_data, check_given, sample_ids_of
+from ggm.arguments import check_data, sample_ids_of
 from ggm.backbones import make_backbone
 from ggm.chain import Chain
 from ggm.draws import integers, uniforms
 from ggm.hub import HubWeights
+from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.model_config import GGMConfig
 from ggm.objective import Predictions, Visits
-from ggm.sampling.config import SamplingConfig
-from ggm.sampling.event_driven import AllConditionals, denoise_by_events
-from ggm.sampling.steps import Conditionals, LinearLogits
-from ggm.sampling.stepwise import SampleResult, denoise, initial_tokens
+from ggm.sampling.event_driven import AllConditionals
+from ggm.sampling.sampler import Sampler, keep_prob_seen
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
 from ggm_kernels import NoiseLaw, Stream, corrupt
 
 
-class GGM(nn.Module, HubWeights):
+class GGM(nn.Module, Sampler, HubWeights):
     """A Glauber generative model.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of the Hugging Face Hub
@@ -106,6 +106,7 @@ class GGM(nn.Module, HubWeights):
         step: int,
         sample_ids: torch.Tensor,
         frozen: torch.Tensor | None = None,
+        now: torch.Tensor | None = None,
     ) -> Predictions:
         """Noise data, and predict the tokens that visits of the chain find in it.
 
@@ -121,6 +122,9 @@ class GGM(nn.Module, HubWeights):
             Coordinates of all draws, as in `loss`.
         frozen : torch.Tensor, optional
             bool [B, L]: positions without noise.
+        now : torch.Tensor, optional
+            Of a denoiser: time of the tokens that it is shown, int64 [B], after `times` and in the same
+            sweep, since tokens that are surely data would teach it to copy. Default t + 1.
 
         Returns
         -------
@@ -128,11 +132,13 @@ class GGM(nn.Module, HubWeights):
             R = B * K rows. Loss, calibration and evaluation are made of them.
         """
         positions, noise_rate = self.chain.visits(steps)
-        keep_prob = self._keep_prob(times, frozen)
+        keep_prob = seen = self._keep_prob(times, frozen)
+        if self.config.backbone.sees_own_token:
+            seen = self._keep_prob(times + 1 if now is None else now, frozen)
         # Two noise coordinates per step: X_t, and what a loss draws on top of it.
         noisy, _ = corrupt(
             tokens,
-            keep_prob.float(),
+            seen.float(),
             self.config.vocab_size,
             seed=seed,
             step=2 * step,
@@ -147,121 +153,56 @@ class GGM(nn.Module, HubWeights):
             keep_prob=keep_prob.gather(1, positions),
             noise_rate=noise_rate,
         )
-        hidden = self._logits(noisy, positions, times, keep_prob).hidden.flatten(0, 1)
+        hidden = self._logits(noisy, positions, times, seen).hidden
         weight, bias = self.backbone.head_weight, self.backbone.head_bias
-        return Predictions(visits, hidden, weight, bias, self.noise, seed, 2 * step + 1)
+        shift = None
+        if self.config.backbone.sees_own_token:
+            shift = self._shift(visits.current, seen.gather(1, positions)).flatten()
+        return Predictions(
+            visits,
+            hidden.flatten(0, 1),
+            weight,
+            bias,
+            self.noise,
+            seed,
+            2 * step + 1,
+            self.config.predicts,
+            shift,
+        )
 
-    def sample(
-        self,
-        count: int,
-        config: SamplingConfig | None = None,
-        *,
-        seed: int,
-        sample_ids: torch.Tensor | None = None,
-        **options: Any,
-    ) -> SampleResult:
-        """Draw sequences.
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
 
-        Parameters
-        ----------
-        count : int
-            How many, from 0.
-        config : SamplingConfig, optional
-            How the reverse process is run; the default resamples one site per step.
-        seed : int
-            Same seed, same samples.
-        sample_ids : torch.Tensor, optional
-            Coordinate of each sample, int64 [count]; default 0, 1, .., count - 1.
-        **options
-            `progress` and, unless event-driven, `observe` of `ggm.sampling.stepwise.denoise`.
-
-        Returns
-        -------
-        SampleResult
-            Tokens int64 [count, L], network evaluations, site updates, seconds.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the count is negative, there are not as many ids, or the configuration is event-driven and
-            the network is not hollow.
-        """
-        ids = self._sample_ids(count, sample_ids)
-        tokens = self._initial(ids, seed)
-        return self._denoise(tokens, config, None, seed=seed, sample_ids=ids, **options)
-
-    def infill(
-        self,
-        tokens: torch.Tensor,
-        frozen: torch.Tensor,
-        config: SamplingConfig | None = None,
-        *,
-        seed: int,
-        sample_ids: torch.Tensor | None = None,
-        **options: Any,
-    ) -> SampleResult:
-        """Draw the positions that are not frozen, given those that are.
-
-        Parameters
-        ----------
-        tokens : torch.Tensor
-            int64 [B, L]; read at frozen positions only.
-        frozen : torch.Tensor
-            bool [B, L]: what stays.
-        config, seed, sample_ids, **options
-            As in `sample`.
-
-        Returns
-        -------
-        SampleResult
-            Tokens int64 [B, L], equal to `tokens` where frozen.
-
-        Raises
-        ------
-        TypeError, ValueError, IndexError
-            If a shape or type is another, a frozen token is none of the vocabulary, or as in `sample`.
-
-        Notes
-        -----
-        A sequence does not depend on the others, though each may have other positions frozen.
-        """
-        weights = self.backbone.head_bias
-        check_given(tokens, frozen, self.chain.length, self.config.vocab_size, weights)
-        ids = self._sample_ids(len(tokens), sample_ids)
-        start = torch.where(frozen, tokens, self._initial(ids, seed))
-        return self._denoise(start, config, frozen, seed=seed, sample_ids=ids, **options)
-
-    def _denoise(
-        self,
-        tokens: torch.Tensor,
-        config: SamplingConfig | None,
-        frozen: torch.Tensor | None,
-        **options: Any,
-    ) -> SampleResult:
-        config = config or SamplingConfig()
-        if len(tokens) == 0:
-            return SampleResult(tokens, 0, 0, 0.0)
-        options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.config.vocab_size}
-        if config.event_driven:
-            return denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
-        return denoise(self.conditionals(frozen), self.chain, tokens, config, **options)
+    @property
+    def weights(self) -> torch.Tensor:
+        """A tensor on the device where tokens must be."""
+        return self.backbone.head_bias
 
     def conditionals(self, frozen: torch.Tensor | None = None) -> Conditionals:
-        """Logits of the network as `ggm.sampling.stepwise.denoise` takes them, given clean positions."""
+        """Predictions of the network as `ggm.sampling.stepwise.denoise` takes them, given clean positions."""
 
         def conditionals(
-            tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
-        ) -> LinearLogits:
+            tokens: torch.Tensor,
+            positions: torch.Tensor,
+            time: int | torch.Tensor,
+            *,
+            visited: bool = True,
+        ) -> Prediction:
             times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
             positions = positions.expand(tokens.shape[0], -1)
             if frozen is not None:  # a masked network must be shown what is given: no use to predict it
                 positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)
-            return self._logits(tokens, positions, times, self._keep_prob(times, frozen))
+            keep_prob = seen = self._keep_prob(times, frozen)
+            if visited and self.config.backbone.sees_own_token:
+                seen = _clean(keep_prob_seen(self.chain, positions, times), frozen)
+            return self._predict(tokens, positions, times, keep_prob, seen)
 
         return conditionals
 
     def all_conditionals(self, frozen: torch.Tensor | None = None) -> AllConditionals:
-        """Logits at all positions as `ggm.sampling.event_driven` takes them, given clean positions.
+        """Predictions at all positions as `ggm.sampling.event_driven` takes them, given clean positions.
 
         Raises
         ------
@@ -270,13 +211,41 @@ class GGM(nn.Module, HubWeights):
         """
         if not self.config.backbone.gives_all_conditionals:
             raise ValueError(
-                f"event_driven: got a {self.config.backbone.kind} network; allowed: with a hollow one"
+                f"event_driven: got a {self.config.backbone.kind} network; "
+                "allowed: with a hollow one or a denoiser"
             )
 
-        def conditionals(tokens: torch.Tensor, times: torch.Tensor) -> LinearLogits:
-            return self._logits(tokens, None, times, self._keep_prob(times, frozen))
+        def conditionals(tokens: torch.Tensor, times: torch.Tensor, now: torch.Tensor) -> Prediction:
+            keep_prob = seen = self._keep_prob(times, frozen)
+            if self.config.backbone.sees_own_token:
+                seen = self._keep_prob(now, frozen)
+            return self._predict(tokens, None, times, keep_prob, seen)
 
         return conditionals
+
+    def _predict(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None,
+        times: torch.Tensor,
+        keep_prob: torch.Tensor,
+        seen: torch.Tensor,
+    ) -> Prediction:
+        """The distribution of X_t at some positions [B, K], or at all, from tokens that the network sees.
+
+        `keep_prob` is that of X_t, `seen` that of the tokens, both [B, L].
+        """
+        logits = self._logits(tokens, positions, times, seen)
+        if self.config.predicts == "state":
+            return logits
+        if positions is not None:
+            tokens, keep_prob, seen = (values.gather(1, positions) for values in (tokens, keep_prob, seen))
+        shift = self._shift(tokens, seen) if self.config.backbone.sees_own_token else None
+        return DataPrediction(logits, keep_prob, shift)
+
+    def _shift(self, tokens: torch.Tensor, keep_prob: torch.Tensor) -> torch.Tensor:
+        """What takes out of a denoiser's prediction what each token tells of its own position, [B, K]."""
+        return leave_one_out_shift(keep_prob, noise_probs(self.noise, tokens, self.vocab_size))
 
     def _logits(
         self,
@@ -285,7 +254,7 @@ class GGM(nn.Module, HubWeights):
         times: torch.Tensor,
         keep_prob: torch.Tensor,
     ) -> LinearLogits:
-        """Logits of the network at some positions [B, K] of X_t, or at all, as factors."""
+        """Logits of the network at some positions [B, K], or at all, as factors."""
         hidden = self.backbone(tokens, positions, times / self.chain.steps, keep_prob)
         return LinearLogits(hidden, self.backbone.head_weight, self.backbone.head_bias)
 
@@ -356,13 +325,12 @@ class GGM(nn.Module, HubWeights):
         return (draws[:, :length] < share[:, None]).scatter(1, positions, False)
 
     def _keep_prob(self, times: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:
-        keep_prob = self.chain.keep_prob(times)
-        return keep_prob if frozen is None else keep_prob.masked_fill(frozen, 1.0)
-
-    def _initial(self, sample_ids: torch.Tensor, seed: int) -> torch.Tensor:
-        return initial_tokens(
-            sample_ids, self.chain.length, self.config.vocab_size, seed=seed, noise=self.noise
-        )
+        return _clean(self.chain.keep_prob(times), frozen)
 
     def _sample_ids(self, count: int, sample_ids: torch.Tensor | None) -> torch.Tensor:
         return sample_ids_of(count, sample_ids, self.backbone.head_bias)
+
+
+def _clean(keep_prob: torch.Tensor, frozen: torch.Tensor | None) -> torch.Tensor:
+    """Keep probabilities [B, L], 1 at positions that are given."""
+    return keep_prob if frozen is None else keep_prob.masked_fill(frozen, 1.0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ggm.backbones import BackboneConfig, MaskedConfig
 from ggm.chain import ChainConfig
 from ggm.config import build
-from ggm.objective import ObjectiveConfig
+from ggm.objective import DATA_FORMS, ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class GGMConfig:
         Tokens V.
     chain : ChainConfig
         Length, sweeps, schedule and visit order.
-    backbone : MaskedConfig or HollowConfig
+    backbone : MaskedConfig, HollowConfig or DenoiserConfig
         The network.
     objective : ObjectiveConfig
         The loss.
@@ -35,6 +35,10 @@ class GGMConfig:
         infilling.
     noise_probs : tuple of float or None
         Law pi of the noise, one probability per token; None is uniform.
+    predicts : str
+        What the network learns at a position given the others. "state": the token of X_t. "data": the
+        token of X_0, from which the known mixture with the noise makes that of X_t; the loss then has the
+        data token as its only signal, and is "marginal" or "cross_entropy". A denoiser predicts the data.
     """
 
     vocab_size: int
@@ -44,6 +48,7 @@ class GGMConfig:
     masked_counts: tuple[int, ...] = (1,)
     frozen_share: float = 0.0
     noise_probs: tuple[float, ...] | None = None
+    predicts: Literal["state", "data"] = "state"
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -52,6 +57,15 @@ class GGMConfig:
             raise ValueError(f"masked_counts: got {self.masked_counts}; allowed: 1 to {self.chain.length}")
         if not 0.0 <= self.frozen_share <= 1.0:
             raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
+        if self.predicts not in ("state", "data"):
+            raise ValueError(f"predicts: got {self.predicts!r}; allowed: state, data")
+        if self.predicts == "state" and self.backbone.sees_own_token:
+            raise ValueError(f"predicts: got 'state' with a {self.backbone.kind}; allowed: data")
+        if self.predicts == "data" and self.objective.form not in DATA_FORMS:
+            allowed = ", ".join(DATA_FORMS)
+            raise ValueError(
+                f"objective.form: got {self.objective.form!r} with predicts: data; allowed: {allowed}"
+            )
 
     @property
     def least_sites(self) -> int:

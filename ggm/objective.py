@@ -8,18 +8,31 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch.nn.functional import linear
 
 from ggm.chain import log_odds
-from ggm_kernels import NoiseLaw, Stream, corrupt, linear_sigmoid_bce, random_tokens, sigmoid_bce
+from ggm.mixture import log_mixture, noise_probs
+from ggm_kernels import (
+    NoiseLaw,
+    Stream,
+    corrupt,
+    linear_cross_entropy,
+    linear_sigmoid_bce,
+    random_tokens,
+    sigmoid_bce,
+)
 
 BINARY_FORMS = ("observed", "summed", "marginal")
 FORMS = (*BINARY_FORMS, "cross_entropy")
+# Of networks that predict the data: the token of X_t, which the others look at, is noise to them.
+DATA_FORMS = ("marginal", "cross_entropy")
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,8 @@ class ObjectiveConfig:
         "observed": the paper's, the label drawn and one token looked at. "summed": summed over the
         label. "marginal": summed over the forward noise of the position, too, hence the least
         noisy. "cross_entropy": not a binary loss, but -log softmax(g) of the token of X_t, averaged
-        as in "marginal". It needs all V logits, and finds g up to a constant per context only.
+        as in "marginal". It needs all V logits, though never at once, and finds g up to a constant per
+        context only.
     candidates : int or None
         Noise tokens drawn per row; None sums over the whole vocabulary, which is exact and right
         for small V. Not for "observed", which looks at one token, nor for "cross_entropy".
@@ -286,6 +300,10 @@ class Predictions:
         pi; None is uniform.
     seed, step : int
         Coordinates of what a loss draws.
+    predicts : str
+        "state" or "data", as in `GGMConfig`.
+    shift : torch.Tensor or None
+        Of a network that has seen the tokens X_t there: what takes out what each tells, float64 [R].
     """
 
     visits: Visits
@@ -295,6 +313,8 @@ class Predictions:
     noise: NoiseLaw | None
     seed: int
     step: int
+    predicts: str = "state"
+    shift: torch.Tensor | None = None
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -303,13 +323,42 @@ class Predictions:
 
     def losses(self, objective: ObjectiveConfig) -> torch.Tensor:
         """Loss per row, float32 [R], from all logits or from those of the candidates alone."""
+        if objective.form == "cross_entropy" and self.predicts == "data":
+            data = self.visits.data.flatten()
+            return cast(torch.Tensor, linear_cross_entropy(self.hidden, self.weight, data, bias=self.bias))
+        if objective.form == "cross_entropy":
+            return cross_entropy_from_hidden(self.hidden, self.weight, self.bias, self.visits, self.noise)
         coordinates = {"seed": self.seed, "step": self.step}
+        targets = self.visits
+        if self.predicts == "data":  # the same losses of a token without noise
+            targets = dataclasses.replace(targets, keep_prob=torch.ones_like(targets.keep_prob))
         candidates = weighted_candidates(
-            objective, self.visits, len(self.weight), noise=self.noise, **coordinates
+            objective, targets, len(self.weight), noise=self.noise, **coordinates
         )
         if objective.sums_vocabulary:
             return loss_from_logits(self.logits, candidates, self.noise)
         return loss_from_hidden(self.hidden, self.weight, self.bias, candidates, self.noise)
+
+    def cross_entropy(self) -> torch.Tensor:
+        """-log of the conditional of X_t at the token that it has there, averaged over its noise, [R]."""
+        logits, vocab_size = self.logits, len(self.weight)
+        if self.predicts == "data":
+            logits = self._log_conditionals()
+        candidates = weighted_candidates(
+            ObjectiveConfig("cross_entropy"), self.visits, vocab_size, seed=0, step=0, noise=self.noise
+        )
+        return loss_from_logits(logits, candidates)
+
+    def _log_conditionals(self) -> torch.Tensor:
+        """Logarithm of alpha p0 + (1 - alpha) pi, float64 [R, V]."""
+        logits = self.logits.double()
+        if self.shift is not None:
+            logits = logits.scatter_add(1, self.visits.current.flatten()[:, None], self.shift[:, None])
+        every = torch.arange(logits.shape[1], device=logits.device)
+        keep_prob = self.visits.keep_prob.flatten()[:, None]
+        return log_mixture(
+            logits.log_softmax(dim=1), keep_prob, noise_probs(self.noise, every, len(self.weight))
+        )
 
     def calibration(self) -> torch.Tensor:
         """Sum over the vocabulary of exp g per row, float32 [R], in full precision under autocast, too."""
@@ -354,6 +403,48 @@ def loss_from_hidden(
         shared_candidates=candidates.shared,
         shared_weight=candidates.shared_noise,
     )
+
+
+def cross_entropy_from_hidden(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    visits: Visits,
+    noise: NoiseLaw | None = None,
+) -> torch.Tensor:
+    """Softmax cross-entropy of the token of X_t, averaged over the noise; no logits [R, V] are made.
+
+    With h the log-sum-exp of g and alpha the probability of the data token x0, the loss is
+    ``alpha (h - g[x0]) + (1 - alpha) (h - mean g)``, its mean over pi a product with one vector.
+
+    Parameters
+    ----------
+    hidden : torch.Tensor
+        float [R, d].
+    weight, bias : torch.Tensor
+        Head: g = hidden @ weight.T + bias, [V, d] and [V].
+    visits : Visits
+        Data tokens and alpha of the R rows.
+    noise : NoiseLaw, optional
+        pi; None is uniform.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 [R], differentiable in `hidden`, `weight` and `bias`.
+    """
+    of_data, log_sum_exp = linear_cross_entropy(
+        hidden, weight, visits.data.flatten(), bias=bias, return_log_sum_exp=True
+    )
+    share = visits.keep_prob.flatten().to(log_sum_exp.dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if noise is None:
+            mean_weight, mean_bias = weight.mean(dim=0), bias.mean()
+        else:
+            probs = noise.probs.to(weight)
+            mean_weight, mean_bias = probs @ weight, probs.to(bias) @ bias
+        mean_logit = hidden.to(log_sum_exp.dtype) @ mean_weight.to(log_sum_exp.dtype) + mean_bias
+    return share * of_data + (1.0 - share) * (log_sum_exp - mean_logit)
 
 
 def loss_from_logits(

@@ -80,6 +80,9 @@ class _Silent:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
 
+    def refresh(self) -> None:
+        pass
+
 
 class _Lines(_Silent):
     """Stands in for a bar where there is no terminal: lines `LINE_EVERY` seconds apart, one at the end."""
@@ -88,6 +91,7 @@ class _Lines(_Silent):
         self._total, self._description, self._postfix = total, description, ""
         self._initial = self._done = initial
         self._started = self._told = time.perf_counter()
+        self._shown: tuple[float, str] | None = None
 
     def update(self, amount: float = 1) -> None:
         """Count what was done; tell of it if it is time to."""
@@ -99,9 +103,17 @@ class _Lines(_Silent):
         """Set what the next line ends with."""
         self._postfix = text
 
+    def refresh(self) -> None:
+        """Tell at once; at the end nothing is told twice."""
+        self._tell()
+        self._shown = self._state()
+
     def __exit__(self, *exception: object) -> None:
-        if not any(exception):
+        if not any(exception) and self._state() != self._shown:
             self._tell()
+
+    def _state(self) -> tuple[float, str]:
+        return self._done, self._postfix
 
     def _tell(self) -> None:
         self._told = time.perf_counter()

@@ -105,7 +105,7 @@ def apart(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor | None]
         if value is None:
             continue
         low = value.data_ptr()
-        high = low + (value.nbytes if value.is_contiguous() else _extent(value))
+        high = low + (extent(value))
         for other_low, other_high, other in spans:
             if low < other_high and other_low < high and _share(value, written[other]):
                 raise ValueError(
@@ -115,8 +115,10 @@ def apart(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor | None]
             spans.append((low, high, name))
 
 
-def _extent(value: torch.Tensor) -> int:
+def extent(value: torch.Tensor) -> int:
     """Bytes from the first element to the end of the last one."""
+    if value.is_contiguous():
+        return value.nbytes
     steps = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
     return (steps + 1) * value.element_size()
 

@@ -16,6 +16,7 @@ model:
 training: {steps: 12, batch_size: 8, seed: 3}
 checkpoint_every: 5
 log_every: 2
+samples: 0
 tracker: none
 """
 

@@ -71,6 +71,7 @@ def test_no_core_fails(monkeypatch, capsys):
         ("sigmoid_bce_backward", guard.sigmoid_bce_demands),
         ("linear_sigmoid_bce", guard.linear_sigmoid_bce_demands),
         ("linear_sigmoid_bce_backward", guard.linear_sigmoid_bce_demands),
+        ("linear_cross_entropy_sum", guard.linear_cross_entropy_demands),
         ("glauber_step", guard.glauber_step_demands),
         ("linear_glauber_step", guard.linear_glauber_step_demands),
     ],

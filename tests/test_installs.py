@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,36 @@ print(len(set(re.findall(r"\\S*lib(?:g|i)?omp\\S*", open("/proc/self/maps").read
     )
     threads, runtimes = told.split()
     assert (int(threads), int(runtimes)) == (2, 1)
+
+
+def test_a_wheel_needs_no_compiler(checkout, fresh_python, tmp_path):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GGM_")}
+    made = subprocess.run(
+        ["make", "wheel", f"PYTHON={sys.executable}"],
+        cwd=checkout,
+        env={**env, "GGM_CUDA": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    assert re.search(r"-manylinux_2_\d+_\w+\.whl$", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [name for name in archive.namelist() if ".so" in name]
+    # The core alone: no OpenMP beside that of torch.
+    assert len(libraries) == 1 and libraries[0].startswith("ggm_kernels/_native")
+    pip_install(fresh_python, "--no-index", str(wheel), PATH=str(tmp_path), CC="/bin/false", CXX="/bin/false")
+    told = report(fresh_python)
+    assert "cpu        yes" in told and str(checkout) not in told
+    code = """
+import re, torch, ggm_kernels
+tokens = torch.zeros(4, 8, dtype=torch.int64)
+noisy = [ggm_kernels.corrupt(tokens, 0.5, 9, seed=1, backend=name)[0] for name in ("cpu", "reference")]
+assert torch.equal(*noisy) and not torch.equal(noisy[0], tokens)
+print(len(set(re.findall(r"\\S*lib(?:g|i)?omp\\S*", open("/proc/self/maps").read()))))
+"""
+    told = subprocess.check_output([fresh_python, "-c", code], text=True, cwd=fresh_python.parent)
+    assert told.strip() == "1"
 
 
 @needs_nvcc

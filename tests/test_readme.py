@@ -20,7 +20,7 @@ def samplers() -> list[str]:
 
 def test_the_calls_are_what_the_lines_below_them_say():
     section = README.split("## What it does")[1].split("\n## ")[0]
-    noise, loss, step = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    noise, loss, cross_entropy, step = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     batch, length, vocab_size, rows = 400, 20, 5, 64
     shared = {"torch": torch, "ggm_kernels": ggm_kernels, "softplus": torch.nn.functional.softplus, "step": 0}
 
@@ -39,6 +39,14 @@ def test_the_calls_are_what_the_lines_below_them_say():
     names["signal_weight"] = torch.rand(rows)
     ours, theirs = ({**names} for _ in range(2))
     for part, results in zip(loss.split("# equals:\n"), (ours, theirs), strict=True):
+        exec(part, results)
+    torch.testing.assert_close(ours["loss"], theirs["loss"])
+
+    functional = torch.nn.functional
+    names |= {"cross_entropy": functional.cross_entropy, "linear": functional.linear}
+    names |= {"targets": names["candidates"], "row_weight": names["signal_weight"]}
+    ours, theirs = ({**names} for _ in range(2))
+    for part, results in zip(cross_entropy.split("# equals:\n"), (ours, theirs), strict=True):
         exec(part, results)
     torch.testing.assert_close(ours["loss"], theirs["loss"])
 

@@ -67,27 +67,68 @@ def uniform(word: np.ndarray) -> np.ndarray:
 # A row of a step
 
 
+@dataclass(frozen=True)
+class Noise:
+    """The law pi of noise tokens, which may include one beside the vocabulary (a mask), and how it is drawn."""
+
+    probs: np.ndarray
+    table: np.ndarray | None = (
+        None  # Walker's: [.., 2], (threshold below which the column is taken, its alias)
+    )
+    mask: int | None = None
+
+    def log_pi(self, token: int) -> float:
+        return math.log(self.probs[token]) if self.probs[token] > 0 else -math.inf
+
+    def token(self, column_word: int, accept_word: int) -> int:
+        if self.mask is not None:
+            return self.mask
+        column = column_word * len(self.probs) >> 32
+        if self.table is None or accept_word < self.table[column, 0]:
+            return column
+        return int(self.table[column, 1])
+
+
 @dataclass
 class Row:
-    """One row: its logits and all that decides what becomes of its token. A new option is a field here."""
+    """One row: its logits and all that decides what becomes of its token. A new option is a field here.
 
-    g: np.ndarray  # logits [V]
+    `g` is given as the call gets it [V]; soft cap and shift are made here.
+    """
+
+    g: np.ndarray
     present: int
     place: Place
-    frozen: bool = False
+    noise: Noise
+    idle: bool = False  # frozen or without a position
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    filter_order: str = "k_p_min"
     noise_rate: float | None = None
-    log_pi: float = 0.0  # of the present token
     normalize: bool = False
+    softcap: float | None = None
+    logit_shift: float | None = None
+    mixture: float | None = None
     precision: float = 1e-6  # what the logits are known to, relative to 1 + their size
     doubts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None:
+            self.g = self.softcap * np.tanh(self.g / self.softcap)
+        if self.logit_shift is not None and 0 <= self.present < len(self.g):
+            self.g = self.g.copy()
+            self.g[self.present] += self.logit_shift
 
     def doubt(self, cause: str, is_doubtful: bool) -> None:
         if is_doubtful:
             self.doubts.append(cause)
+
+    @property
+    def h(self) -> float:
+        """Logit of the token that stands there; a token without one has probability 0."""
+        return float(self.g[self.present]) if self.present < len(self.g) else -math.inf
 
 
 def log_sum_exp(g: np.ndarray) -> float:
@@ -111,7 +152,8 @@ def law(row: Row) -> np.ndarray:
     top = g.max()
     with np.errstate(invalid="ignore"):
         z = np.where(g == top, 0.0, (g - top) / row.temperature)
-    for keep in (_top_k, _top_p, _min_p):  # in this order
+    filters = {"k": _top_k, "p": _top_p, "min": _min_p}
+    for keep in map(filters.get, row.filter_order.split("_")):
         z = np.where(keep(row, z), z, -math.inf)
     return z
 
@@ -148,10 +190,10 @@ def _min_p(row: Row, z: np.ndarray) -> np.ndarray:
     if not row.min_p:
         return np.ones(len(z), dtype=bool)
     bound = math.log(row.min_p)
-    row.doubt(
-        "min_p",
-        any(_near(value, bound, row) for value in z[(z < 0) & (abs(z - bound) < 1)]) and row.min_p < 1,
-    )
+    below = z[(z < 0) & (abs(z - bound) < 1)]
+    # min_p = 1 keeps what equals the largest: known, unless a soft cap rounds logits to the same number.
+    is_exact = row.min_p == 1 and row.softcap is None
+    row.doubt("min_p", not is_exact and any(_near(value, bound, row) for value in below))
     return z >= bound
 
 
@@ -184,14 +226,24 @@ def _miss(z: np.ndarray, words: np.ndarray, index: int) -> float:
 
 def log_odds(row: Row) -> float:
     """Log-odds that the present token is signal: certain where it cannot be noise."""
-    if row.noise_rate <= 0 or row.log_pi == -math.inf:
+    log_pi = row.noise.log_pi(row.present)
+    if row.noise_rate <= 0 or log_pi == -math.inf:
         return math.inf
-    g = row.g[row.present]
+    g = row.h
     if row.normalize:
         g = g - log_sum_exp(row.g)
+    g = mixed(row, g, row.present)
     if row.noise_rate >= 1 or g == -math.inf:
         return -math.inf
-    return g + math.log1p(-row.noise_rate) - math.log(row.noise_rate) - row.log_pi
+    return g + math.log1p(-row.noise_rate) - math.log(row.noise_rate) - log_pi
+
+
+def mixed(row: Row, log_p: float, token: int) -> float:
+    """log(alpha p + (1 - alpha) pi) of a token with log-probability log_p."""
+    if row.mixture is None or row.mixture >= 1:
+        return log_p
+    of_law = math.log(row.mixture) + log_p if row.mixture > 0 else -math.inf
+    return float(np.logaddexp(of_law, math.log1p(-row.mixture) + row.noise.log_pi(token)))
 
 
 def sigmoid(f: float) -> float:
@@ -199,20 +251,32 @@ def sigmoid(f: float) -> float:
 
 
 def keeps(row: Row) -> bool:
-    """Whether the present token is kept: the rarer outcome is held against a uniform near 0."""
+    """Whether the present token is kept."""
     if row.noise_rate is None:
         return False
     f = log_odds(row)
     if math.isnan(f):
         return True
-    word = row.place.words(KEEP, 1)[:1]
-    u = float(uniform(np.uint64(0xFFFFFFFF) - word if f < 0 else word)[0])
-    rarer = sigmoid(-abs(f))
-    error = (
-        10 * row.precision * (1 + abs(row.g[row.present])) + 1e-6 * (1 + abs(f)) if math.isfinite(f) else 0
-    )
-    row.doubt("keep", abs(u - rarer) <= error * rarer)
-    return u < rarer if f < 0 else not u < rarer
+    size = abs(row.h) if math.isfinite(row.h) else 0.0
+    error = 10 * row.precision * (1 + size) + 1e-6 * (1 + abs(f)) if math.isfinite(f) else 0
+    return _happens(row, "keep", f < 0, sigmoid(-abs(f)), row.place.words(KEEP, 1)[:1], error)
+
+
+def noise_token(row: Row) -> int | None:
+    """The token that a mixture draws from pi, None where it draws from the softmax."""
+    if row.mixture is None:
+        return None
+    _, side, column, accept = row.place.words(KEEP, 1)
+    rarer = min(row.mixture, 1 - row.mixture)
+    takes_law = _happens(row, "mixture", row.mixture < 0.5, rarer, np.array([side]), 1e-6)
+    return None if takes_law else row.noise.token(int(column), int(accept))
+
+
+def _happens(row: Row, cause: str, is_rarer: bool, rarer: float, word: np.ndarray, error: float) -> bool:
+    """Decide between two outcomes: the rarer one is held against a uniform near 0."""
+    u = float(uniform(np.uint64(0xFFFFFFFF) - word if is_rarer else word)[0])
+    row.doubt(cause, abs(u - rarer) <= error * rarer)
+    return (u < rarer) == is_rarer
 
 
 # By-products: of a row that has a law and is not frozen, and the token drawn, or None where it was kept. One line each.
@@ -222,7 +286,13 @@ def _log_prob(row: Row, drawn: int | None) -> float:
     if drawn is None:
         return math.nan
     z = law(row)
-    return z[drawn] - log_sum_exp(z)
+    return mixed(row, z[drawn] - log_sum_exp(z) if drawn < len(z) else -math.inf, drawn)
+
+
+def _raw_log_prob(row: Row, drawn: int | None) -> float:
+    if drawn is None:
+        return math.nan
+    return row.g[drawn] - log_sum_exp(row.g) if drawn < len(row.g) else -math.inf
 
 
 def _entropy(row: Row, drawn: int | None) -> float:
@@ -243,7 +313,7 @@ BY_PRODUCTS = {
     "log_sum_exp": lambda row, drawn: log_sum_exp(row.g),
     "log_prob": _log_prob,
     "keep_prob": lambda row, drawn: sigmoid(log_odds(row)),
-    "raw_log_prob": lambda row, drawn: math.nan if drawn is None else row.g[drawn] - log_sum_exp(row.g),
+    "raw_log_prob": _raw_log_prob,
     "entropy": _entropy,
     "margin": _margin,
     "argmax": lambda row, drawn: int(row.g.argmax()),
@@ -260,6 +330,39 @@ def losses(f: np.ndarray, signal: np.ndarray, noise: np.ndarray) -> tuple[np.nda
         terms = np.where(signal == 0, 0, signal * of_minus_f) + np.where(noise == 0, 0, noise * of_f)
     of_signal = 1 / (1 + np.exp(np.clip(f, -700, 700)))  # sigmoid(-f)
     return terms, noise * (1 - of_signal) - signal * of_signal
+
+
+def cross_entropy(
+    products: np.ndarray,
+    target: np.ndarray,
+    scale: np.ndarray,
+    *,
+    softcap: float | None = None,
+    shift: np.ndarray | None = None,
+    shifted: np.ndarray | None = None,
+    z_loss: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Loss and log-sum-exp of every row, and the gradients of both by the products [N, V].
+
+    A row of scale 0 has loss 0, and so has its gradient.
+    """
+    rows = np.arange(len(products))
+    z, slope = products, np.ones_like(products)
+    if softcap is not None:
+        tanh = np.tanh(products / softcap)
+        z, slope = softcap * tanh, 1 - tanh**2
+    if shift is not None:
+        z = z.copy()
+        z[rows, shifted] += shift
+    top = z.max(axis=1)
+    log_sum_exp = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
+    share = np.exp(z - log_sum_exp[:, None])
+    safe = np.where(scale == 0, 0, target)
+    loss = scale * (log_sum_exp - z[rows, safe] + z_loss * log_sum_exp**2)
+    one_hot = np.zeros_like(z)
+    one_hot[rows, safe] = 1
+    slopes = scale[:, None] * ((1 + 2 * z_loss * log_sum_exp[:, None]) * share - one_hot)
+    return loss, log_sum_exp, slopes * slope, share * slope
 
 
 def with_shared(candidates: np.ndarray, shared: np.ndarray) -> np.ndarray:

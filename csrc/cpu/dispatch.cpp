@@ -15,6 +15,9 @@ struct Isa {
   void (*alias_table)(double*, AliasRow*, uint32_t*, int64_t);
   bool (*sigmoid_bce)(const SigmoidBceArgs&, float*, float*, int);
   void (*sigmoid_bce_backward)(const SigmoidBceArgs&, const SigmoidBceGradients&, int);
+  void (*linear_cross_entropy)(const CrossEntropyTile&, const CrossEntropySums&);
+  bool (*linear_cross_entropy_backward)(const CrossEntropyTile&, const CrossEntropyScales&);
+  void (*run_tasks)(void (*)(void*, int64_t), void*, int64_t, int);
   void (*shared_sigmoid_bce)(const SharedTile&, double*, int);
   void (*shared_sigmoid_bce_backward)(const SharedTile&, const float*, const SharedGradientTile&, int);
   bool (*glauber_check)(const GlauberArgs&);
@@ -26,7 +29,9 @@ struct Isa {
 
 #define GGM_ISA_ENTRY(name, supported) \
   {#name, supported, name::corrupt, name::philox, name::commit, name::alias_table, name::sigmoid_bce,             \
-   name::sigmoid_bce_backward, name::shared_sigmoid_bce, name::shared_sigmoid_bce_backward, name::glauber_check, name::glauber_step, name::glauber_undecided, name::glauber_race, name::glauber_settle}
+   name::sigmoid_bce_backward, name::linear_cross_entropy, name::linear_cross_entropy_backward, name::run_tasks, \
+   name::shared_sigmoid_bce, name::shared_sigmoid_bce_backward, name::glauber_check, name::glauber_step,          \
+   name::glauber_undecided, name::glauber_race, name::glauber_settle}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -79,6 +84,16 @@ bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logit
 }
 void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads) {
   in_use->sigmoid_bce_backward(args, gradients, threads);
+}
+
+void linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums) {
+  in_use->linear_cross_entropy(tile, sums);
+}
+bool linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales) {
+  return in_use->linear_cross_entropy_backward(tile, scales);
+}
+void run_tasks(void (*task)(void*, int64_t), void* context, int64_t count, int threads) {
+  in_use->run_tasks(task, context, count, threads);
 }
 
 void shared_sigmoid_bce(const SharedTile& tile, double* sums, int threads) {

@@ -11,24 +11,42 @@ struct GroupTop {
   bool has_nan;
 };
 
-// Largest of some logits. Where kSeesNan is false a NaN is passed over, and the sums below find it.
-template <class T, bool kSeesNan>
-GGM_HD GroupTop largest_of(const T* logits, int64_t count) {
-  Floats tops[8];
-  Mask nan = {};
-  for (Floats& top : tops) top = Floats{} + minus_infinity();
-  for (int64_t i = 0; i < count; i += kBatch) {
+// The largest of logits that come batch by batch. Where kSeesNan is false a NaN is passed over, and the sums below find
+// it.
+template <bool kSeesNan>
+class Largest {
+ public:
+  GGM_HD_MEMBER Largest() {
+    for (Floats& top : tops_) top = Floats{} + minus_infinity();
+  }
+
+  template <class T>
+  GGM_HD_MEMBER void take(const T* logits, int64_t count) {
     Floats g[8];
-    load_batch(logits + i, count - i, g);
+    load_batch(logits, count, g);
     for (int j = 0; j < 8; ++j) {
-      if (kSeesNan) nan |= g[j] != g[j];
-      tops[j] = larger(g[j], tops[j]);
+      if (kSeesNan) nan_ |= g[j] != g[j];
+      tops_[j % kChains] = larger(g[j], tops_[j % kChains]);
     }
   }
-  for (int distance = 4; distance > 0; distance /= 2) {
-    for (int j = 0; j < distance; ++j) tops[j] = larger(tops[j + distance], tops[j]);
+
+  GGM_HD_MEMBER GroupTop total() const {
+    Floats top = tops_[0];
+    for (int chain = 1; chain < kChains; ++chain) top = larger(tops_[chain], top);
+    return {tree_largest(top), kSeesNan && any(nan_)};
   }
-  return {tree_largest(tops[0]), kSeesNan && any(nan)};
+
+ private:
+  static constexpr int kChains = 4;
+  Floats tops_[kChains];
+  Mask nan_ = {};
+};
+
+template <class T, bool kSeesNan>
+GGM_HD GroupTop largest_of(const T* logits, int64_t count) {
+  Largest<kSeesNan> largest;
+  for (int64_t i = 0; i < count; i += kBatch) largest.take(logits + i, count - i);
+  return largest.total();
 }
 
 // The same of kFew tokens at most.
@@ -94,22 +112,32 @@ GGM_HD void ask_for(const T* row, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += step) __builtin_prefetch(row + i, 0, 3);
 }
 
+// What is done on the way for the group that comes next: its largest logit, a NaN passed over.
+template <class T>
+struct Ahead {
+  Span<T> group;  // without tokens where there is none
+  GroupTop largest;
+};
+
 // On the way it asks for logits further on: they come from memory while these are computed.
 template <class T, bool kMoment>
-GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature) {
+GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature, Ahead<T>& ahead) {
   Chains chains;
+  Largest<false> next;
   const Floats tops = Floats{} + top, slope = Floats{} + inverse_temperature * kBinaryLog2E;
-  const T* const ahead = logits + 2 * kRaceGroup;  // one group ahead comes too late
+  const T* const later = logits + 2 * kRaceGroup;  // one group ahead comes too late
   for (int64_t i = 0; i < count; i += kBatch) {
     Floats g[8];
     load_batch(logits + i, count - i, g);
-    ask_for(ahead, i, i + kBatch);
+    ask_for(later, i, i + kBatch);
+    if (i < ahead.group.tokens) next.take(ahead.group.logits + i, ahead.group.tokens - i);
     for (int j = 0; j < 8; ++j) {
-      const Floats x = (g[j] - tops) * slope, y = exp2_for_sum(x);
+      const Floats x = normal_exponent((g[j] - tops) * slope), y = exp2_for_sum(x);
       chains.mass[j % 4] += y;
-      if (kMoment) chains.moment[j % 4] = multiply_add(larger(x, Floats{} - 125.0f), y, chains.moment[j % 4]);
+      if (kMoment) chains.moment[j % 4] = multiply_add(x, y, chains.moment[j % 4]);
     }
   }
+  ahead.largest = next.total();
   return chains.total();
 }
 
@@ -123,7 +151,7 @@ float mass_above_cut(const T* logits, int64_t count, const Law& law, const Tops&
     load_batch(logits + i, count - i, g);
     for (int j = 0; j < 8; ++j) {
       const Mask is_in = tempered(g[j], Floats{} + at.row, law.inverse_temperature) >= law.cut;
-      const Floats y = exp2_for_sum((g[j] - tops) * slope);
+      const Floats y = exp2_for_sum(normal_exponent((g[j] - tops) * slope));
       chains.mass[j % 4] += is_in ? y : Floats{};
     }
   }

@@ -12,6 +12,9 @@
   void alias_table(double* scaled, AliasRow* table, uint32_t* stacks, int64_t vocab_size);                     \
   bool sigmoid_bce(const SigmoidBceArgs& args, float* loss, float* candidate_logits, int threads);             \
   void sigmoid_bce_backward(const SigmoidBceArgs& args, const SigmoidBceGradients& gradients, int threads);    \
+  void linear_cross_entropy(const CrossEntropyTile& tile, const CrossEntropySums& sums);                       \
+  bool linear_cross_entropy_backward(const CrossEntropyTile& tile, const CrossEntropyScales& scales);          \
+  void run_tasks(void (*task)(void*, int64_t), void* context, int64_t count, int threads);                     \
   void shared_sigmoid_bce(const SharedTile& tile, double* sums, int threads);                                  \
   void shared_sigmoid_bce_backward(const SharedTile& tile, const float* row_gradient,                          \
                                    const SharedGradientTile& out, int threads);                                \

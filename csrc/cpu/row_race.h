@@ -83,21 +83,33 @@ class RowRacer {
         races_groups_(row.vocab_size > kRaceGroup && !row.law.greedy),
         sums_law_(row.wants.law_mass || races_groups_),
         is_plain_(row.law.inverse_temperature == 1.0f),
+        sums_see_nan_(sums_law_ && !row.law.filtered && !row.law.greedy && !row.wants.margin),
         seen_(row.law.filtered ? minus_infinity() : state.top) {}
 
   template <class T>
   void run(const Span<T>& span) {
+    const bool edits = row_.edits.softcap > 0.0f || row_.edits.shifted_token >= 0;
     for (int64_t begin = 0; begin < span.tokens && state_.has_nan == 0u; begin += kRaceGroup) {
-      const int64_t left = span.tokens - begin;
-      const Span<T> group = {span.logits + begin, span.token_begin + begin, left < kRaceGroup ? left : kRaceGroup};
-      with_edits(group, row_.edits, [this](const auto& edited) { enter_group(edited); });
+      if (edits) {
+        with_edits(group_at(span, begin), row_.edits,
+                   [this](const auto& edited) { enter_group(edited, {edited.logits, 0, 0}); });
+      } else {
+        enter_group(group_at(span, begin), group_at(span, begin + kRaceGroup));
+      }
     }
     if (leader_ >= 0 && state_.has_nan == 0u) draw_from(span);
   }
 
  private:
+  // Without tokens past the end.
   template <class T>
-  GGM_HD_MEMBER void enter_group(const Span<T>& group) {
+  GGM_HD_MEMBER static Span<T> group_at(const Span<T>& span, int64_t begin) {
+    const int64_t left = span.tokens - begin, tokens = left < 0 ? 0 : left < kRaceGroup ? left : kRaceGroup;
+    return {span.logits + begin, span.token_begin + begin, tokens};
+  }
+
+  template <class T>
+  GGM_HD_MEMBER void enter_group(const Span<T>& group, const Span<T>& next) {
     note(group, row_.present_token, state_.present);
     note(group, row_.noise_token, state_.noise);
     const GroupTop largest = top_of(group);
@@ -112,7 +124,7 @@ class RowRacer {
       state_.argmax = static_cast<uint32_t>(group.token_begin + index_of(group.logits, largest.top));
     }
     rise_to(state_, largest.top, row_.law.inverse_temperature);
-    const float mass = add_sums(group, largest.top);
+    const float mass = add_sums(group, largest.top, next);
     if (row_.law.greedy) {
       if (rises) take(state_.argmax, largest.top);
     } else {
@@ -127,13 +139,14 @@ class RowRacer {
   }
 
   template <class T>
-  GGM_HD_MEMBER GroupTop top_of(const Span<T>& group) const {
+  GGM_HD_MEMBER GroupTop top_of(const Span<T>& group) {
+    const bool is_known = knows_next_;
+    knows_next_ = false;
     if (group.tokens <= kFew) return largest_of_few(group.logits, group.tokens);
-    const bool sums_see_nan = sums_law_ && !row_.law.filtered && !row_.law.greedy && !row_.wants.margin;
-    const GroupTop largest = sums_see_nan ? largest_of<T, false>(group.logits, group.tokens)
-                                          : largest_of<T, true>(group.logits, group.tokens);
+    if (!sums_see_nan_) return largest_of<T, true>(group.logits, group.tokens);
+    const GroupTop largest = is_known ? next_ : largest_of<T, false>(group.logits, group.tokens);
     const bool is_finite = largest.top - largest.top == 0.0f;  // else sums see nothing
-    return sums_see_nan && !is_finite ? largest_of<T, true>(group.logits, group.tokens) : largest;
+    return is_finite ? largest : largest_of<T, true>(group.logits, group.tokens);
   }
 
   template <class T>
@@ -145,37 +158,49 @@ class RowRacer {
 
   // Adds the sums that are asked for; returns the mass of the group in the race.
   template <class T>
-  GGM_HD_MEMBER float add_sums(const Span<T>& group, float top) {
+  GGM_HD_MEMBER float add_sums(const Span<T>& group, float top, const Span<T>& next) {
     const Law& law = row_.law;
     const bool shares_raw = is_plain_ && row_.wants.raw_mass;
     const bool tempers = !law.greedy && (row_.wants.entropy || (sums_law_ && !law.filtered) || shares_raw);
     const float z_top = tempered(top, state_.top, law.inverse_temperature);
     GroupSums sums = {0.0f, 0.0f};
     if (tempers) {
-      sums = row_.wants.entropy ? sums_at<true>(group, top, law.inverse_temperature)
-                                : sums_at<false>(group, top, law.inverse_temperature);
+      sums = row_.wants.entropy ? sums_at<true>(group, top, law.inverse_temperature, next)
+                                : sums_at<false>(group, top, law.inverse_temperature, next);
       if (sums.mass != sums.mass) state_.has_nan = 1u;
     }
+    const bool is_summed = row_.wants.entropy || row_.wants.law_mass || (shares_raw && tempers);
+    const float share = is_summed ? expf(z_top) : 0.0f;  // of the group's unit of mass in the row's
     if (row_.wants.entropy && !law.greedy) {
-      const double share = exp(static_cast<double>(z_top)), mass = static_cast<double>(sums.mass);
-      state_.tempered_mass += share * mass;
-      if (share > 0.0) state_.moment += share * (static_cast<double>(sums.moment) + static_cast<double>(z_top) * mass);
+      const double of_row = static_cast<double>(share), mass = static_cast<double>(sums.mass);
+      state_.tempered_mass += of_row * mass;
+      if (share > 0.0f) state_.moment += of_row * (static_cast<double>(sums.moment) + static_cast<double>(z_top) * mass);
     }
     if (row_.wants.raw_mass) {
-      const float raw = shares_raw && tempers ? sums.mass : sums_at<false>(group, top, 1.0f).mass;
-      state_.raw_mass += static_cast<double>(raw * expf(tempered(top, state_.top, 1.0f)));
+      state_.raw_mass += shares_raw && tempers ? product(sums.mass, share)
+                                               : product(sums_at<false>(group, top, 1.0f, next).mass,
+                                                         expf(tempered(top, state_.top, 1.0f)));
     }
     float mass = sums.mass;
     if (law.filtered && sums_law_) mass = z_top >= law.cut ? law_mass_above_cut(group, top) : 0.0f;
-    if (row_.wants.law_mass) state_.law_mass += static_cast<double>(mass * expf(z_top));
+    if (row_.wants.law_mass) state_.law_mass += product(mass, share);
     return mass;
   }
 
+  GGM_HD_MEMBER static double product(float mass, float share) {
+    return static_cast<double>(mass) * static_cast<double>(share);
+  }
+
+  // On the way it finds the largest logit of the next group.
   template <bool kMoment, class T>
-  GGM_HD_MEMBER GroupSums sums_at(const Span<T>& group, float top, float inverse_temperature) const {
+  GGM_HD_MEMBER GroupSums sums_at(const Span<T>& group, float top, float inverse_temperature, const Span<T>& next) {
     if (top == minus_infinity()) return {0.0f, 0.0f};
     if (top == -minus_infinity()) return {count_infinite(group.logits, group.tokens), 0.0f};
-    return sums_of<T, kMoment>(group.logits, group.tokens, top, inverse_temperature);
+    Ahead<T> ahead = {next, {}};
+    const GroupSums sums = sums_of<T, kMoment>(group.logits, group.tokens, top, inverse_temperature, ahead);
+    knows_next_ = next.tokens > 0;
+    next_ = ahead.largest;
+    return sums;
   }
 
   template <class T>
@@ -193,10 +218,10 @@ class RowRacer {
       return;
     }
     if (!(mass > 0.0f)) return;
-    const float z = tempered(top, state_.top, row_.law.inverse_temperature) + logf(mass);
+    const float z = tempered(top, state_.top, row_.law.inverse_temperature);
     const uint32_t word = words_.of(row_.race, group, row_.keys->of_one);
-    if (!may_win(z, word, state_.score)) return;
-    const float score = race_score(z, word);
+    if (!may_win(z + log_bound(mass), word, state_.score)) return;
+    const float score = race_score(z + logf(mass), word);
     if (!(score > state_.score)) return;
     state_.score = score;
     leader_ = group;
@@ -212,8 +237,7 @@ class RowRacer {
   // The tokens of the group that leads, which is in the span.
   template <class T>
   void draw_from(const Span<T>& span) {
-    const int64_t token = leader_ * kRaceGroup, begin = token - span.token_begin, left = span.tokens - begin;
-    const Span<T> group = {span.logits + begin, token, left < kRaceGroup ? left : kRaceGroup};
+    const Span<T> group = group_at(span, leader_ * kRaceGroup - span.token_begin);
     with_edits(group, row_.edits, [this](const auto& edited) {
       state_.winner = race_tokens(edited, row_.race, *row_.keys, row_.law, Tops{leader_top_, state_.top});
       state_.drawn = to_float(edited.logits[state_.winner - edited.token_begin]);
@@ -224,9 +248,12 @@ class RowRacer {
   const Row& row_;
   RowState& state_;
   const bool races_groups_, sums_law_, is_plain_;
+  const bool sums_see_nan_;  // so that the search for a largest logit need not
   GroupWords words_;
   int64_t leader_ = -1;
   float leader_top_ = 0.0f;
+  bool knows_next_ = false;
+  GroupTop next_ = {};  // of the next group, where it is known
   float seen_;  // the largest logit so far, where filters have set the state's top beforehand, too
 };
 

@@ -125,27 +125,40 @@ GGM_HD Floats exp_nonpositive(Floats x) {
   return x > -87.0f ? scaled : Floats{};
 }
 
-// 2^x for x <= 0 within 2^-22, for sums: at most 2^-125 below -125, NaN for NaN. x = n + f; a minimax polynomial in f.
-GGM_HD Floats exp2_for_sum(Floats x) {
+// An exponent of 2 that is at least -125, or NaN: powers that are not normal take a hundred times as long.
+GGM_HD Floats normal_exponent(Floats x) {
+  const Floats least = Floats{} - 125.0f;
 #if defined(__AVX512F__)
-  const Floats clamped = (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)(Floats{} - 125.0f), (__m512)x);
-  const Floats n = (Floats)_mm512_maskz_roundscale_ps(0xFFFF, (__m512)clamped, 0);
+  return (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)least, (__m512)x);
+#else
+  return least > x ? least : x;
+#endif
+}
+
+// 2^x for sums, within 2^-22, x from -125 to 0; NaN for NaN. x = n + f; a minimax polynomial in f.
+GGM_HD Floats exp2_for_sum(Floats x) {
+#if defined(__AVX512DQ__)
+  // n = floor(x), which scalef takes by itself; f is in [0, 1). Exactly 1 for 0.
+  constexpr int kLessFloor = 0x09;
+  const Floats f = (Floats)_mm512_maskz_reduce_ps(0xFFFF, (__m512)x, kLessFloor);
+  Floats p = Floats{} + 0x1.e97512p-10f;
+  p = multiply_add(p, f, Floats{} + 0x1.27784ap-7f);
+  p = multiply_add(p, f, Floats{} + 0x1.c91ceap-5f);
+  p = multiply_add(p, f, Floats{} + 0x1.ebdb56p-3f);
+  p = multiply_add(p, f, Floats{} + 0x1.62e4bap-1f);
+  p = multiply_add(p, f, Floats{} + 1.0f);
+  return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)p, (__m512)x);
 #else
   constexpr float kRound = 0x1.8p23f;  // leaves the nearest integer in the low bits
-  const Floats least = Floats{} - 125.0f, clamped = least > x ? least : x;
-  const Floats shifted = clamped + kRound;
+  const Floats shifted = x + kRound;
   const Floats n = shifted - kRound;
-#endif
-  const Floats f = clamped - n;
+  const Floats f = x - n;
   Floats p = Floats{} + 0x1.5c08e6p-10f;
   p = multiply_add(p, f, Floats{} + 0x1.3d0c52p-7f);
   p = multiply_add(p, f, Floats{} + 0x1.c6b6e4p-5f);
   p = multiply_add(p, f, Floats{} + 0x1.ebf918p-3f);
   p = multiply_add(p, f, Floats{} + 0x1.62e428p-1f);
   p = multiply_add(p, f, Floats{} + 1.0f);
-#if defined(__AVX512F__)
-  return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)p, (__m512)n);
-#else
   const Floats scaled = (Floats)((Words)p + (float_bits(shifted) << 23));
   return x == x ? scaled : x;
 #endif

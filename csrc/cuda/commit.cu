@@ -65,6 +65,7 @@ __device__ __forceinline__ Row<T> row_of(const CommitArgs& args, Shared& shared,
 template <class T>
 __device__ __forceinline__ uint32_t fill_keys(const Row<T>& row, Shared& shared) {
   uint32_t largest = 0;
+#pragma unroll 1
   for (int64_t i = threadIdx.x; i < row.args.length; i += blockDim.x) {
     const uint32_t key = row.make_key(i);
     if (i < kHeld) shared.keys[i] = key;

@@ -1,6 +1,7 @@
 // Top-k, top-p and min-p as one cut of the tempered logits: a block a row finds the largest logit, then by radix
 // selection the exact depth below it at which the filter ends. Counts and masses are integers, so that atomic
-// additions in any order give the same sums.
+// additions in any order give the same sums. After the first digit the tokens down to its end stay in shared memory
+// where they fit: then the row has been read three times, however many filters there are.
 #include "cuda/glauber_rows.h"
 
 namespace ggm::cuda {
@@ -8,9 +9,10 @@ namespace {
 
 constexpr int kSelectThreads = 512;      // two blocks on a processor
 constexpr int kMostSelectThreads = 1024;  // where there are fewer rows than processors, one has the processor for itself
-constexpr int kDigits = 256;
-constexpr int kCopies = 8;  // of the histogram: most depths have few leading digits, which threads must not queue for
-constexpr int kBinsPerLane = kDigits / kWarp;
+constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits, kRounds = 3;
+constexpr int kFirstShift = 31 - kDigitBits;
+constexpr int kCopies = 2;  // of the histogram: many depths share their first digit, which threads must not queue for
+constexpr uint32_t kMostCandidates = 3072;
 constexpr uint32_t kDeepest = 0x7F800000u;  // of -inf
 
 // 64-bit sums in two words: shared memory adds 32 bits at a time.
@@ -20,7 +22,10 @@ struct Histogram {
 
 struct Shared {
   Histogram histogram;
+  float candidates[kMostCandidates];  // tempered logits, in any order
+  uint32_t found;                     // how many there are, those included that have no room
   float of_warp[kMostSelectThreads / kWarp];
+  uint64_t weight_of_warp[kMostSelectThreads / kWarp];
   uint64_t below, target;  // weight of the digits below those chosen; weight to reach
   uint32_t digit;
 };
@@ -40,16 +45,15 @@ struct Row {
   }
 };
 
-// What a token counts, and how much of all must be reached.
-struct One {
+// What a token counts, one or its mass, and how much of all must be reached.
+struct Weight {
+  bool is_mass;
   uint64_t count;
-  __device__ __forceinline__ uint64_t of(float) const { return 1; }
-  __device__ __forceinline__ uint64_t target(uint64_t) const { return count; }
-};
-struct Mass {
   double top_p;
-  __device__ __forceinline__ uint64_t of(float z) const { return mass_units(expf(z)); }
-  __device__ __forceinline__ uint64_t target(uint64_t total) const { return nucleus_target(top_p, total); }
+  __device__ __forceinline__ uint64_t of(float z) const { return is_mass ? mass_units(expf(z)) : 1; }
+  __device__ __forceinline__ uint64_t target(uint64_t total) const {
+    return is_mass ? nucleus_target(top_p, total) : count;
+  }
 };
 
 // In every thread; NaN where the row has one.
@@ -90,71 +94,114 @@ __device__ __forceinline__ uint64_t weight_of(const Histogram& histogram, int di
   return weight;
 }
 
-// Weights of the tokens that share the digits chosen so far and are no deeper than `limit`, by their next digit.
-// Tokens beyond the end of the row are as deep as -inf, which no selection of what is there depends on.
-template <class T, class Weight>
-__device__ __forceinline__ void fill_histogram(const Row<T>& row, Shared& shared, const Weight& weight, uint32_t prefix,
-                                               uint32_t prefix_mask, int shift, uint32_t limit) {
+// Tempered logits of the row or, where they are all that is left in question, of the candidates. Tokens beyond the end
+// of the row are as deep as -inf, which no selection of what is there depends on.
+template <class T, class Use>
+__device__ __forceinline__ void for_each_token(const Row<T>& row, const Shared& shared, bool are_held, const Use& use) {
+  if (are_held) {
+    for (uint32_t i = threadIdx.x; i < shared.found; i += blockDim.x) use(shared.candidates[i]);
+    return;
+  }
   for (uint32_t at = threadIdx.x * Chunk<T>::kSize; at < row.logits.tokens; at += blockDim.x * Chunk<T>::kSize) {
     const Chunk<T> chunk = row.chunk(at);
 #pragma unroll
     for (int j = 0; j < Chunk<T>::kSize; ++j) {
-      const float z = tempered(row.edited(chunk.value(j), at + j), row.top, row.inverse_temperature);
-      const uint32_t depth = depth_bits(z);
-      if ((depth & prefix_mask) != prefix || depth > limit) continue;
-      add(shared.histogram, depth >> shift & (kDigits - 1), weight.of(z));
+      use(tempered(row.edited(chunk.value(j), at + j), row.top, row.inverse_temperature));
     }
   }
 }
 
-// By the first warp: the first digit at which the target is reached.
-template <class Weight>
+// The leading bits of a depth that are known.
+struct Prefix {
+  uint32_t bits = 0, mask = 0;
+  __device__ __forceinline__ bool holds(uint32_t depth) const { return (depth & mask) == bits; }
+  __device__ __forceinline__ uint32_t deepest() const { return bits | (~mask & 0x7FFFFFFFu); }
+};
+
+// Weights of the tokens that share the digits chosen so far and are no deeper than `limit`, by their next digit.
+// Where it collects, the tokens down to the end of these digits become the candidates.
+template <class T>
+__device__ __forceinline__ void fill_histogram(const Row<T>& row, Shared& shared, const Weight& weight,
+                                               const Prefix& prefix, int shift, uint32_t limit, bool are_held,
+                                               bool collects) {
+  const uint32_t deepest = min(limit, prefix.deepest());
+  for_each_token(row, shared, are_held, [&](float z) {
+    const uint32_t depth = depth_bits(z);
+    if (depth > deepest) return;
+    if (collects) {
+      const uint32_t at = atomicAdd(&shared.found, 1u);
+      if (at < kMostCandidates) {
+        shared.candidates[at] = z;
+      } else {
+        collects = false;  // this thread at least need not count on
+      }
+    }
+    const uint64_t units = prefix.holds(depth) ? weight.of(z) : 0;
+    if (units != 0) add(shared.histogram, depth >> shift & (kDigits - 1), units);
+  });
+}
+
+// The first digit at which the target is reached; the last one where none does. Each thread has some digits.
 __device__ __forceinline__ void choose_digit(Shared& shared, const Weight& weight, bool is_first) {
-  const int lane = threadIdx.x;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const int width = (kDigits + blockDim.x - 1) / blockDim.x;
+  const int begin = min(static_cast<int>(threadIdx.x) * width, kDigits), end = min(begin + width, kDigits);
   uint64_t own = 0;
 #pragma unroll 1
-  for (int bin = 0; bin < kBinsPerLane; ++bin) own += weight_of(shared.histogram, lane * kBinsPerLane + bin);
+  for (int digit = begin; digit < end; ++digit) own += weight_of(shared.histogram, digit);
   uint64_t upto = own;
   for (int distance = 1; distance < kWarp; distance *= 2) {
     const uint64_t before = __shfl_up_sync(kAllLanes, upto, distance);
     if (lane >= distance) upto += before;
   }
-  const uint64_t total = __shfl_sync(kAllLanes, upto, kWarp - 1);
-  const uint64_t target = is_first ? weight.target(total) : shared.target;
-  const uint64_t below = is_first ? 0 : shared.below;
-  const unsigned reached = __ballot_sync(kAllLanes, below + upto >= target);
-  __syncwarp();  // all have read the target and what is below before one writes them anew
-  const int chooser = reached == 0 ? kWarp - 1 : __ffs(reached) - 1;
-  if (lane != chooser) return;
-  uint64_t sum = below + upto - own;
-  int digit = lane * kBinsPerLane;
-  for (int bin = 0; bin + 1 < kBinsPerLane; ++bin) {
+  if (lane == kWarp - 1) shared.weight_of_warp[warp] = upto;
+  uint64_t sum = is_first ? 0 : shared.below;
+  uint64_t target = is_first ? 0 : shared.target;
+  __syncthreads();  // also, all have read the target and what is below before one writes them anew
+  uint64_t total = sum;
+  for (int other = 0; other < warps; ++other) {
+    const uint64_t of_warp = shared.weight_of_warp[other];
+    if (other < warp) sum += of_warp;
+    total += of_warp;
+  }
+  sum += upto - own;
+  if (is_first) target = weight.target(total);
+  const bool is_reached = sum + own >= target && (sum < target || threadIdx.x == 0);
+  const bool is_last = begin < end && end == kDigits;
+  if (total < target ? !is_last : !is_reached) return;
+  int digit = begin;
+  for (; digit + 1 < end; ++digit) {
     const uint64_t next = sum + weight_of(shared.histogram, digit);
     if (next >= target) break;
     sum = next;
-    ++digit;
   }
   shared.below = sum;
   shared.target = target;
   shared.digit = static_cast<uint32_t>(digit);
 }
 
-// The least depth down to which the tokens no deeper than `limit` reach the target.
-template <class T, class Weight>
-__device__ uint32_t select_depth(const Row<T>& row, Shared& shared, const Weight& weight, uint32_t limit) {
-  uint32_t prefix = 0, prefix_mask = 0;
+// The least depth down to which the tokens no deeper than `limit` reach the target. Once the candidates are held, they
+// are those of every later selection, which looks no deeper.
+template <class T>
+__device__ uint32_t select_depth(const Row<T>& row, Shared& shared, const Weight& weight, uint32_t limit,
+                                 bool& are_held) {
+  Prefix prefix;
 #pragma unroll 1
-  for (int shift = 24; shift >= 0; shift -= 8) {
+  for (int round = 0; round < kRounds; ++round) {
+    const int shift = max(kFirstShift - round * kDigitBits, 0);  // the last digit shares bits with the one before
+    const bool collects = round > 0 && !are_held;
     clear(shared.histogram);
+    if (collects && threadIdx.x == 0) shared.found = 0;
     __syncthreads();
-    fill_histogram(row, shared, weight, prefix, prefix_mask, shift, limit);
+    fill_histogram(row, shared, weight, prefix, shift, limit, are_held, collects);
     __syncthreads();
-    if (threadIdx.x < kWarp) choose_digit(shared, weight, shift == 24);
+    if (collects) are_held = shared.found <= kMostCandidates;
+    choose_digit(shared, weight, round == 0);
     __syncthreads();
-    prefix |= shared.digit << shift;
-    prefix_mask |= uint32_t{kDigits - 1} << shift;
+    prefix.bits |= shared.digit << shift;
+    prefix.mask |= uint32_t{kDigits - 1} << shift;
   }
-  return prefix;
+  return prefix.bits;
 }
 
 // Largest logit and cut, in every thread.
@@ -164,14 +211,14 @@ __device__ __forceinline__ Threshold threshold_of(const Filters& filters, Row<T>
   float cut = minus_infinity();
   if (row.top > cut) {
     uint32_t limit = kDeepest;
+    bool are_held = false;
 #pragma unroll 1
     for (int turn = 0; turn < 2; ++turn) {
       const bool by_mass = (turn == 0) == filters.top_p_first;
-      if (!by_mass && filters.top_k < row.logits.tokens) {
-        // What top-p left may be fewer than k already: then all of it stays.
-        limit = min(limit, select_depth(row, shared, One{static_cast<uint64_t>(filters.top_k)}, limit));
-      }
-      if (by_mass && filters.top_p < 1.0) limit = select_depth(row, shared, Mass{filters.top_p}, limit);
+      if (by_mass ? !(filters.top_p < 1.0) : filters.top_k >= row.logits.tokens) continue;
+      // What top-p left may be fewer than k already: then all of it stays.
+      const Weight weight = {by_mass, static_cast<uint64_t>(filters.top_k), filters.top_p};
+      limit = min(limit, select_depth(row, shared, weight, limit, are_held));
     }
     cut = fmaxf(depth_value(limit), filters.log_min_p);
   }

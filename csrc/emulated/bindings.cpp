@@ -17,6 +17,12 @@ py::dict as_dict(const Counts& counts) {
   of["atomics"] = counts.atomics;
   of["logarithms"] = counts.logarithms;
   of["exponentials"] = counts.exponentials;
+  of["votes"] = counts.votes;
+  of["votes_won"] = counts.votes_won;
+  of["bytes_read"] = counts.bytes_read;
+  of["bytes_written"] = counts.bytes_written;
+  of["sectors_read"] = counts.sectors_read;
+  of["sectors_written"] = counts.sectors_written;
   return of;
 }
 

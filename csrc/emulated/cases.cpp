@@ -273,6 +273,28 @@ void run(const SharedCase& c) {
   expect_no_error(ggm::cuda::shared_sigmoid_bce_backward(tile, row_gradient.data(), out, nullptr, 0));
 }
 
+struct CrossEntropyCase {
+  Float dtype;
+  int64_t rows, tokens;
+};
+
+void run(const CrossEntropyCase& c) {
+  const auto [dtype, rows, tokens] = c;
+  auto products = values_of(dtype, floats(rows * tokens, -1, 1));
+  const auto bias = floats(tokens, -1, 1), shift = floats(rows, -1, 1), scale = floats(rows, 0, 1);
+  auto targets = ids(rows, tokens);
+  targets[0] = -100;
+  const auto shifted = ids(rows, tokens);
+  const ggm::CrossEntropyTile tile = {products.data(), dtype, tokens, rows, 0, tokens, bias.data(), 5.0f,
+                                      targets.data(),  shift.data(), shifted.data()};
+  std::vector<float> top(rows), mass(rows), target_logit(rows), of_bias(tokens);
+  const ggm::CrossEntropySums sums = {top.data(), mass.data(), target_logit.data()};
+  expect_no_error(ggm::cuda::linear_cross_entropy(tile, sums, nullptr, 0));
+  const ggm::CrossEntropyScales scales = {top.data(),   mass.data(), scale.data(),
+                                          scale.data(), 0.0f,        of_bias.data()};
+  expect_no_error(ggm::cuda::linear_cross_entropy_backward(tile, scales, nullptr, 0));
+}
+
 enum class Law { plain, greedy, filtered };
 
 struct StepCase {
@@ -381,6 +403,8 @@ std::vector<Case> cases() {
       named("shared float32 in place", SharedCase{f32, 9, 70, true}),
       named("shared bfloat16", SharedCase{bf16, 3, 33, false}),
       named("shared float16", SharedCase{f16, 1, 1, true}),
+      named("cross-entropy float32", CrossEntropyCase{f32, 5, 1000}),
+      named("cross-entropy bfloat16", CrossEntropyCase{bf16, 3, 33}),
       named("step float32 few", StepCase{f32, Law::plain, false, 4, 33, 8}),
       named("step float32 parts", StepCase{f32, Law::plain, false, 2, 9001, 8}),
       named("step float32 one more than groups", StepCase{f32, Law::plain, false, 1, 2049, 8}),
@@ -391,6 +415,7 @@ std::vector<Case> cases() {
       named("step greedy", StepCase{f32, Law::greedy, true, 3, 5001, 8}),
       named("step filtered float32", StepCase{f32, Law::filtered, true, 3, 4099, 8}),
       named("step filtered bfloat16", StepCase{bf16, Law::filtered, false, 2, 8448, 4}),
+      named("step filtered, more candidates than room", StepCase{f32, Law::filtered, false, 1, 12000, 8}),
       named("step filtered few", StepCase{f16, Law::filtered, true, 4, 9, 8}),
   };
 }

@@ -133,6 +133,7 @@ inline int __any_sync(unsigned mask, int predicate, const char* file = __builtin
   const auto lanes = emulated::meet(emulated::WarpOperation::any, mask, predicate != 0, {file, line});
   bool any = false;
   for (int lane = 0; lane < 32; ++lane) any |= (mask >> lane & 1u) != 0 && lanes.of(lane) != 0;
+  if (lanes.lane == __ffs(static_cast<int>(mask)) - 1) emulated::count_vote(any);
   return any;
 }
 

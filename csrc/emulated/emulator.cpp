@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emulated/fiber.h"
+#include "emulated/sectors.h"
 #include "emulated/shared_memory.h"
 
 uint3 threadIdx, blockIdx;
@@ -59,6 +60,9 @@ struct Machine {
   Place barrier = {nullptr, 0};
   void (*thread)(const void*) = nullptr;
   const void* arguments = nullptr;
+  size_t argument_bytes = 0;
+  bool is_running = false;  // a thread of a block
+  Sectors read, written;
   std::string kernel, fault;
   uint64_t random = 0;
 } machine;
@@ -158,7 +162,9 @@ void resume(unsigned thread) {
   machine.current = thread;
   threadIdx = {x, 0, 0};
   machine.threads[thread]->state = State::ready;
+  machine.is_running = true;
   machine.threads[thread]->fiber.resume();
+  machine.is_running = false;
   if (!machine.fault.empty()) throw std::runtime_error(machine.fault);
 }
 
@@ -249,6 +255,16 @@ Meeting& meeting_of(unsigned mask, Place place) {
 void count_logarithm() { ++counted->logarithms; }
 void count_exponential() { ++counted->exponentials; }
 void count_atomic() { ++counted->atomics; }
+void count_vote(bool is_won) { ++counted->votes, counted->votes_won += is_won; }
+
+// What is no register, parameter, variable of the module or shared memory is global.
+void count_access(const void* at, size_t bytes, bool writes) {
+  if (!machine.is_running || self().fiber.holds(at) || is_of_module(at)) return;
+  const char* const arguments = static_cast<const char*>(machine.arguments);
+  if (at >= arguments && at < arguments + machine.argument_bytes) return;
+  (writes ? counted->bytes_written : counted->bytes_read) += bytes;
+  (writes ? machine.written : machine.read).note(at, bytes);
+}
 
 Settings& settings() {
   static Settings settings = {environment("GGM_EMULATED_ORDER", 0),
@@ -262,7 +278,7 @@ std::map<std::string, Counts>& counts() {
   return of_kernels;
 }
 
-void run_grid(const Grid& grid, void (*thread)(const void*), const void* arguments) {
+void run_grid(const Grid& grid, void (*thread)(const void*), const void* arguments, size_t argument_bytes) {
   machine.kernel = kernel_name(grid.signature);
   check(grid);
   counted = &counts()[machine.kernel];
@@ -273,6 +289,7 @@ void run_grid(const Grid& grid, void (*thread)(const void*), const void* argumen
   machine.size = blockDim.x;
   machine.thread = thread;
   machine.arguments = arguments;
+  machine.argument_bytes = argument_bytes;
   machine.random = settings().order;
   std::vector<unsigned> blocks(gridDim.x), threads(machine.size);
   put_in_order(blocks);
@@ -284,10 +301,13 @@ void run_grid(const Grid& grid, void (*thread)(const void*), const void* argumen
     }
   } catch (...) {
     machine.threads.clear();  // midway on their stacks
+    machine.is_running = false;
     machine.fault.clear();
     throw;
   }
   acquire_at(&grid_ends);
+  counted->sectors_read += machine.read.take();
+  counted->sectors_written += machine.written.take();
 }
 
 void barrier(Place place) {

@@ -36,6 +36,10 @@ Settings& settings();
 struct Counts {
   uint64_t launches = 0, blocks = 0, threads = 0, barriers = 0, warp_operations = 0, atomics = 0;
   uint64_t logarithms = 0, exponentials = 0;
+  uint64_t votes = 0, votes_won = 0;  // of warps, by __any_sync
+  // Of global memory, where the build counts accesses: as lanes ask for them, and of how many different sectors of a
+  // launch, added up over launches.
+  uint64_t bytes_read = 0, bytes_written = 0, sectors_read = 0, sectors_written = 0;
 };
 // Of each kernel by its name.
 std::map<std::string, Counts>& counts();
@@ -43,19 +47,22 @@ std::map<std::string, Counts>& counts();
 void count_logarithm();
 void count_exponential();
 void count_atomic();
+void count_vote(bool is_won);
+void count_access(const void* at, size_t bytes, bool writes);
 
 struct Grid {
   unsigned blocks;
   int threads;
   const char* signature;  // of a function whose template argument the kernel is
 };
-void run_grid(const Grid& grid, void (*thread)(const void*), const void* arguments);
+void run_grid(const Grid& grid, void (*thread)(const void*), const void* arguments, size_t argument_bytes);
 
 template <auto kKernel, class... Arguments>
 void run(unsigned blocks, int threads, const char* signature, const Arguments&... arguments) {
-  const auto thread = [&] { kKernel(arguments...); };
+  const auto thread = [=] { kKernel(arguments...); };
   using Thread = decltype(thread);
-  run_grid({blocks, threads, signature}, [](const void* self) { (*static_cast<Thread*>(self))(); }, &thread);
+  run_grid({blocks, threads, signature}, [](const void* self) { (*static_cast<Thread*>(self))(); }, &thread,
+           sizeof thread);
 }
 
 // Where in the source a rendezvous is.

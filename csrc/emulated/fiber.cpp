@@ -125,6 +125,8 @@ Fiber::~Fiber() {
   munmap(stack_, kStackBytes);
 }
 
+bool Fiber::holds(const void* at) const { return at >= stack_ && at < stack_ + kStackBytes; }
+
 void Fiber::prepare(Entry entry) {
   first_function = entry;
   place_ = prepared(stack_, &begin);

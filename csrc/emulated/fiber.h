@@ -21,6 +21,8 @@ class Fiber {
   void resume();
   // From the fiber to the host. One that ends must be prepared before it is resumed again.
   void leave(bool ends);
+  // Whether an address is on its stack.
+  bool holds(const void* at) const;
 
   // Under ThreadSanitizer: the thread as which this fiber is seen.
   void* identity = nullptr;

@@ -35,8 +35,9 @@ class TransformerConfig(Size):
     tied: bool = False
     attention: str = "sdpa"
 
-    # Whether one pass gives the conditionals of all positions, each blind to its own token.
+    # Whether one pass gives the conditionals of all positions, and whether each has seen its own token.
     gives_all_conditionals: ClassVar[bool] = False
+    sees_own_token: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         width, heads, ratio, grid = self.width, self.heads, self.mlp_ratio, self.grid

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ggm.data.images import tokenizers as image_tokenizers
-from ggm.data.text import decode, read_tokenizer
 from ggm.model import GGM
-from ggm.training.checkpoints import TOKENIZER, check_files, find, read_config
+from ggm.training.checkpoints import check_files, find, read_config
 
 
 @dataclass(frozen=True)
@@ -48,28 +47,10 @@ class Checkpoint:
         check_files(folder, weights=False)
         read_config(folder)  # to tell what is wrong with it, which the library below does not
         model = GGM.from_pretrained(folder, map_location=device)
-        tokenizer = read_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else None
-        if tokenizer is not None and tokenizer.get_vocab_size() != model.config.vocab_size:
-            raise ValueError(
-                f"{folder / TOKENIZER}: got {tokenizer.get_vocab_size()} tokens; "
-                f"allowed: {model.config.vocab_size}, the vocabulary of the model"
-            )
-        images = image_tokenizers.read_tokenizer(folder, device)
-        if images is not None:
-            _check_images(images, model, folder / image_tokenizers.IMAGES)
-        return cls(folder, model, tokenizer, images)
+        vocabulary = model.vocabulary
+        vocabulary.check(model.config.vocab_size, model.chain.length, folder)
+        return cls(folder, model, vocabulary.tokenizer, vocabulary.images)
 
     def texts(self, tokens: torch.Tensor) -> list[str] | None:
         """Texts of tokens [N, L]; None if the model is not one of text."""
-        if self.tokenizer is None:
-            return None
-        return [decode(self.tokenizer, row) for row in tokens.tolist()]
-
-
-def _check_images(images: image_tokenizers.ImageTokenizer, model: GGM, path: Path) -> None:
-    rows, columns = images.grid
-    if (images.vocab_size, rows * columns) != (model.config.vocab_size, model.chain.length):
-        raise ValueError(
-            f"{path}: got {images.vocab_size} tokens on a grid of {rows} x {columns}; allowed: "
-            f"{model.config.vocab_size} tokens, {model.chain.length} positions, those of the model"
-        )
+        return self.model.vocabulary.texts(tokens)

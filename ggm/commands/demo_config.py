@@ -21,6 +21,9 @@ class DemoConfig:
 
     The three minutes of training are for two CPU cores; the rest takes less than two.
 
+    --web shows the chain at work, on a page of this machine: paint a hole into a digit, or, with a
+    --checkpoint of text, type a text with gaps. It trains only where there is no model yet.
+
     Attributes
     ----------
     seconds : float
@@ -31,12 +34,21 @@ class DemoConfig:
         Folder for pictures and model; made if it is not there.
     samples : int
         Digits to draw, and held-out digits to compare them with.
+    web : bool
+        Serve a page that shows a chain denoise (needs gradio).
+    checkpoint : Path or None
+        With `web`: folder of a checkpoint or a run of text or images (default: the model of this demo).
+    port : int
+        With `web`: port of this machine.
     """
 
     seconds: float = 180.0
     seed: int = 0
     out: Path = Path("outputs/demo")
     samples: int = HELD_OUT
+    web: bool = False
+    checkpoint: Path | None = None
+    port: int = 7860
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):
@@ -45,3 +57,12 @@ class DemoConfig:
             raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**63 - 1")
         if not 16 <= self.samples <= HELD_OUT:
             raise ValueError(f"samples: got {self.samples}; allowed: 16 to {HELD_OUT}")
+        if not 0 < self.port < 2**16:
+            raise ValueError(f"port: got {self.port}; allowed: 1 to 65535")
+        if self.checkpoint is not None and not self.web:
+            raise ValueError("checkpoint: got a folder without `web`; allowed: with `web`")
+
+    @property
+    def model(self) -> Path:
+        """Folder of the model."""
+        return self.out / "model"

@@ -10,6 +10,7 @@ from ggm.commands import figures
 from ggm.commands.demo_config import HELD_OUT, DemoConfig
 from ggm.data.digits import SIDE, Digits, load_digits
 from ggm.data.images.tokenizers import GreyLevels
+from ggm.data.vocabulary import Vocabulary
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 from ggm.extras import require
 from ggm.model import GGM
@@ -81,10 +82,9 @@ def run(config: DemoConfig) -> None:
     samples = _sample(result.model, digits, config)
     _infill(result.model, digits, config)
     _report(result.model, samples, digits, config)
-    folder = config.out / "model"
-    result.model.save_pretrained(folder)
-    GreyLevels(SIDE, LEVELS).save(folder)
-    print(f"pictures in {config.out}: samples.png, chain.png, infill.png; for `ggm sample`: {folder}")
+    result.model.vocabulary = Vocabulary(images=GreyLevels(SIDE, LEVELS))
+    result.model.save_pretrained(config.model)
+    print(f"pictures in {config.out}: samples.png, chain.png, infill.png; for `ggm sample`: {config.model}")
 
 
 def _sample(model: GGM, digits: Digits, config: DemoConfig) -> torch.Tensor:

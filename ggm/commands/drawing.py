@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggm.commands.flags import Flags
+from ggm.processes import ALONE, Processes
 from ggm.sampling.config import ReDenoise, SamplingConfig
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ class Given:
     frozen: torch.Tensor
 
 
-def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, GenerateConfig]:
-    """Checkpoint and configuration of parsed flags.
+def open_checkpoint(options: argparse.Namespace, processes: Processes) -> tuple[Checkpoint, GenerateConfig]:
+    """Checkpoint and configuration of parsed flags, for one of the processes that share out the samples.
 
     Raises
     ------
@@ -109,6 +111,7 @@ def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, GenerateCo
     from ggm.commands.checkpoint import Checkpoint
     from ggm.commands.devices import check_device
 
+    options.device = processes.device(options.device)
     check_device(options.device)
     checkpoint = Checkpoint.open(options.checkpoint, options.device)
     config = drawing_flags()[0].make(options, sampling=_sampling(options, checkpoint.model))
@@ -132,16 +135,25 @@ def _sampling(options: argparse.Namespace, model: GGM) -> SamplingConfig:
     return _SAMPLING.make(options, sites_per_step=sites, redenoise=redenoise, **law)
 
 
-def sample(model: GGM, config: GenerateConfig, *, progress: bool = False) -> SampleResult:
+def sample(
+    model: GGM, config: GenerateConfig, processes: Processes = ALONE, *, progress: bool = False
+) -> SampleResult:
     """Draw sequences, int64 [count, L] on the CPU, and sum up what the batches cost."""
 
     def draw(ids: torch.Tensor) -> SampleResult:
         return model.sample(len(ids), config.sampling, seed=config.seed, sample_ids=ids, progress=progress)
 
-    return _in_batches(draw, config, model)
+    return _in_batches(draw, config, model, processes)
 
 
-def fill(model: GGM, given: Given, config: GenerateConfig, *, progress: bool = False) -> SampleResult:
+def fill(
+    model: GGM,
+    given: Given,
+    config: GenerateConfig,
+    processes: Processes = ALONE,
+    *,
+    progress: bool = False,
+) -> SampleResult:
     """Draw what is not frozen, int64 [count, L] on the CPU, and sum up what the batches cost."""
 
     def draw(ids: torch.Tensor) -> SampleResult:
@@ -154,7 +166,7 @@ def fill(model: GGM, given: Given, config: GenerateConfig, *, progress: bool = F
             progress=progress,
         )
 
-    return _in_batches(draw, config, model)
+    return _in_batches(draw, config, model, processes)
 
 
 def tell_cost(result: SampleResult) -> None:
@@ -168,18 +180,28 @@ def tell_cost(result: SampleResult) -> None:
 
 
 def _in_batches(
-    draw: Callable[[torch.Tensor], SampleResult], config: GenerateConfig, model: GGM
+    draw: Callable[[torch.Tensor], SampleResult], config: GenerateConfig, model: GGM, processes: Processes
 ) -> SampleResult:
-    """Results of all batches of sample ids as one; its tokens on the CPU."""
+    """Results of all batches of sample ids as one; its tokens on the CPU, its seconds those of the slowest.
+
+    Whole batches are shared out, the ones that a process alone would draw: what is computed together
+    stays together, and the results are the same to the bit.
+    """
     import torch
 
     from ggm.sampling.stepwise import SampleResult
 
     ids = torch.arange(config.count, device=model.backbone.head_bias.device)
-    parts = [draw(batch) for batch in ids.split(config.batch)]
+
+    def on_cpu(batch: torch.Tensor) -> SampleResult:
+        part = draw(batch)
+        return dataclasses.replace(part, tokens=part.tokens.cpu(), vocabulary=None)
+
+    parts = processes.share_out(ids.split(config.batch), on_cpu)
+    count = processes.count
     return SampleResult(
-        torch.cat([part.tokens.cpu() for part in parts]),
+        torch.cat([part.tokens for part in parts]),
         sum(part.network_evaluations for part in parts),
         sum(part.site_updates for part in parts),
-        sum(part.seconds for part in parts),
+        max(sum(part.seconds for part in parts[rank::count]) for rank in range(count)),
     )

@@ -14,6 +14,7 @@ from ggm.commands.drawing import DrawingOptions, drawing_flags, open_checkpoint,
 from ggm.commands.flags import Flags
 from ggm.commands.score import METRICS, MetricOptions, grid_shape, read, score_config
 from ggm.evaluation.config import HeldOutConfig, ImageShape, LikelihoodConfig, ReadConfig
+from ggm.processes import Processes, started
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ class EvaluateOptions(MetricOptions, DrawingOptions):
     moved, --data CONFIG names the YAML file. They are scored as the samples are, to compare with. Beside
     that stand the likelihood bound of the model on them, and its losses and the calibration sum_a exp g at
     several chain times.
+    Several processes share out batches of samples, of held-out data and of what the language model reads, and
+    the result is that of one:  torchrun --nproc-per-node 8 -m ggm evaluate ..
     Images, drawn by the VQModel that the checkpoint holds if it is one of such tokens, are compared with the
     first training images unless --reference names others.
 
@@ -67,13 +70,18 @@ FLAGS = (Flags(EvaluateOptions), *drawing_flags(count=64), _HELD_OUT, _LIKELIHOO
 
 def run(options: argparse.Namespace) -> None:
     """Draw, score, look at held-out data, print or write."""
+    with started() as processes:
+        _run(options, processes)
+
+
+def _run(options: argparse.Namespace, processes: Processes) -> None:
     from ggm.commands import output, provenance, report
     from ggm.evaluation.held_out import held_out
     from ggm.evaluation.likelihood import likelihood
     from ggm.evaluation.samples import Samples
     from ggm.evaluation.scoring import Scoring
 
-    checkpoint, config = open_checkpoint(options)
+    checkpoint, config = open_checkpoint(options, processes)
     started = time.perf_counter()
     report.check_out(options.out)
     output.check_output(options.save_samples, checkpoint, "--save-samples")
@@ -84,13 +92,13 @@ def run(options: argparse.Namespace) -> None:
     data = None if run is None else _data(run, checkpoint, _run_file(options, checkpoint.folder))
     images = _run_images(options, checkpoint, run, data)
     reference = _reference(options, images)
-    progress = sys.stderr.isatty()
+    progress = processes.is_main and sys.stderr.isatty()
     shape = None if images is None else images.shape
-    scoring = Scoring(score_config(options, shape), reference, progress=progress)
+    scoring = Scoring(score_config(options, shape), reference, processes, progress=progress)
 
-    drawn = sample(model, config, progress=progress)
-    sampling = provenance.of_samples(drawn, config, checkpoint)
-    if options.save_samples is not None:
+    drawn = sample(model, config, processes, progress=progress)
+    sampling = provenance.of_samples(drawn, config, checkpoint, processes)
+    if options.save_samples is not None and processes.is_main:
         output.write_samples(options.save_samples, drawn.tokens, checkpoint)
         provenance.write_record(options.save_samples, sampling)
     if images is None:
@@ -100,17 +108,18 @@ def run(options: argparse.Namespace) -> None:
     metrics = scoring.score(samples, "the samples", progress=progress)
     metrics |= {"likelihood": None, "held_out": None}
     if data is not None:
-        metrics["likelihood"] = likelihood(model, data.held_out, bounding)
+        metrics["likelihood"] = likelihood(model, data.held_out, bounding, processes)
         # As many, where there are: most metrics depend on the number.
         rows = data.held_out[: len(samples)]
         real: Samples | ImageSet = Samples(checkpoint.texts(rows), rows)
         if images is not None:
             real = images.held_out(len(rows))
         metrics["held_out"] = {
-            **held_out(model, data.held_out, looking),
+            **held_out(model, data.held_out, looking, processes),
             "scores": scoring.score(real, "held-out data", progress=progress),
         }
-    report.give(options.out, report.result("evaluate", options, sampling, metrics, started))
+    if processes.is_main:
+        report.give(options.out, report.result("evaluate", options, sampling, metrics, started))
 
 
 def _run_images(
@@ -156,15 +165,16 @@ def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
 
 def _data(run: RunConfig, checkpoint: Checkpoint, path: Path) -> Data:
     """Data of a run, whose configuration `path` holds."""
-    from ggm.data.sources import load_data, source_file
+    from ggm.data.sources import load_data, source_files
+    from ggm.digests import Files
 
     config = checkpoint.model.config
-    file = source_file(run.data)
-    if file is not None and run.data_file is not None:
-        run.data_file.check(file, path)
+    files = source_files(run.data)
+    if files is not None and run.data_file is not None:
+        run.data_file.check(files, path)
     data = load_data(run.data, config.chain.length, checkpoint.tokenizer, checkpoint.images)
-    if file is None and data.file is not None and run.data_file is not None:
-        run.data_file.check(data.file, path)
+    if files is None and data.file is not None and run.data_file is not None:
+        run.data_file.check(Files.single(data.file), path)
     if data.vocab_size != config.vocab_size:
         raise ValueError(
             f"data: got {data.vocab_size} tokens; allowed: {config.vocab_size}, the vocabulary of the model"

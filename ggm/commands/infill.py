@@ -20,6 +20,7 @@ from ggm.commands.drawing import (
     tell_cost,
 )
 from ggm.commands.flags import Flags
+from ggm.processes import ALONE, Processes, started
 
 if TYPE_CHECKING:
     from ggm.commands.checkpoint import Checkpoint
@@ -72,12 +73,19 @@ FLAGS = (Flags(InfillOptions), *drawing_flags())
 def run(options: argparse.Namespace) -> None:
     """Fill gaps, and print or write."""
     _check(options)
-    checkpoint, config = open_checkpoint(options)
-    progress = sys.stderr.isatty()
+    with started() as processes:
+        _run(options, processes)
+
+
+def _run(options: argparse.Namespace, processes: Processes) -> None:
+    checkpoint, config = open_checkpoint(options, processes)
     if options.image is not None:
-        tell_cost(_infill_image(checkpoint, config, options, progress))
+        _infill_image(checkpoint, config, options, processes)
         return
-    result = infill_text(checkpoint, options.text, options.gap, config, progress=progress)
+    progress = processes.is_main and sys.stderr.isatty()
+    result = infill_text(checkpoint, options.text, options.gap, config, processes, progress=progress)
+    if not processes.is_main:
+        return
     tell_cost(result)
     for text in checkpoint.texts(result.tokens) or []:
         print(text)
@@ -101,7 +109,13 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def infill_text(
-    checkpoint: Checkpoint, text: str, gap: str, config: GenerateConfig, *, progress: bool = False
+    checkpoint: Checkpoint,
+    text: str,
+    gap: str,
+    config: GenerateConfig,
+    processes: Processes = ALONE,
+    *,
+    progress: bool = False,
 ) -> SampleResult:
     """Fill the gaps of a text.
 
@@ -127,6 +141,19 @@ def infill_text(
     ValueError
         If the model is not one of text, the text is too long, has no gap or holds unknown characters.
     """
+    given, length = given_text(checkpoint, text, gap)
+    result = fill(checkpoint.model, given, config, processes, progress=progress)
+    return dataclasses.replace(result, tokens=result.tokens[:, :length])
+
+
+def given_text(checkpoint: Checkpoint, text: str, gap: str) -> tuple[Given, int]:
+    """What a text with gaps gives of the model's sequence, and how many tokens it is long.
+
+    Raises
+    ------
+    ValueError
+        As `infill_text`.
+    """
     import torch
 
     from ggm.data.text import encode
@@ -135,7 +162,7 @@ def infill_text(
         raise ValueError("text: this checkpoint holds no vocabulary of text")
     if len(gap) != 1:
         raise ValueError(f"gap: got {gap!r}; allowed: one character")
-    model, length = checkpoint.model, checkpoint.model.chain.length
+    length = checkpoint.model.chain.length
     given: list[int | None] = []
     try:
         for part in re.split(f"({re.escape(gap)}+)", text):
@@ -149,13 +176,12 @@ def infill_text(
     rest = [None] * (length - len(given))
     frozen = torch.tensor([token is not None for token in [*given, *rest]])
     tokens = torch.tensor([token or 0 for token in [*given, *rest]])
-    result = fill(model, Given(tokens, frozen), config, progress=progress)
-    return dataclasses.replace(result, tokens=result.tokens[:, : len(given)])
+    return Given(tokens, frozen), len(given)
 
 
 def _infill_image(
-    checkpoint: Checkpoint, config: GenerateConfig, options: argparse.Namespace, progress: bool
-) -> SampleResult:
+    checkpoint: Checkpoint, config: GenerateConfig, options: argparse.Namespace, processes: Processes
+) -> None:
     from ggm.commands import output, provenance
     from ggm.data.images.masks import frozen_tokens, pixels_to_draw, read_image
 
@@ -166,9 +192,12 @@ def _infill_image(
     pixels = read_image(images, options.image)
     mask = pixels_to_draw(images, options.image, mask=options.mask, box=options.box)
     given = Given(images.encode(pixels)[0].cpu(), frozen_tokens(images, mask))
-    result = fill(checkpoint.model, given, config, progress=progress)
+    progress = processes.is_main and sys.stderr.isatty()
+    result = fill(checkpoint.model, given, config, processes, progress=progress)
+    if not processes.is_main:
+        return
     output.write_samples(options.out, result.tokens, checkpoint, given)
-    provenance.write_record(options.out, provenance.of_samples(result, config, checkpoint))
+    provenance.write_record(options.out, provenance.of_samples(result, config, checkpoint, processes))
     drawn = int((~given.frozen).sum())
     print(f"{drawn} of {len(given.frozen)} tokens drawn", file=sys.stderr)
-    return result
+    tell_cost(result)

@@ -29,7 +29,7 @@ FLAGS = (Flags(InfoOptions),)
 def run(options: argparse.Namespace) -> None:
     """Print a line for each thing."""
     from ggm.commands.checkpoint import Checkpoint
-    from ggm.training.checkpoints import PROGRESS, read_progress
+    from ggm.training.checkpoints import PROGRESS, Checkpoints, read_progress
     from ggm.training.config import RUN_CONFIG
     from ggm.training.metrics import read_metrics
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     config, run_folder = model.config, folder.parent.parent
     told: dict[str, Any] = {
         "checkpoint": folder,
-        "network": f"{config.backbone.kind}, {sum(p.numel() for p in model.parameters())} parameters",
+        "network": f"{_network(config)}, {sum(p.numel() for p in model.parameters())} parameters",
         "tokens": f"vocabulary {config.vocab_size} ({_kind(checkpoint)}), sequences of {model.chain.length}",
         "chain": f"{model.chain.sweeps} sweeps, T = {model.chain.steps}",
         "noise": "uniform" if config.noise_probs is None else f"{len(config.noise_probs)} probabilities",
@@ -53,10 +53,18 @@ def run(options: argparse.Namespace) -> None:
         if looks:
             last = looks[-1]
             told["held out"] = f"loss {last['held_out_loss']:.4f}, calibration {last['calibration']:.4f}"
+    best = Checkpoints(run_folder / "checkpoints", keep=1).best()
+    if best is not None:
+        told["best"] = f"{best}: step {read_progress(best)[0]}"
     if (run_folder / RUN_CONFIG).is_file():
         told["run"] = run_folder / RUN_CONFIG
     for name, value in told.items():
         print(f"{name:12}{value}")
+
+
+def _network(config: Any) -> str:
+    kind: str = config.backbone.kind
+    return kind if config.predicts == "state" else f"{kind}, predicts {config.predicts}"
 
 
 def _kind(checkpoint: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 
 import ggm_kernels
 from ggm.files import read_json, write_text
+from ggm.processes import ALONE, Processes
 from ggm.training.checkpoints import PROGRESS, read_progress
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ KEYS = (
     "config",
     "vocab_size",
     "device",
+    "processes",
     "versions",
 )
 
@@ -52,7 +54,9 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def of_samples(result: SampleResult, config: GenerateConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+def of_samples(
+    result: SampleResult, config: GenerateConfig, checkpoint: Checkpoint, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Record of samples that a checkpoint gave.
 
     Parameters
@@ -63,6 +67,8 @@ def of_samples(result: SampleResult, config: GenerateConfig, checkpoint: Checkpo
         How it was called.
     checkpoint : Checkpoint
         What it was drawn from.
+    processes : Processes
+        Who drew.
 
     Returns
     -------
@@ -90,6 +96,7 @@ def of_samples(result: SampleResult, config: GenerateConfig, checkpoint: Checkpo
         "config": dataclasses.asdict(config),
         "vocab_size": model.config.vocab_size,
         "device": str(weights.device),
+        "processes": processes.count,
         "versions": versions(),
     }
 

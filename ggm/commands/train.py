@@ -20,10 +20,10 @@ class TrainOptions:
     """Train the model that a YAML file describes; configs/ holds some.
 
     Writes into the folder `out` of the file: checkpoints/step-N (the last few, each complete and usable by
-    `ggm sample` and by GGM.from_pretrained), metrics.jsonl (a line per step), tensorboard/ if tensorboard
-    is installed. SIGTERM and Ctrl-C save a checkpoint and end the run; --resume continues it, after a kill
-    or a power cut, too: at most the steps since the last checkpoint are lost, and the loss curve is that of a
-    run that was never stopped.
+    `ggm sample` and by GGM.from_pretrained) and checkpoints/best, metrics.jsonl (a line per step; `ggm plot`
+    draws it), samples/ for images, tensorboard/ if tensorboard is installed. SIGTERM and Ctrl-C save a
+    checkpoint and end the run; --resume continues it, after a kill or a power cut, too: at most the steps
+    since the last checkpoint are lost, and the loss curve is that of a run that was never stopped.
 
     Several processes:  torchrun --nproc-per-node 8 -m ggm train CONFIG
                    or:  accelerate launch --multi_gpu --num_processes 8 -m ggm train CONFIG

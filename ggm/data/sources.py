@@ -17,6 +17,8 @@ from ggm.data.held_out import HeldOutBy, check_held_out, split
 from ggm.data.images.files import open_images
 from ggm.data.images.token_cache import cached_tokens
 from ggm.data.images.tokenizers import GreyLevels, ImageTokenizer, VQTokenizer, open_vq
+from ggm.data.text_files import text_files
+from ggm.digests import Files
 
 
 @dataclass(frozen=True)
@@ -190,12 +192,21 @@ class Data:
 DataConfig = PydocData | DigitsData | TextData | TokenData | ImageData
 
 
-def source_file(config: DataConfig) -> Path | None:
-    """File that a data set is read from. None if it is none; for images their tokens are one."""
+def source_files(config: DataConfig) -> Files | None:
+    """Files that a data set is read from. None if it is not; for images their tokens are one.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a folder or a pattern holds no text.
+    """
     if isinstance(config, PydocData):
-        return text.pydoc_file()
-    if isinstance(config, (TextData, TokenData)) and Path(config.source).is_file():
-        return Path(config.source)
+        path = text.pydoc_file()
+        return None if path is None else Files.single(path)
+    if isinstance(config, TokenData) and Path(config.source).is_file():
+        return Files.single(Path(config.source))
+    if isinstance(config, TextData) and (found := text_files(config.source)):
+        return Files(Path(config.source), tuple(found))
     return None
 
 

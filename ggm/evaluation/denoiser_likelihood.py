@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch.nn.functional import pad
 
-from ggm.draws import uniforms
 from ggm.evaluation.bound import (
     LogModel,
     Noise,
@@ -20,7 +19,9 @@ from ggm.evaluation.bound import (
     step_bound,
 )
 from ggm.evaluation.config import LikelihoodConfig
-from ggm_kernels import NoiseLaw, Stream, corrupt
+from ggm.evaluation.times import EvenTimes
+from ggm.mixture import leave_one_out_shift, log_mixture
+from ggm_kernels import NoiseLaw, corrupt
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -103,15 +104,12 @@ class _PlugIn:
 
     def bound(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Nats of some sequences, whose numbers are `rows`."""
-        steps = len(self.keep_prob) - 1
-        times = min(self.config.times, steps)
-        starts = uniforms(rows, 1, stream=Stream.TIME, seed=self.config.seed)[:, 0]
+        counts = torch.full((len(rows),), len(self.keep_prob) - 1)
+        times = EvenTimes.of(rows, counts, self.config.times, seed=self.config.seed)
         total = torch.zeros(len(rows), dtype=torch.float64)
-        for number in range(times):
-            # Evenly spread with a random start: every step is looked at with probability times / steps.
-            at = ((number + starts) * steps / times).long().clamp_max(steps - 1) + 1
-            terms = self._terms(tokens, rows.to(tokens.device), at.to(tokens.device), number)
-            total += terms.cpu() * steps / times
+        for number in range(times.looks):
+            at = (times.at(number) + 1).to(tokens.device)
+            total += self._terms(tokens, rows.to(tokens.device), at, number).cpu() * times.weights
         last = self.keep_prob[-1].expand(tokens.shape)
         return total + prior_divergence(last, tokens, self.noise).sum(dim=1).cpu()
 
@@ -146,8 +144,8 @@ class _PlugIn:
         self, logits: torch.Tensor, noisy: torch.Tensor, keep_prob: torch.Tensor
     ) -> torch.Tensor:
         """Logits of x0 given the other positions, from those given all; keep_prob [B] is alpha."""
-        odds = (keep_prob / (1.0 - keep_prob))[:, None] / self.noise.of(noisy)
-        return logits.scatter_add(2, noisy[..., None], -torch.log1p(odds)[..., None])
+        shift = leave_one_out_shift(keep_prob[:, None], self.noise.of(noisy))
+        return logits.scatter_add(2, noisy[..., None], shift[..., None])
 
     def _log_model(self, logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Logarithm of alpha_s p0 + (1 - alpha_s) pi, the distribution of X_s, float64 [B * L, V]."""
@@ -156,5 +154,4 @@ class _PlugIn:
             logits = pad(logits, (0, self.noise.vocab_size - logits.shape[1]), value=-math.inf)
             logits[:, self.mask_id] = -math.inf
         keep = before.repeat_interleave(len(logits) // len(before))[:, None]
-        noise = torch.log1p(-keep) + self.noise.probs.to(logits.device).log()
-        return torch.logaddexp(keep.log() + logits.log_softmax(dim=1), noise)
+        return log_mixture(logits.log_softmax(dim=1), keep, self.noise.probs.to(logits.device))

@@ -10,12 +10,14 @@ from ggm.chain import Chain
 from ggm.evaluation.config import HeldOutConfig
 from ggm.evaluation.statistics import standard_error
 from ggm.model import GGM
-from ggm.objective import ObjectiveConfig
+from ggm.processes import ALONE, Processes
 from ggm.sampling.visits import OwnVisits, VisitGroup
 
 
 @torch.inference_mode()
-def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[str, Any]:
+def held_out(
+    model: GGM, tokens: torch.Tensor, config: HeldOutConfig, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Losses and calibration on data that the model was not trained on.
 
     Parameters
@@ -26,15 +28,17 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
         Data, int64 [M, L].
     config : HeldOutConfig
         Where in the chain.
+    processes : Processes
+        Who shares out the batches: all of them call this.
 
     Returns
     -------
     dict
         ``by_time``, from the least noise to the most, and the same numbers averaged over it: ``loss``,
-        the model's own objective; ``cross_entropy``, -log softmax(g) in nats of the token that X_t
-        has there, comparable between objectives; ``calibration`` and ``calibration_std``, mean and
-        standard deviation over sequences of sum_a exp g, which is 1 for exact conditionals. Standard
-        errors are those of a mean over independent sequences.
+        the model's own objective; ``cross_entropy``, in nats, of the token that X_t has there under
+        its conditional, comparable between objectives and predictions; ``calibration`` and
+        ``calibration_std``, mean and standard deviation over sequences of sum_a exp g, which is 1 for
+        exact conditionals. Standard errors are those of a mean over independent sequences.
     """
     groups = list(OwnVisits.of(model.chain).groups(config.sites_per_step))[::-1]
     count = min(config.times, len(groups))
@@ -42,15 +46,15 @@ def held_out(model: GGM, tokens: torch.Tensor, config: HeldOutConfig) -> dict[st
     chosen = [groups[(2 * i + 1) * len(groups) // (2 * count)] for i in range(count)]
     ids = torch.arange(len(tokens))
     # [time, loss and cross-entropy and sum, sequence]: positions of one group are one look at a sequence.
-    values = torch.stack(
-        [
-            torch.cat(
-                [_values(model, tokens[part], part, group, config.seed) for part in ids.split(config.batch)],
-                dim=1,
-            ).cpu()
-            for group in chosen
-        ]
-    )
+    batches = ids.split(config.batch)
+    parts = [(group, part) for group in chosen for part in batches]
+
+    def look(part: tuple[VisitGroup, torch.Tensor]) -> torch.Tensor:
+        group, rows = part
+        return _values(model, tokens[rows], rows, group, config.seed).cpu()
+
+    looked = torch.cat(processes.share_out(parts, look), dim=1)
+    values = looked.view(3, count, len(tokens)).transpose(0, 1)
     by_time = [_at_time(group, model.chain, row) for group, row in zip(chosen, values, strict=True)]
     loss, cross_entropy, calibration = values.mean(dim=0)
     return {
@@ -88,8 +92,8 @@ def _values(
     steps = group.steps.to(device).expand(len(tokens), -1)
     # Times are the steps of the noise, where training has its own.
     coordinates: dict[str, Any] = {"seed": seed, "step": int(group.time), "sample_ids": ids.to(device)}
-    predictions = model.predictions(tokens.to(device), times, steps, **coordinates)
-    objectives = (model.config.objective, ObjectiveConfig("cross_entropy"))
-    losses = [predictions.losses(objective).float() for objective in objectives]
+    now = times + len(group.steps)  # where a sampler sees the group
+    predictions = model.predictions(tokens.to(device), times, steps, now=now, **coordinates)
+    losses = [predictions.losses(model.config.objective), predictions.cross_entropy()]
     rows = torch.stack([*losses, predictions.calibration()]).double()
     return rows.view(3, len(tokens), -1).mean(dim=2)

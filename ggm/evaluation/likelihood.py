@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import linear
 
 from ggm.chain import Chain
-from ggm.draws import uniforms
 from ggm.evaluation.bound import (
     LogModel,
     Noise,
@@ -20,87 +18,17 @@ from ggm.evaluation.bound import (
     step_bound,
 )
 from ggm.evaluation.config import LikelihoodConfig
+from ggm.evaluation.log_conditionals import SUMMED_VOCABULARY, LogConditionals, log_conditionals
 from ggm.evaluation.statistics import standard_error
+from ggm.evaluation.times import EvenTimes
 from ggm.model import GGM
-from ggm.sampling.steps import Conditionals, LinearLogits
+from ggm.processes import ALONE, Processes
+from ggm.sampling.steps import Conditionals, DataPrediction
 from ggm.sampling.visits import OwnVisits
-from ggm_kernels import NoiseLaw, Stream, corrupt, linear_glauber_step, random_tokens
+from ggm_kernels import NoiseLaw, Stream, corrupt, random_tokens
 
-# Rows of so many tokens are summed over the vocabulary; longer ones are looked at through draws of the noise.
-_SUMMED_VOCABULARY = 4096
+# Draws of the noise that stand for a vocabulary too long to be summed over.
 _DRAWS = 16
-
-
-class Factored(Protocol):
-    """A network's log-conditionals of X_t at R rows."""
-
-    def at(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logarithm of m at tokens [R, C]: float64 [R, C]."""
-        ...
-
-    def mean(self) -> torch.Tensor:
-        """Mean of log m over pi, float64 [R]."""
-        ...
-
-
-class _AllLogits:
-    """Log-conditionals from logits [R, V]."""
-
-    def __init__(self, logits: torch.Tensor, noise: Noise) -> None:
-        self._log_probs = logits.double().log_softmax(dim=1)
-        self._probs = noise.probs.to(logits.device)
-
-    def at(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._log_probs.gather(1, tokens)
-
-    def mean(self) -> torch.Tensor:
-        # A token that noise never draws may have probability 0.
-        return torch.where(self._probs > 0.0, self._probs * self._log_probs, 0.0).sum(dim=1)
-
-
-class _Products:
-    """Log-conditionals from hidden states [R, d] and a head, without all R x V logits at once.
-
-    The mean of the logits over pi is one dot product with the mean row of the head, and the logarithm of the
-    sum of their exponentials a by-product of the kernel.
-    """
-
-    def __init__(self, given: LinearLogits, noise: Noise) -> None:
-        hidden, self._weight, self._bias = given.hidden.flatten(0, 1), given.weight, given.bias
-        self._hidden = hidden
-        rows = len(hidden)
-        self._log_sum_exp = torch.empty(rows, 1, dtype=torch.float32, device=hidden.device)
-        linear_glauber_step(
-            torch.zeros(rows, 1, dtype=torch.int64, device=hidden.device),
-            hidden[:, None],
-            self._weight,
-            torch.zeros(1, dtype=torch.int64, device=hidden.device),
-            bias=self._bias,
-            seed=0,
-            step=0,
-            log_sum_exp=self._log_sum_exp,
-        )
-        self._probs = noise.probs.to(hidden.device)
-
-    def at(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits = torch.einsum("rd,rcd->rc", self._hidden.double(), self._weight[tokens].double())
-        if self._bias is not None:
-            logits = logits + self._bias[tokens].double()
-        return logits - self._log_sum_exp.double()
-
-    def mean(self) -> torch.Tensor:
-        row = self._probs @ self._weight.double()
-        offset = 0.0 if self._bias is None else self._probs @ self._bias.double()
-        return self._hidden.double() @ row + offset - self._log_sum_exp[:, 0].double()
-
-
-def log_conditionals(given: torch.Tensor | LinearLogits, noise: Noise) -> Factored:
-    """What the bound reads of a network that predicts the conditional of X_t at B x K places."""
-    if isinstance(given, torch.Tensor):
-        return _AllLogits(given.flatten(0, 1), noise)
-    if noise.vocab_size <= _SUMMED_VOCABULARY:
-        return _AllLogits(linear(given.hidden.flatten(0, 1), given.weight, given.bias), noise)
-    return _Products(given, noise)
 
 
 @dataclass(frozen=True)
@@ -141,8 +69,8 @@ def chain_bound(
     Parameters
     ----------
     conditionals : Conditionals
-        Logits of P(X_{t,i} = . | X_{t,-i}), which must not depend on the token at i; called with positions
-        [B, K] and times [B].
+        P(X_{t,i} = . | X_{t,-i}) as logits, which must not depend on the token at i, or as a prediction of
+        the data, which may if it has a `logit_shift`; called with positions [B, K] and times [B].
     chain : Chain
         Visit order and noise rates.
     tokens : torch.Tensor
@@ -195,13 +123,10 @@ class _Batch:
             return total
         own = OwnVisits.of(self.chain, self.frozen)
         groups = self.chain.sweeps * -(-own.counts.expand(len(self.ids)) // self.config.sites_per_step)
-        times = min(self.config.times, max(1, int(groups.max())))
-        starts = uniforms(self.ids, 1, stream=Stream.TIME, seed=self.config.seed)[:, 0]
-        for number in range(times):
-            # Evenly spread with a random start: every group is looked at with probability times / groups.
-            index = ((number + starts) * groups / times).long().clamp_max((groups - 1).clamp_min(0))
-            group = _Group.of(own, len(self.ids), index, self.config.sites_per_step)
-            total += self._terms(group, number).cpu() * groups / times
+        times = EvenTimes.of(self.ids, groups, self.config.times, seed=self.config.seed)
+        for number in range(times.looks):
+            group = _Group.of(own, len(self.ids), times.at(number), self.config.sites_per_step)
+            total += self._terms(group, number).cpu() * times.weights
         last = self._keep_prob(torch.full((len(self.ids),), self.chain.steps, device=self.tokens.device))
         per_site = prior_divergence(last, self.tokens, self.noise)
         if self.frozen is not None:
@@ -235,32 +160,69 @@ class _Batch:
             sample_ids=ids,
             noise=self.noise.law,
         )
-        model = log_conditionals(self.conditionals(noisy, positions, times), self.noise)
-        tokens, share = self._replacements(ids, positions.shape[1], number)
-        terms = expected_step_bound(site, model, tokens, share, self.noise)
+        given = self.conditionals(noisy, positions, times)
+        current = noisy.gather(1, positions)
+        model = log_conditionals(given, current, self.noise)
+        draws = self._draws(ids, positions.shape[1], number)
+        if isinstance(given, DataPrediction) and given.logit_shift is not None:
+            terms = seen_step_bound(site, model, current.flatten(), draws, self.noise)
+        else:
+            terms = expected_step_bound(site, model, draws, self.noise)
         return terms.view(positions.shape).masked_fill(~group.is_visited.to(device), 0.0).sum(dim=1)
 
-    def _replacements(self, ids: torch.Tensor, sites: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [R, C] and weights that stand for pi: the whole vocabulary where it is short, else draws."""
+    def _draws(self, ids: torch.Tensor, sites: int, number: int) -> Draws:
+        """What stands for pi: the whole vocabulary where it is short, else two sets of draws."""
         rows, vocab_size = len(ids) * sites, self.noise.vocab_size
-        if vocab_size <= _SUMMED_VOCABULARY:
+        if vocab_size <= SUMMED_VOCABULARY:
             tokens = torch.arange(vocab_size, device=ids.device).expand(rows, -1)
-            return tokens, self.noise.probs.to(ids.device).expand(rows, -1)
+            return Draws(tokens, self.noise.probs.to(ids.device).expand(rows, -1), tokens[:, :0])
         tokens = random_tokens(
             ids,
-            sites * _DRAWS,
+            sites * 2 * _DRAWS,
             vocab_size,
             stream=Stream.CANDIDATES,
             seed=self.config.seed,
             step=number,
             noise=self.noise.law,
-        ).view(rows, _DRAWS)
-        return tokens, torch.full_like(tokens, 1.0 / _DRAWS, dtype=torch.float64)
+        ).view(rows, 2 * _DRAWS)
+        replacing, others = tokens.chunk(2, dim=1)
+        return Draws(replacing, torch.full_like(replacing, 1.0 / _DRAWS, dtype=torch.float64), others)
 
 
-def expected_step_bound(
-    site: Site, model: Factored, tokens: torch.Tensor, share: torch.Tensor, noise: Noise
+class Draws(NamedTuple):
+    """Tokens that stand for pi at R rows.
+
+    Attributes
+    ----------
+    tokens, share : torch.Tensor
+        Tokens that may replace the one that is there, and their weights, [R, C].
+    others : torch.Tensor
+        Independent draws for means that have no closed form, [R, C'], equally weighted.
+    """
+
+    tokens: torch.Tensor
+    share: torch.Tensor
+    others: torch.Tensor
+
+
+def _divergence(site: Site, model: LogConditionals, draws: Draws, noise: Noise) -> torch.Tensor:
+    """KL(r || m), float64 [R], or an unbiased estimate of it, independent of `draws.tokens`."""
+    mean = model.mean()
+    if mean is None:
+        mean = model.at(draws.others).mean(dim=1)
+    return divergence_from_data(site, LogModel(model.at(site.data[:, None])[:, 0], mean), noise)
+
+
+def seen_step_bound(
+    site: Site, model: LogConditionals, current: torch.Tensor, draws: Draws, noise: Noise
 ) -> torch.Tensor:
+    """`step_bound` at the token b of X_{t+1} that stands there, int64 [R], for a model that has seen it."""
+    divergence = _divergence(site, model, draws, noise)
+    log_current = model.at(current[:, None])
+    return step_bound(site, current[:, None], log_current, divergence, noise)[:, 0]
+
+
+def expected_step_bound(site: Site, model: LogConditionals, draws: Draws, noise: Noise) -> torch.Tensor:
     """Mean of `step_bound` over the token b of X_{t+1} given the data, for a model that does not see b.
 
     b is x0 with probability alpha (1 - eps) and drawn from pi otherwise.
@@ -269,10 +231,10 @@ def expected_step_bound(
     ----------
     site : Site
         R rows.
-    model : Factored
-        Log-conditionals.
-    tokens, share : torch.Tensor
-        Tokens that stand for pi and their weights, [R, C].
+    model : LogConditionals
+        The model.
+    draws : Draws
+        What stands for pi.
     noise : Noise
         pi.
 
@@ -281,16 +243,16 @@ def expected_step_bound(
     torch.Tensor
         float64 [R].
     """
-    every = torch.cat([site.data[:, None], tokens], dim=1)
-    log_every = model.at(every)
-    divergence = divergence_from_data(site, LogModel(log_every[:, 0], model.mean()), noise)
+    every = torch.cat([site.data[:, None], draws.tokens], dim=1)
     stays = (site.keep_prob * (1.0 - site.noise_rate))[:, None]
-    weights = torch.cat([stays, (1.0 - stays) * share], dim=1)
-    terms = step_bound(site, every, log_every, divergence, noise)
+    weights = torch.cat([stays, (1.0 - stays) * draws.share], dim=1)
+    terms = step_bound(site, every, model.at(every), _divergence(site, model, draws, noise), noise)
     return torch.where(weights > 0.0, weights * terms, 0.0).sum(dim=1)
 
 
-def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> dict[str, Any]:
+def likelihood(
+    model: GGM, tokens: torch.Tensor, config: LikelihoodConfig, processes: Processes = ALONE
+) -> dict[str, Any]:
     """The likelihood bound of a model on data that it was not trained on.
 
     Parameters
@@ -301,6 +263,8 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
         Data, int64 [M, L].
     config : LikelihoodConfig
         How closely it is estimated.
+    processes : Processes
+        Who shares out the batches: all of them call this.
 
     Returns
     -------
@@ -309,8 +273,9 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
         what they are of: ``sequences``, ``times``, ``sites_per_step``, ``chain_steps``, ``seed``.
     """
     device = model.backbone.head_bias.device
-    parts = [
-        chain_bound(
+
+    def bound(ids: torch.Tensor) -> torch.Tensor:
+        return chain_bound(
             model.conditionals(),
             model.chain,
             tokens[ids].to(device),
@@ -319,9 +284,8 @@ def likelihood(model: GGM, tokens: torch.Tensor, config: LikelihoodConfig) -> di
             noise=model.noise,
             sample_ids=ids,
         )
-        for ids in torch.arange(len(tokens)).split(config.batch)
-    ]
-    nats = torch.cat(parts)
+
+    nats = torch.cat(processes.share_out(torch.arange(len(tokens)).split(config.batch), bound))
     return summary(nats / model.chain.length, config) | {
         "sites_per_step": config.sites_per_step,
         "chain_steps": model.chain.steps,

@@ -14,6 +14,7 @@ from ggm.evaluation.config import PerplexityConfig
 from ggm.evaluation.reasons import reason
 from ggm.evaluation.statistics import standard_error
 from ggm.extras import require
+from ggm.processes import ALONE, Processes
 from ggm.progress import progress_bar
 
 DTYPES = {
@@ -33,6 +34,8 @@ class LanguageModel:
     ----------
     config : PerplexityConfig
         Which, and how it is used.
+    processes : Processes
+        Who shares out the batches: all of them score the same samples.
 
     Raises
     ------
@@ -42,8 +45,8 @@ class LanguageModel:
         If transformers is not installed.
     """
 
-    def __init__(self, config: PerplexityConfig) -> None:
-        self.config = config
+    def __init__(self, config: PerplexityConfig, processes: Processes = ALONE) -> None:
+        self.config, self._processes = config, processes
         self.tokenizer, self.model = _load(config)
         size = int(self.model.get_input_embeddings().weight.shape[0])
         self._vocab_size = size
@@ -127,12 +130,17 @@ class LanguageModel:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         order = [i for i in order if len(rows[i]) >= 2]
         result = [torch.empty(0, dtype=torch.float64)] * len(rows)
-        with progress_bar(progress, len(order), "scoring", unit="sample") as bar:
-            for first in range(0, len(order), self.config.batch):
-                part = order[first : first + self.config.batch]
-                for i, values in zip(part, self._batch_nlls([rows[i] for i in part]), strict=True):
-                    result[i] = values
+        size = self.config.batch
+        parts = [order[first : first + size] for first in range(0, len(order), size)]
+        with progress_bar(progress, len(order) / self._processes.count, "scoring", unit="sample") as bar:
+
+            def score(part: list[int]) -> list[torch.Tensor]:
                 bar.update(len(part))
+                return self._batch_nlls([rows[i] for i in part])
+
+            for part, scored in zip(parts, self._processes.share_out(parts, score), strict=True):
+                for i, values in zip(part, scored, strict=True):
+                    result[i] = values
         return result
 
     def _batch_nlls(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from ggm.evaluation.mauve import check_mauve, mauve
 from ggm.evaluation.perplexity import LanguageModel
 from ggm.evaluation.samples import Samples
 from ggm.extras import require
+from ggm.processes import ALONE, Processes
 
 
 class Scoring:
@@ -24,6 +25,8 @@ class Scoring:
         Which.
     reference : Samples, ImageSet or None
         What MAUVE, or FID and the other distances, compare with.
+    processes : Processes
+        Who shares out what the language model reads; the other metrics each of them computes.
     progress : bool
         Whether to show a bar while reference images are read.
 
@@ -34,7 +37,12 @@ class Scoring:
     """
 
     def __init__(
-        self, config: ScoreConfig, reference: Samples | ImageSet | None, *, progress: bool = False
+        self,
+        config: ScoreConfig,
+        reference: Samples | ImageSet | None,
+        processes: Processes = ALONE,
+        *,
+        progress: bool = False,
     ) -> None:
         self.config, self.reference = config, reference
         self.language_model: LanguageModel | None = None
@@ -47,7 +55,7 @@ class Scoring:
                 raise ValueError("reference: got tokens; allowed: text, or with `grid` images")
             check_mauve(config.mauve)
         if config.perplexity is not None:
-            self.language_model = LanguageModel(config.perplexity)
+            self.language_model = LanguageModel(config.perplexity, processes)
 
     def score(self, samples: Samples | ImageSet, source: str, *, progress: bool = False) -> dict[str, Any]:
         """Metrics of samples.

@@ -70,6 +70,9 @@ class SamplingConfig:
         Draw from tokens at least so many times as likely as the likeliest.
     redenoise : ReDenoise or None
         What follows when time 0 is reached.
+    corrector_sweeps : int
+        Heat-bath sweeps at the end of every sweep but the last, at the time that it has led back to: they
+        leave the distribution of X_t as it is, and mend what groups of sites or a network got wrong.
     cuda_graph : bool
         Whether steps are recorded once per group size and replayed (`ggm.sampling.cuda_graphs`): the same
         samples with less time between kernels, on a CUDA device. A recording holds its numbers: no
@@ -85,6 +88,7 @@ class SamplingConfig:
     top_p: float | Ramp | None = None
     min_p: float | None = None
     redenoise: ReDenoise | None = None
+    corrector_sweeps: int = 0
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +100,12 @@ class SamplingConfig:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 if event_driven")
         if self.horizon is not None and not (self.event_driven and self.horizon >= 1):
             raise ValueError(f"horizon: got {self.horizon}; allowed: None or, if event_driven, 1 or more")
+        if self.corrector_sweeps < 0:
+            raise ValueError(f"corrector_sweeps: got {self.corrector_sweeps}; allowed: 0 or more")
+        if self.corrector_sweeps and (self.event_driven or self.cuda_graph):
+            raise ValueError(
+                f"corrector_sweeps: got {self.corrector_sweeps} with event_driven or cuda_graph; allowed: 0"
+            )
         if self.cuda_graph and self.event_driven:
             raise ValueError("cuda_graph: got True with event_driven; allowed: one of them")
         for name in self.ramps:

@@ -63,8 +63,8 @@ class GraphedSteps:
 
     def _step(self, steps: torch.Tensor) -> None:
         positions, _ = self._run.chain.visits(steps)
-        logits = self._conditionals(self._tokens, positions, steps[..., 0])
-        self._run.update(self._tokens, logits, steps, self._coordinate)
+        given = self._conditionals(self._tokens, positions, steps[..., 0])
+        self._run.update(self._tokens, given, steps, self._coordinate)
 
 
 def check(tokens: torch.Tensor) -> None:

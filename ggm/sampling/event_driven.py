@@ -10,20 +10,21 @@ import torch
 from ggm.chain import Chain
 from ggm.progress import progress_bar
 from ggm.sampling.config import SamplingConfig
-from ggm.sampling.steps import LinearLogits, Reversal
+from ggm.sampling.steps import Prediction, Reversal, rows_of
 from ggm.sampling.stepwise import SampleResult
 from ggm.sampling.visits import VisitGroup
 from ggm_kernels import NoiseLaw
 
 
 class AllConditionals(Protocol):
-    """Logits g of the distribution of every position given all the others."""
+    """The distribution of every position given all the others."""
 
-    def __call__(self, tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor | LinearLogits:
-        """Logits at all positions of tokens [B, L], sequence b at time times[b]: [B, L, V], or factors.
+    def __call__(self, tokens: torch.Tensor, times: torch.Tensor, now: torch.Tensor) -> Prediction:
+        """Logits at all positions of tokens [B, L], sequence b at time times[b]: [B, L, V], factors, or p0.
 
-        Row b, position i must not depend on the token there. `times` is int64 [B], on the device of
-        the tokens.
+        Row b, position i must not depend on the token there (`DataPrediction.logit_shift` takes out what it
+        tells). `now` is the time that the tokens are at, after `times` and in the same sweep. Both are int64
+        [B], on the device of the tokens.
         """
         ...
 
@@ -84,9 +85,10 @@ def denoise_by_events(
             while left.any():
                 before = int(left.sum())
                 limits = _limits(run, left)
-                logits = conditionals(tokens, run.own.times(limits).to(tokens.device))
+                now = run.own.times((left - 1).clamp_min(0)) + 1
+                given = conditionals(tokens, *(at.to(tokens.device) for at in (run.own.times(limits), now)))
                 evaluations += 1
-                _advance(run, tokens, logits, left, limits, number)
+                _advance(run, tokens, given, left, limits, number)
                 bar.update(before - int(left.sum()))
     return SampleResult(tokens, evaluations, run.site_updates(), time.perf_counter() - started)
 
@@ -102,7 +104,7 @@ def _limits(run: Reversal, left: torch.Tensor) -> torch.Tensor:
 def _advance(
     run: Reversal,
     tokens: torch.Tensor,
-    logits: torch.Tensor | LinearLogits,
+    given: Prediction,
     left: torch.Tensor,
     limits: torch.Tensor,
     number: int,
@@ -115,7 +117,7 @@ def _advance(
         coordinates = torch.where(going, sweeps * run.chain.length + visits, -1)
         sweep, visit = divmod(int(coordinates.max()), run.chain.length)
         rows = (coordinates == coordinates.max()).nonzero().squeeze(1)
-        changed = _undo(run, tokens, logits, run.own.visit(sweep, visit, rows), number, rows)
+        changed = _undo(run, tokens, given, run.own.visit(sweep, visit, rows), number, rows)
         left[rows] -= 1
         going[rows] = ~changed.cpu() & (limits[rows] < left[rows])
 
@@ -123,7 +125,7 @@ def _advance(
 def _undo(
     run: Reversal,
     tokens: torch.Tensor,
-    logits: torch.Tensor | LinearLogits,
+    given: Prediction,
     group: VisitGroup,
     number: int,
     rows: torch.Tensor,
@@ -131,14 +133,5 @@ def _undo(
     """Undo one visit of each of some sequences, in place; whether their tokens changed, bool [rows]."""
     rows, positions = rows.to(tokens.device), group.positions[:, 0].to(tokens.device)
     before = tokens[rows, positions]
-    run.resample(tokens, _at(logits, rows, positions), group, number, rows)
+    run.resample(tokens, rows_of(given, rows, positions), group, number, rows)
     return tokens[rows, positions] != before
-
-
-def _at(
-    logits: torch.Tensor | LinearLogits, rows: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor | LinearLogits:
-    """Logits of one position of each of some sequences, [rows, 1, V], or their factors."""
-    if isinstance(logits, LinearLogits):
-        return logits._replace(hidden=logits.hidden[rows, positions][:, None])
-    return logits[rows, positions][:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -23,19 +23,47 @@ class LinearLogits(NamedTuple):
     bias: torch.Tensor | None
 
 
+class DataPrediction(NamedTuple):
+    """Prediction p0 of the data token; the conditional of X_t is the mixture alpha p0 + (1 - alpha) pi.
+
+    Attributes
+    ----------
+    logits : torch.Tensor or LinearLogits
+        Logits of p0, float [B, K, V], or their factors.
+    keep_prob : torch.Tensor
+        alpha: probability that X_t holds the data token there, floating [B, K].
+    logit_shift : torch.Tensor or None
+        Of logits that have seen the token at their own position (a denoiser's): what takes out what that
+        token tells (`ggm.mixture.leave_one_out_shift`), floating [B, K].
+    """
+
+    logits: torch.Tensor | LinearLogits
+    keep_prob: torch.Tensor
+    logit_shift: torch.Tensor | None = None
+
+
+Prediction: TypeAlias = torch.Tensor | LinearLogits | DataPrediction
+
+
 class Conditionals(Protocol):
-    """Logits g of the distribution of X_t at some positions, given X_t at all the others."""
+    """The distribution of X_t at some positions, given X_t at all the others."""
 
     def __call__(
-        self, tokens: torch.Tensor, positions: torch.Tensor, time: int | torch.Tensor
-    ) -> torch.Tensor | LinearLogits:
-        """Logits at some positions of tokens [B, L] at time t: float [B, K, V], or their factors.
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        time: int | torch.Tensor,
+        *,
+        visited: bool = True,
+    ) -> Prediction:
+        """Logits g at some positions of tokens [B, L] at time t, float [B, K, V], their factors, or p0.
 
-        The tokens that stand at `positions` must not influence the result. Positions are int64 [K] and the
-        time is an int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step.
-        Where their frozen positions differ, each has positions and a time of its own: [B, K] and int64
-        [B]. Frozen ones among its positions fill up the row: nothing is drawn there, and their tokens
-        are given to the others.
+        The tokens are X_t, but those at `positions` are as their visits left them, unless they were not
+        `visited`, which is said for correctors alone. They must not influence the conditional
+        (`DataPrediction.logit_shift` takes out what they tell). Positions are int64 [K] and the time is an
+        int (in a CUDA graph a 0-d int64 tensor) if all sequences are at the same step. Where their frozen
+        positions differ, each has positions and a time of its own: [B, K] and int64 [B]. Frozen ones among
+        its positions fill up the row: nothing is drawn there, and their tokens are given to the others.
         """
         ...
 
@@ -73,9 +101,14 @@ class Reversal:
         """Visits that concern each sequence."""
         return OwnVisits.of(self.chain, self.frozen)
 
+    def all_sweeps(self) -> int:
+        """Sweeps of the whole run, those of the corrector among them."""
+        corrected = sum(sweeps - 1 for sweeps in self.sweeps)
+        return sum(self.sweeps) + corrected * self.config.corrector_sweeps
+
     def site_updates(self) -> int:
-        """Visits to undo in the whole run."""
-        return int(self.own.counts.expand(len(self.sample_ids)).sum()) * sum(self.sweeps)
+        """Updates of single sites in the whole run."""
+        return int(self.own.counts.expand(len(self.sample_ids)).sum()) * self.all_sweeps()
 
     def start(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         """State at the start of a pass, given what was before; a new tensor."""
@@ -97,48 +130,59 @@ class Reversal:
     def resample(
         self,
         tokens: torch.Tensor,
-        logits: torch.Tensor | LinearLogits,
+        given: Prediction,
         group: VisitGroup,
         number: int,
         rows: torch.Tensor | None = None,
     ) -> None:
         """Undo the visits of a group in place, in pass `number`.
 
-        `rows` tell which sequences logits and group are of; None is all of them.
+        `rows` tell which sequences prediction and group are of; None is all of them.
         """
         coordinate, steps = self.coordinate(group, number), group.steps.to(tokens.device)
         if not isinstance(group.progress, torch.Tensor):
-            self.update(tokens, logits, steps, coordinate, group.progress, rows)
+            self.update(tokens, given, steps, coordinate, group.progress, rows)
         elif not self.config.ramps:
-            self.update(tokens, logits, steps, coordinate, rows=rows)
+            self.update(tokens, given, steps, coordinate, rows=rows)
         else:  # a call has one temperature, which must not be that of another sequence
             for progress in group.progress.unique().tolist():
                 part = (group.progress == progress).nonzero().squeeze(1).to(tokens.device)
                 of = part if rows is None else rows[part]
-                self.update(tokens, _rows_of(logits, part), steps[part], coordinate, progress, of)
+                self.update(tokens, rows_of(given, part), steps[part], coordinate, progress, of)
 
     def coordinate(self, group: VisitGroup, number: int) -> int:
         """Noise coordinate of a group in pass `number`; no other draw at its positions has it."""
         return number * self.chain.steps + group.coordinate
 
+    def corrector_coordinate(self, group: VisitGroup, number: int, again: int) -> int:
+        """Noise coordinate of a group in corrector sweep `again` after its own in pass `number`.
+
+        Corrector sweeps are numbered after all passes.
+        """
+        before = len(self.sweeps) + number * self.config.corrector_sweeps + again
+        return before * self.chain.steps + group.coordinate
+
     def update(
         self,
         tokens: torch.Tensor,
-        logits: torch.Tensor | LinearLogits,
+        given: Prediction,
         steps: torch.Tensor,
         coordinate: int | torch.Tensor,
         progress: float = 0.0,
         rows: torch.Tensor | None = None,
+        *,
+        keep_or_replace: bool | None = None,
     ) -> None:
         """Undo the visits of steps [K] or [B, K] in place.
 
-        `progress` is the share of the way to time 0 that ramps are at; `rows` tell which sequences logits
-        and steps are of.
+        `progress` is the share of the way to time 0 that ramps are at; `rows` tell which sequences
+        prediction and steps are of; `keep_or_replace` is that of the configuration unless given.
         """
         config, ids, frozen, changed = self.config, self.sample_ids, self.frozen, tokens
         if rows is not None:
             changed, ids = tokens[rows], ids[rows]
             frozen = None if frozen is None else frozen[rows]
+        keeps = config.keep_or_replace if keep_or_replace is None else keep_or_replace
         positions, rate = self.chain.visits(steps)
         options: dict[str, Any] = {
             "seed": self.seed,
@@ -147,22 +191,37 @@ class Reversal:
             "top_k": config.top_k,
             "top_p": value_at(config.top_p, progress),
             "min_p": config.min_p,
-            "noise_rate": rate.float().expand(len(changed), -1) if config.keep_or_replace else None,
+            "noise_rate": rate.float().expand(len(changed), -1) if keeps else None,
             "noise": self.noise,
-            "normalize": config.keep_or_replace,
+            "normalize": keeps,
             "sample_ids": ids,
             "frozen": frozen,
         }
-        if isinstance(logits, LinearLogits):
-            hidden, weight, bias = logits
+        if isinstance(given, DataPrediction):
+            shift = given.logit_shift
+            options["mixture"] = given.keep_prob.float()
+            options["logit_shift"] = None if shift is None else shift.float()
+            given = given.logits
+        if isinstance(given, LinearLogits):
+            hidden, weight, bias = given
             linear_glauber_step(changed, hidden, weight, positions, bias=bias, **options)
         else:
-            glauber_step(changed, logits, positions, **options)
+            glauber_step(changed, given, positions, **options)
         if rows is not None:
             tokens[rows] = changed
 
 
-def _rows_of(logits: torch.Tensor | LinearLogits, rows: torch.Tensor) -> torch.Tensor | LinearLogits:
-    if isinstance(logits, LinearLogits):
-        return logits._replace(hidden=logits.hidden[rows])
-    return logits[rows]
+def rows_of(given: Prediction, rows: torch.Tensor, positions: torch.Tensor | None = None) -> Prediction:
+    """The prediction for some sequences, [rows, K, ..]; with `positions` [rows], for one position of each."""
+
+    def part(values: torch.Tensor) -> torch.Tensor:
+        return values[rows] if positions is None else values[rows, positions][:, None]
+
+    if isinstance(given, LinearLogits):
+        return given._replace(hidden=part(given.hidden))
+    if isinstance(given, DataPrediction):
+        logits = rows_of(given.logits, rows, positions)
+        assert not isinstance(logits, DataPrediction)
+        shift = None if given.logit_shift is None else part(given.logit_shift)
+        return DataPrediction(logits, part(given.keep_prob), shift)
+    return part(given)

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from ggm.chain import Chain
+from ggm.data.vocabulary import Vocabulary
 from ggm.progress import progress_bar
 from ggm.sampling.config import Ramp, SamplingConfig
 from ggm.sampling.cuda_graphs import GraphedSteps
-from ggm.sampling.steps import Conditionals, LinearLogits, Reversal
+from ggm.sampling.display import shown
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Reversal
+from ggm.sampling.visits import VisitGroup
 from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 __all__ = [
     "Conditionals",
+    "DataPrediction",
     "LinearLogits",
     "Ramp",
     "SampleResult",
@@ -26,9 +30,9 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SampleResult:
-    """What a run of the reverse process gives.
+    """What a run of the reverse process gives; a notebook shows its texts or pictures.
 
     Attributes
     ----------
@@ -41,12 +45,36 @@ class SampleResult:
         or not. Frozen positions are not visited.
     seconds : float
         Wall-clock time.
+    vocabulary : Vocabulary or None
+        What the tokens mean: that of the model.
     """
 
     tokens: torch.Tensor
     network_evaluations: int
     site_updates: int
     seconds: float
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def text(self) -> list[str] | None:
+        """Texts, B of them; None if the tokens are not those of text."""
+        return None if self.vocabulary is None else self.vocabulary.texts(self.tokens)
+
+    @property
+    def images(self) -> torch.Tensor | None:
+        """Pictures, uint8 [B, H, W, C] on the CPU; None if the tokens are not those of images."""
+        return None if self.vocabulary is None else self.vocabulary.pictures(self.tokens)
+
+    def __repr__(self) -> str:
+        count, length = self.tokens.shape
+        return (
+            f"SampleResult({count} sequences of {length} tokens, {self.network_evaluations} network "
+            f"evaluations, {self.site_updates} site updates, {self.seconds:.3g} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown(repr(self), self.text, self.images)
 
     @property
     def site_updates_per_second(self) -> float:
@@ -86,7 +114,7 @@ def denoise(
     Parameters
     ----------
     conditionals : Conditionals
-        Logits of P(X_{t,i} = . | X_{t,-i}): a network, or any callable.
+        P(X_{t,i} = . | X_{t,-i}) as logits or as a prediction of the data: a network, or any callable.
     chain : Chain
         Visit order and noise rates.
     tokens : torch.Tensor
@@ -128,7 +156,7 @@ def denoise(
         sample_ids = torch.arange(len(tokens), device=tokens.device)
     run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
     graphs = GraphedSteps(conditionals, run, tokens) if config.cuda_graph else None
-    evaluations = run.own.groups_per_sweep(config.sites_per_step) * sum(run.sweeps)
+    evaluations = run.own.groups_per_sweep(config.sites_per_step) * run.all_sweeps()
     started = time.perf_counter()
     with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
         for number, sweeps in enumerate(run.sweeps):
@@ -137,18 +165,48 @@ def denoise(
                 tokens = graphs.load(tokens)
             if observe is not None:
                 observe(sweeps * chain.length, tokens)
+            of_sweep: list[VisitGroup] = []
             for group in run.own.groups(config.sites_per_step, sweeps):
+                of_sweep.append(group)
                 if graphs is not None:
                     graphs.resample(group, number)
                 else:
                     positions, at = group.positions.to(tokens.device), group.time
                     at = at.to(tokens.device) if isinstance(at, torch.Tensor) else at
-                    logits = conditionals(tokens, positions, at)
-                    run.resample(tokens, logits, group, number)
+                    given = conditionals(tokens, positions, at)
+                    run.resample(tokens, given, group, number)
+                bar.update(1)
+                sweep, first = divmod(group.coordinate, chain.length)
+                if first == 0:  # all sequences are at the start of the sweep
+                    if sweep > 0:
+                        bar.update(
+                            _correct(conditionals, run, tokens, of_sweep, sweep * chain.length, number)
+                        )
+                    of_sweep = []
                 if observe is not None:
                     observe(int(torch.as_tensor(group.time).max()), tokens)
-                bar.update(1)
     if tokens.is_cuda:  # what was asked for is not yet done
         torch.cuda.synchronize(tokens.device)
     seconds = time.perf_counter() - started
     return SampleResult(tokens, evaluations, run.site_updates(), seconds)
+
+
+def _correct(
+    conditionals: Conditionals,
+    run: Reversal,
+    tokens: torch.Tensor,
+    groups: list[VisitGroup],
+    time: int,
+    number: int,
+) -> int:
+    """Sweeps of the heat bath at one time, over the groups of the sweep that led there; in place.
+
+    Returns how many groups were drawn.
+    """
+    for again in range(run.config.corrector_sweeps):
+        for group in groups:
+            positions, steps = group.positions.to(tokens.device), group.steps.to(tokens.device)
+            given = conditionals(tokens, positions, time, visited=False)
+            coordinate = run.corrector_coordinate(group, number, again)
+            run.update(tokens, given, steps, coordinate, keep_or_replace=False)
+    return run.config.corrector_sweeps * len(groups)

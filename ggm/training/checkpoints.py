@@ -17,16 +17,22 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from ggm.config import ConfigError
-from ggm.data.images.tokenizers import IMAGES, WEIGHTS, ImageTokenizer
+from ggm.data.images.pictures import write_picture
+from ggm.data.images.tokenizers import IMAGES, WEIGHTS
 from ggm.data.text import TOKENIZER as TOKENIZER
+from ggm.data.vocabulary import Vocabulary
 from ggm.digests import check_digests, write_digests
 from ggm.extras import require
 from ggm.files import read_json
-from ggm.hub import AVERAGED, CONFIG, TRAINING, read_weights, write_weights
+from ggm.hub import AVERAGED, CONFIG, TRAINING, complete, read_weights, write_weights
+from ggm.hub import find as find
 from ggm.model import GGM
+from ggm.model_card import PICTURE, Training
 from ggm.model_config import GGMConfig
 
 PROGRESS = "progress.json"
+# A link among the checkpoints of a run to the one whose loss on held-out data is least.
+BEST = "best"
 # Noise of a step has a coordinate of 32 bits.
 MAX_STEP = 2**31 - 1
 _OPTIMIZER = "optimizer.pt"
@@ -63,12 +69,14 @@ class TrainingState:
 class Checkpoints:
     """The checkpoints of a run: folders ``step-N``, each of them a folder of `GGM.from_pretrained`.
 
+    ``best`` leads to the one of the least loss on held-out data.
+
     Parameters
     ----------
     folder : Path
         Where they are; made with the first one.
     keep : int
-        How many to keep: older ones are removed.
+        How many to keep: older ones are removed, but for the best.
 
     Notes
     -----
@@ -83,11 +91,36 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """Path of the last checkpoint, or None."""
-        found = _complete(self._folder)
+        found = complete(self._folder)
         return found[-1] if found else None
 
-    def save(self, state: TrainingState, tokenizer: Any = None, images: ImageTokenizer | None = None) -> Path:
+    def best(self) -> Path | None:
+        """Path of the checkpoint of the least loss on held-out data, or None."""
+        path = self._folder / BEST
+        return path if (path / CONFIG).is_file() else None
+
+    def save(
+        self,
+        state: TrainingState,
+        vocabulary: Vocabulary | None = None,
+        held_out_loss: float | None = None,
+        trained: Training | None = None,
+        picture: torch.Tensor | None = None,
+    ) -> Path:
         """Write a checkpoint, unless that of this step is there; then remove the oldest.
+
+        Parameters
+        ----------
+        state : TrainingState
+            What it holds.
+        vocabulary : Vocabulary, optional
+            What the tokens mean.
+        held_out_loss : float, optional
+            What decides which checkpoint is the best.
+        trained : Training, optional
+            For the model card.
+        picture : torch.Tensor, optional
+            Samples, for the model card: uint8 [H, W, C].
 
         Returns
         -------
@@ -105,9 +138,9 @@ class Checkpoints:
         aside = self._folder / f".{final.name}-{os.getpid()}"
         try:
             aside.mkdir(parents=True)
-            _write(aside, state, tokenizer)
-            if images is not None:
-                images.save(aside)
+            _write(aside, state, vocabulary or Vocabulary(), held_out_loss, trained)
+            if picture is not None:
+                write_picture(aside / PICTURE, picture)
             write_digests(aside)
             for path in (*aside.rglob("*"), aside):
                 _flush(path)
@@ -120,36 +153,40 @@ class Checkpoints:
             raise OSError(
                 f"{final}: the checkpoint could not be written: {error}; last good one: {good}"
             ) from error
+        self._choose(final, held_out_loss)
         self._clean()
         return final
 
+    def _choose(self, new: Path, loss: float | None) -> None:
+        """Lead the link to a new checkpoint if it is better than all before."""
+        best = self.best()
+        least = None if best is None else read_json(best / PROGRESS).get("held_out_loss")
+        if loss is None or not math.isfinite(loss) or (least is not None and least <= loss):
+            return
+        aside = self._folder / f".{BEST}-{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(new.name, target_is_directory=True)
+        if best is not None and not best.is_symlink():  # who copies a run may copy what links lead to
+            self._remove(best)
+        aside.replace(self._folder / BEST)
+        _flush(self._folder)
+
     def _clean(self) -> None:
-        for old in _complete(self._folder)[: -self._keep]:
-            self._remove(old)
-        for left in self._folder.glob(".step-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        best = self.best()
+        for old in complete(self._folder)[: -self._keep]:
+            if best is None or not best.samefile(old):
+                self._remove(old)
+        for left in (*self._folder.glob(".step-*"), *self._folder.glob(f".{BEST}-*")):
+            if left.is_symlink():
+                left.unlink()
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _remove(self, folder: Path) -> None:
         """Remove a checkpoint such that no half of it is ever taken for one."""
         aside = folder.with_name(f".{folder.name}-removed-{os.getpid()}")
         folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def find(path: Path) -> Path:
-    """Folder of a checkpoint: the path itself, or the last checkpoint of a run that it is of.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    if (path / CONFIG).is_file():
-        return path
-    found = _complete(path / "checkpoints")
-    if not found:
-        raise FileNotFoundError(f"{path}: neither a folder with {CONFIG} nor that of a run with checkpoints")
-    return found[-1]
 
 
 def read_config(folder: Path) -> GGMConfig:
@@ -239,21 +276,23 @@ def restore(state: TrainingState, folder: Path) -> None:
     state.averaged.n_averaged.fill_(state.step)
 
 
-def _write(folder: Path, state: TrainingState, tokenizer: Any) -> None:
+def _write(
+    folder: Path,
+    state: TrainingState,
+    vocabulary: Vocabulary,
+    held_out_loss: float | None,
+    trained: Training | None,
+) -> None:
     averaged = state.averaged.module
     assert isinstance(averaged, GGM)
+    averaged.vocabulary, averaged.trained = vocabulary, trained
     averaged.save_pretrained(folder)
     write_weights(state.model, folder / TRAINING)
     torch.save(state.optimizer.state_dict(), folder / _OPTIMIZER)
-    (folder / PROGRESS).write_text(json.dumps({"step": state.step, "seconds": state.seconds}))
-    if tokenizer is not None:
-        (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-
-
-def _complete(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
+    if held_out_loss is not None:
+        progress["held_out_loss"] = held_out_loss
+    (folder / PROGRESS).write_text(json.dumps(progress))
 
 
 def _flush(path: Path) -> None:

@@ -121,11 +121,13 @@ class RunConfig:
     keep_checkpoints : int
         How many to keep.
     log_every : int
-        Steps between looks at the loss and at held-out data.
+        Steps between looks at the loss and at held-out data. The first step is looked at, too.
+    samples : int
+        How many samples are drawn with every checkpoint, to be looked at (`ggm.training.previews`).
     tracker : str
         "tensorboard" (if it is installed), "wandb" or "none". metrics.jsonl is always written.
     data_file : FileState, optional
-        Size and SHA-256 of the file that data are read from, or of the tokens of images: another one is
+        Size and SHA-256 of the files that data are read from, or of the tokens of images: others are
         refused. A run writes it into its own file.
     """
 
@@ -140,6 +142,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 50
+    samples: int = 9
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     data_file: FileState | None = None
 
@@ -147,6 +150,8 @@ class RunConfig:
         for name in ("accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+        if self.samples < 0:
+            raise ValueError(f"samples: got {self.samples}; allowed: 0 or more")
         if self.noise == "unigram" and self.model.noise_probs is not None:
             raise ValueError("noise: got 'unigram' with model.noise_probs; allowed: one of them")
 

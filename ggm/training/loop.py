@@ -1,7 +1,8 @@
-"""Training loop of `ggm train` on one process: steps, looks at held-out data, checkpoints."""
+"""Training loop of `ggm train` on one process: steps, looks at held-out data, checkpoints, samples."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +12,22 @@ import torch
 
 from ggm.data.batches import Batch, batches
 from ggm.data.sources import Data
+from ggm.data.vocabulary import Vocabulary
 from ggm.files import writing
 from ggm.model import GGM
+from ggm.model_card import Training
 from ggm.progress import progress_bar
 from ggm.training.checkpoints import Checkpoints, TrainingState
 from ggm.training.config import RunConfig
 from ggm.training.metrics import Metrics
 from ggm.training.optimizer import share_done
+from ggm.training.previews import Preview, draw
 from ggm.training.signals import Stop
 from ggm.training.step import StepNumbers, Trainer, all_finite, check_finite
 
 _EVALUATED = 64
+# Seconds until a bar tells the loss again, however far the next look is.
+_TOLD_EVERY = 5.0
 # All that it tells fits into 80 columns.
 _BAR_FORMAT = "{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
@@ -52,27 +58,36 @@ class Loop:
         self.trainer = Trainer(state, config.training, accelerator, loss, optimizer, self.micro_batch)
         # A look at the numbers makes the device wait: they are kept until a look is due.
         self.pending: list[StepNumbers] = []
+        # Of the last look.
+        self.held_out: dict[str, float] = {}
+        self.preview: Preview | None = None
+        self.clock = _Clock(state, config.training.batch_size * config.model.chain.length)
 
     def train(self, received: list[int], max_steps: int | None, progress: bool) -> str | None:
         """Make steps until the budget is spent or a signal came; return its name."""
         config, state = self.config, self.state
-        clock = _Clock(state, config.training.batch_size * config.model.chain.length)
-        done = self._done()
+        done, first = self._done(), state.step + 1
+        self.clock.start()
         if self._over(max_steps):
             return None
         stop = Stop(received, self.accelerator.num_processes)
         with progress_bar(progress, 1.0, "training", initial=done, bar_format=_BAR_FORMAT) as bar:
             for batch in self._batches():
                 self.pending.append(self.trainer.step(batch, done))
-                clock.tick(state)
+                self.clock.tick(state)
                 bar.update(self._done() - done)
                 done = self._done()
                 over = self._over(max_steps)
                 stopped = stop.agreed()
                 saving = over or stopped is not None or state.step % config.checkpoint_every == 0
-                if saving or state.step % config.log_every == 0:
-                    status = self._look()
-                    bar.set_postfix_str(f"{clock.rate(state) / 1e3:.0f}k tokens/s, {status}", refresh=False)
+                if saving or state.step % config.log_every == 0 or state.step == first:
+                    bar.set_postfix_str(self._look(saving), refresh=False)
+                    if state.step == first:
+                        bar.refresh()
+                elif progress and self.clock.since_told() >= _TOLD_EVERY:
+                    bar.set_postfix_str(
+                        self._status(self._mean_loss(), self.clock.rate(state)), refresh=False
+                    )
                 if saving:
                     self._save()
                 if over or stopped:
@@ -96,15 +111,33 @@ class Loop:
             world=self.accelerator.num_processes,
         )
 
-    def _look(self) -> str:
-        """Read the numbers of the steps since the last look; return a status line."""
+    def _look(self, saving: bool) -> str:
+        """Read the numbers of the steps since the last look, sample if `saving`; return a status line."""
         numbers = [torch.stack([step.loss.float(), step.gradient_norm.float()]) for step in self.pending]
         of_processes = self.accelerator.gather(torch.stack(numbers)[None]).cpu()
         self._check_finite(of_processes)
         lines = self._lines(of_processes.double().mean(dim=0))
+        rate = self.clock.rate(self.state)
         self.pending.clear()
-        lines[-1] |= self._evaluate()
-        return self._report(lines) if self.metrics is not None else ""
+        self.held_out = self._evaluate()
+        lines[-1] |= {"seconds": self.state.seconds, "tokens_per_second": rate, **self.held_out}
+        # Nobody else needs samples, but who holds a part of the model has to help.
+        drawing = saving and (self.sharded or self.metrics is not None)
+        self.preview = draw(self._averaged(), self.data, self.config.samples) if drawing else None
+        status = self._report(lines) if self.metrics is not None else ""
+        self.clock.rest(self.state)
+        return status
+
+    def _mean_loss(self) -> float:
+        """Mean loss of this process since the last look: nobody else is asked."""
+        return float(torch.stack([step.loss.float() for step in self.pending]).mean())
+
+    def _status(self, loss: float, rate: float) -> str:
+        self.clock.tell()
+        return (
+            f"{rate / 1e3:.0f}k tokens/s, loss {loss:.3f}, "
+            f"calibration {self.held_out['calibration']:.2f}, held out {self.held_out['held_out_loss']:.3f}"
+        )
 
     def _check_finite(self, numbers: torch.Tensor) -> None:
         """Raise for the first step whose loss or gradient is not finite on some process."""
@@ -121,35 +154,48 @@ class Loop:
     def _last(self) -> str:
         return f"last checkpoint: {self.checkpoints.latest() or 'none'}"
 
-    def _lines(self, numbers: torch.Tensor) -> list[dict[str, float]]:
+    def _lines(self, numbers: torch.Tensor) -> list[dict[str, Any]]:
         first = self.state.step - len(self.pending) + 1
         return [
             {"step": first + i, "loss": loss, "gradient_norm": norm, "learning_rate": step.learning_rate}
             for i, (step, (loss, norm)) in enumerate(zip(self.pending, numbers.tolist(), strict=True))
         ]
 
-    def _report(self, lines: list[dict[str, float]]) -> str:
-        """Write the numbers, and return those of a status line."""
+    def _report(self, lines: list[dict[str, Any]]) -> str:
+        """Write the numbers and samples; return a status line."""
         assert self.metrics is not None
+        out, step, preview = Path(self.config.out), self.state.step, self.preview
         recent = {**lines[-1], "loss": sum(line["loss"] for line in lines) / len(lines)}
         try:
+            if preview is not None:
+                lines[-1] |= preview.write(out, step)
             self.metrics.write(lines)
-            with writing(Path(self.config.out, self.config.tracker)):
-                self.accelerator.log(recent, step=self.state.step)
+            with writing(out / self.config.tracker):
+                self.accelerator.log(recent, step=step)
+                if preview is not None:
+                    preview.track(self.accelerator, step)
         except OSError as error:
             raise OSError(f"{error}; {self._last()}") from error
-        return (
-            f"loss {recent['loss']:.3f}, calibration {recent['calibration']:.2f}, "
-            f"held out {recent['held_out_loss']:.3f}"
-        )
+        return self._status(recent["loss"], recent["tokens_per_second"])
+
+    def _averaged(self) -> GGM:
+        model = self.state.averaged.module
+        assert isinstance(model, GGM)
+        return model
 
     def _evaluate(self) -> dict[str, float]:
         """Numbers of held-out data under the averaged weights, on all processes: each may hold a part."""
-        model = self.state.averaged.module
-        assert isinstance(model, GGM)
+        model = self._averaged()
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
         with self.accelerator.autocast():
             return evaluate(model, tokens, self.micro_batch)
+
+    def _training(self) -> Training:
+        """What the card of a checkpoint tells of the run."""
+        samples = () if self.preview is None else self.preview.lines
+        numbers = {"steps": self.state.step, "seconds": self.state.seconds, **self.held_out}
+        picture = self.preview is not None and self.preview.picture is not None
+        return Training(dataclasses.asdict(self.config.data), numbers, samples, picture)
 
     def _check_weights(self) -> None:
         """Raise if weights or their average are not finite on some process: nobody could use them."""
@@ -169,7 +215,15 @@ class Loop:
             state = gather(self.state, self.config.training)
         if self.metrics is not None:
             assert state is not None
-            self.checkpoints.save(state, self.data.tokenizer, self.data.images)
+            held_out_loss = self.held_out["held_out_loss"]
+            self.checkpoints.save(
+                state,
+                Vocabulary(self.data.tokenizer, self.data.images),
+                held_out_loss,
+                self._training(),
+                None if self.preview is None else self.preview.picture,
+            )
+            self.clock.rest(self.state)
         self.accelerator.wait_for_everyone()
 
 
@@ -187,14 +241,27 @@ def evaluate(model: GGM, tokens: torch.Tensor, batch: int) -> dict[str, float]:
 
 
 class _Clock:
-    """Training time over all parts of a run, and tokens per second in this one."""
+    """Training time over all parts of a run, and tokens per second of the steps since the last look."""
 
     def __init__(self, state: TrainingState, tokens_per_step: int) -> None:
-        self._started = time.perf_counter()
-        self._earlier, self._first, self._tokens = state.seconds, state.step, tokens_per_step
+        self._earlier, self._step, self._tokens = state.seconds, state.step, tokens_per_step
+        self.start()
+
+    def start(self) -> None:
+        self._started = self._rested = self._told = time.perf_counter()
 
     def tick(self, state: TrainingState) -> None:
         state.seconds = self._earlier + time.perf_counter() - self._started
 
+    def rest(self, state: TrainingState) -> None:
+        """A look or a checkpoint is over: what it took is not that of steps."""
+        self._rested, self._step = time.perf_counter(), state.step
+
     def rate(self, state: TrainingState) -> float:
-        return (state.step - self._first) * self._tokens / (state.seconds - self._earlier)
+        return (state.step - self._step) * self._tokens / (time.perf_counter() - self._rested)
+
+    def tell(self) -> None:
+        self._told = time.perf_counter()
+
+    def since_told(self) -> float:
+        return time.perf_counter() - self._told

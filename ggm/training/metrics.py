@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ggm.files import read_text, write_text, writing
 
@@ -33,7 +33,7 @@ class Metrics:
         self._path = path
         self._file: TextIO = path.open("a")
 
-    def write(self, lines: list[dict[str, float]]) -> None:
+    def write(self, lines: list[dict[str, Any]]) -> None:
         """Append lines and hand them to the operating system."""
         with writing(self._path):
             self._file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -48,7 +48,7 @@ class Metrics:
             self._file.close()
 
 
-def read_metrics(path: Path) -> Iterator[Mapping[str, float]]:
+def read_metrics(path: Path) -> Iterator[Mapping[str, Any]]:
     """Lines of a file that may not be there; a last line that was cut short is left out.
 
     Raises

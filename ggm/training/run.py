@@ -19,10 +19,10 @@ from ggm.backbones.attention import check_installed
 from ggm.config import ConfigError
 from ggm.data.batches import check_batch
 from ggm.data.images import tokenizers as image_tokenizers
-from ggm.data.sources import Data, load_data, source_file
+from ggm.data.sources import Data, load_data, source_files
 from ggm.data.text import read_tokenizer
 from ggm.data.unigram import unigram_law
-from ggm.digests import DIGESTS, FileState
+from ggm.digests import DIGESTS, Files, FileState
 from ggm.extras import require
 from ggm.files import write_text, writing
 from ggm.model import GGM
@@ -127,13 +127,13 @@ def _train(
         before = check_same_curve(config, out / RUN_CONFIG)
         _on_main(accelerator, lambda: _check_files(last))
     known = before or config
-    # A file that changed need not be one that can be read: it is looked at before.
-    file = source_file(config.data)
-    _on_main(accelerator, lambda: _check_data(known, file, out))
+    # Files that changed need not be such that can be read: they are looked at before.
+    files = source_files(config.data)
+    _on_main(accelerator, lambda: _check_data(known, files, out))
     data = _load_data(config, accelerator, last, progress=progress)
-    if file is None:
-        file = data.file
-        _on_main(accelerator, lambda: _check_data(known, file, out))
+    if files is None and data.file is not None:
+        files = Files.single(data.file)
+        _on_main(accelerator, lambda: _check_data(known, files, out))
     check_batch(data.train, config.training.batch_size)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
@@ -151,7 +151,7 @@ def _train(
         metrics = None
         if accelerator.is_main_process:
             metrics = Metrics(out / "metrics.jsonl", state.step)
-            write_config(dataclasses.replace(config, data_file=_state_of(file, known)), out / RUN_CONFIG)
+            write_config(dataclasses.replace(config, data_file=_state_of(files, known)), out / RUN_CONFIG)
         loop = Loop(config, accelerator, state, data, checkpoints, metrics, sharded)
         with metrics or nullcontext(), _told_once():
             stopped_by = loop.train(received, max_steps, progress and accelerator.is_main_process)
@@ -277,15 +277,15 @@ def _check_files(checkpoint: Path) -> None:
         say(f"ggm: {checkpoint}: its files are not checked, it holds no {DIGESTS}", sys.stderr)
 
 
-def _check_data(known: RunConfig, file: Path | None, out: Path) -> None:
+def _check_data(known: RunConfig, files: Files | None, out: Path) -> None:
     """Check that the data are those that a run, or its configuration, knows."""
-    if known.data_file is not None and file is not None:
-        known.data_file.check(file, out / RUN_CONFIG)
+    if known.data_file is not None and files is not None:
+        known.data_file.check(files, out / RUN_CONFIG)
 
 
-def _state_of(file: Path | None, known: RunConfig) -> FileState | None:
-    """State of a file of data that was checked."""
-    return known.data_file if file is None or known.data_file is not None else FileState.of(file)
+def _state_of(files: Files | None, known: RunConfig) -> FileState | None:
+    """State of files of data that were checked."""
+    return known.data_file if files is None or known.data_file is not None else FileState.of(files)
 
 
 def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progress: bool) -> Data:

@@ -27,7 +27,7 @@ from ggm.training.config import TrainingConfig
 from ggm.training.optimizer import make_optimizer
 
 # What is called of a model besides its forward, which is its loss.
-_METHODS = ("loss", "calibration")
+_METHODS = ("loss", "calibration", "sample")
 
 
 def shard(state: TrainingState, config: TrainingConfig, device: torch.device) -> None:

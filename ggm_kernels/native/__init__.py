@@ -14,6 +14,11 @@ from ggm_kernels.native import cuda_glauber_step, glauber_step
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
+from ggm_kernels.native.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_sum,
+)
 from ggm_kernels.native.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.native.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -34,6 +39,9 @@ _COMMON: dict[str, Callable] = {
     "sigmoid_bce_backward": sigmoid_bce_backward,
     "linear_sigmoid_bce": linear_sigmoid_bce,
     "linear_sigmoid_bce_backward": linear_sigmoid_bce_backward,
+    "linear_cross_entropy": linear_cross_entropy,
+    "linear_cross_entropy_backward": linear_cross_entropy_backward,
+    "linear_cross_entropy_sum": linear_cross_entropy_sum,
     "shared_sigmoid_bce": shared_sigmoid_bce,
     "shared_sigmoid_bce_backward": shared_sigmoid_bce_backward,
 }
@@ -56,6 +64,9 @@ _OPS = {
     "sigmoid_bce_backward": "sigmoid_bce_backward",
     "linear_sigmoid_bce": "sigmoid_bce",
     "linear_sigmoid_bce_backward": "sigmoid_bce_backward",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "linear_cross_entropy_backward": "linear_cross_entropy_backward",
+    "linear_cross_entropy_sum": "linear_cross_entropy_backward",
     "shared_sigmoid_bce": "shared_sigmoid_bce",
     "shared_sigmoid_bce_backward": "shared_sigmoid_bce_backward",
     "glauber_step": "glauber_race",

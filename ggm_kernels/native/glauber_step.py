@@ -26,9 +26,12 @@ def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, u
     if not step.is_valid:
         return _OUT_OF_RANGE
     logits = rows_contiguous(logits)
-    strides = logits.stride(0), logits.stride(1)
-    tile = _tile(step, logits, logits.shape[1], *strides)
-    return step.core.cpu_glauber_step(step.args, tile, step.threads)
+    return step.core.cpu_glauber_step(step.args, tile_of(step, logits), step.threads)
+
+
+def tile_of(step: Step, logits: torch.Tensor):
+    """Logits [B, K, V], the tokens of a row contiguous, in the form of the core."""
+    return _tile(step, logits, logits.shape[1], logits.stride(0), logits.stride(1))
 
 
 def linear_glauber_step(kernels: Kernels, *arguments) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ggm_kernels import checks
+from ggm_kernels import checks, randomness
 from ggm_kernels.backends import checks_rows, kernel
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.ops.glauber_update import (
@@ -22,6 +22,10 @@ from ggm_kernels.ops.glauber_update import (
     update_of,
 )
 from ggm_kernels.ops.library import register, writing
+from ggm_kernels.ops.plans import Plans, look
+
+if TYPE_CHECKING:
+    from ggm_kernels.native.glauber_plan import StepPlan
 
 
 def glauber_step(
@@ -148,6 +152,19 @@ def glauber_step(
     id, position, group or token). Events down to probability 2**-33 occur at their rate. Source: reverse
     process of arXiv 2405.17035; keep-or-replace is our derivation (docs/mathematics.md).
     """
+    given = {
+        "tokens": tokens, "logits": logits, "positions": positions, "sample_ids": sample_ids,
+        "frozen": frozen, "noise_rate": noise_rate, "log_sum_exp": log_sum_exp, "log_prob": log_prob,
+        "keep_prob": keep_prob, "raw_log_prob": raw_log_prob, "entropy": entropy, "margin": margin,
+        "argmax": argmax,
+    }  # fmt: skip
+    looks = look((
+        *given.values(), temperature, top_k, top_p, min_p, noise, normalize, filter_order, softcap,
+        logit_shift, mixture, backend,
+    ))  # fmt: skip
+    plan = _PLANS.find(looks)
+    if plan is not None and _ran(plan, given, seed, step):
+        return tokens
     check_logits(logits)
     update = check_update(
         tokens, positions, logits, "logits", logits.shape[2], seed=seed, step=step, temperature=temperature,
@@ -158,6 +175,7 @@ def glauber_step(
         backend=backend,
     )  # fmt: skip
     _op(tokens, logits.detach(), *update)
+    _PLANS.remember(looks, lambda: _plan(given, update))
     return tokens
 
 
@@ -235,6 +253,33 @@ def linear_glauber_step(
     )  # fmt: skip
     _linear_op(tokens, hidden.detach(), weight.detach(), None if bias is None else bias.detach(), *update)
     return tokens
+
+
+_PLANS = Plans()
+
+
+def _plan(given: dict[str, Any], update: tuple) -> StepPlan | None:
+    """A plan for calls that look like one that was run, where the compiled core serves them on the CPU."""
+    name, _ = kernel("glauber_step", update[-1], given["tokens"].device)
+    if name != "cpu":
+        return None
+    from ggm_kernels.native import glauber_plan  # where there is a core, which imports the ops
+
+    return glauber_plan.plan(given, update_of(*update[:-1]))
+
+
+def _ran(plan: StepPlan, given: dict[str, Any], seed, step) -> bool:
+    """Whether the step was run by its plan: else nothing is written, and the long way finds out why not."""
+    if type(seed) is not int or type(step) is not int:
+        return False
+    if not (0 <= seed < randomness.MAX_SEED and 0 <= step < randomness.MAX_STEP):
+        return False
+    lawless = plan.run(given, seed, step)
+    if lawless < 0:
+        return False
+    if lawless:
+        _warn_of_lawless_rows()
+    return True
 
 
 def _run(tokens, logits, *arguments_and_backend):

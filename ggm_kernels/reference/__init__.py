@@ -3,6 +3,11 @@
 from ggm_kernels.reference.commit import commit
 from ggm_kernels.reference.corrupt import corrupt
 from ggm_kernels.reference.glauber_step import glauber_step, linear_glauber_step
+from ggm_kernels.reference.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_sum,
+)
 from ggm_kernels.reference.shared_sigmoid_bce import shared_sigmoid_bce, shared_sigmoid_bce_backward
 from ggm_kernels.reference.sigmoid_bce import (
     linear_sigmoid_bce,
@@ -15,6 +20,9 @@ __all__ = [
     "commit",
     "corrupt",
     "glauber_step",
+    "linear_cross_entropy",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_sum",
     "linear_glauber_step",
     "linear_sigmoid_bce",
     "linear_sigmoid_bce_backward",

@@ -26,8 +26,9 @@ _LEAST_ROWS = 64  # in the buffer, so that the weight is not read for a few rows
 _FUSED_WARPS = 8
 _FUSED_TOKENS = 64  # of one tile, which is a slot
 _INTERPRETED_TOKENS = 256  # small tiles cost the interpreter as much
-_FUSED_COLUMNS = 64  # elements of hidden handled at once
-_FUSED_BLOCK_ROWS = {torch.float32: 32}  # of one program, else 64: more spill registers
+# Of one program: rows, and elements of hidden that it handles at once. More of float32 spill registers.
+_FUSED_BLOCK_ROWS = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
+_FUSED_COLUMNS = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}
 
 
 @without_autocast
@@ -85,11 +86,11 @@ def _product(hidden: torch.Tensor, weight: torch.Tensor, bias, out: torch.Tensor
 
 def _race_product(rows: Rows, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Race all rows on logits that one kernel computes and sums."""
-    most = _FUSED_BLOCK_ROWS.get(hidden.dtype, 64)
+    most = _FUSED_BLOCK_ROWS[hidden.dtype]
     block_rows = min(most, max(16, triton.next_power_of_2(rows.size)))
     tokens = _FUSED_TOKENS if hidden.device.type != "cpu" else _INTERPRETED_TOKENS
     rows.make_slots(tokens)
-    columns = min(_FUSED_COLUMNS, max(16, triton.next_power_of_2(hidden.shape[2])))
+    columns = min(_FUSED_COLUMNS[hidden.dtype], max(16, triton.next_power_of_2(hidden.shape[2])))
     logits = _buffer(hidden, rows.size, rows.vocab_size)
     strides = _strides(logits, rows.count)
     _race_product_kernel[(triton.cdiv(rows.size, block_rows) * rows.slots,)](

@@ -36,8 +36,8 @@ FAULTS = [
     Fault(
         "missing barrier",
         "threshold.cu",
-        "    fill_histogram(row, shared, weight, prefix, prefix_mask, shift, limit);\n    __syncthreads();\n",
-        "    fill_histogram(row, shared, weight, prefix, prefix_mask, shift, limit);\n",
+        "limit, are_held, collects);\n    __syncthreads();\n",
+        "limit, are_held, collects);\n",
         "check_filters",
     ),
     Fault(
@@ -47,12 +47,12 @@ FAULTS = [
         "",
         "tsan",
     ),
-    Fault("missing barrier", "threshold.cu", "  __syncwarp();  //", "  //", "tsan"),
+    Fault("missing barrier", "threshold.cu", "  __syncthreads();  // also", "  // also", "tsan"),
     Fault(
         "divergent barrier",
         "threshold.cu",
-        "    if (threadIdx.x < kWarp) choose_digit(shared, weight, shift == 24);\n    __syncthreads();\n",
-        "    if (threadIdx.x < kWarp) {\n      choose_digit(shared, weight, shift == 24);\n      __syncthreads();\n    }\n",
+        "    choose_digit(shared, weight, round == 0);\n    __syncthreads();\n",
+        "    choose_digit(shared, weight, round == 0);\n    if (threadIdx.x < kWarp) __syncthreads();\n",
         "rendezvous: deadlock|ends while others wait|while others wait at",
     ),
     Fault(
@@ -63,6 +63,20 @@ FAULTS = [
         "rendezvous: after others have ended|ends while others wait",
     ),
     Fault("uncleared shared memory", "threshold.cu", "    clear(shared.histogram);\n", "", "check_filters"),
+    Fault(
+        "candidates without room",
+        "threshold.cu",
+        "are_held = shared.found <= kMostCandidates;",
+        "are_held = true;",
+        "check_filters",
+    ),
+    Fault(
+        "candidates of another digit",
+        "threshold.cu",
+        "prefix.holds(depth) ? weight.of(z) : 0",
+        "weight.of(z)",
+        "check_filters",
+    ),
     Fault(
         "out of bounds",
         "glauber_rows.h",
@@ -142,6 +156,20 @@ FAULTS = [
         "glauber_step.cu",
     ),
     Fault(
+        "no barrier",
+        "linear_cross_entropy.cu",
+        "of_warps[threadIdx.x / kWarp] = sum;\n    __syncthreads();\n",
+        "of_warps[threadIdx.x / kWarp] = sum;\n",
+        "check_cross_entropy",
+    ),
+    Fault(
+        "mass of other tokens",
+        "linear_cross_entropy.cu",
+        "sum.mass * expf(sum.top - logit) + 1.0f",
+        "sum.mass + 1.0f",
+        "check_cross_entropy",
+    ),
+    Fault(
         "duplicate write",
         "sigmoid_bce.cu",
         "gradients.bias != nullptr && threadIdx.x == 0",
@@ -158,8 +186,8 @@ FAULTS = [
     Fault(
         "wrong mask",
         "threshold.cu",
-        "__ballot_sync(kAllLanes, below",
-        "__ballot_sync(0x0000FFFFu, below",
+        "__shfl_up_sync(kAllLanes, upto",
+        "__shfl_up_sync(0x0000FFFFu, upto",
         "rendezvous: no lane of the mask|names lanes that wait with another mask",
     ),
     Fault(
@@ -173,8 +201,8 @@ FAULTS = [
     Fault(
         "wrong lane",
         "threshold.cu",
-        "__shfl_sync(kAllLanes, upto, kWarp - 1)",
-        "__shfl_sync(kAllLanes, upto, 0)",
+        "if (lane == kWarp - 1) shared.weight_of_warp",
+        "if (lane == 0) shared.weight_of_warp",
         "check_filters",
     ),
     Fault(

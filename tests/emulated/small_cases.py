@@ -9,6 +9,7 @@ from ggm_kernels import (
     NoiseLaw,
     corrupt,
     glauber_step,
+    linear_cross_entropy,
     linear_glauber_step,
     linear_sigmoid_bce,
     sigmoid_bce,
@@ -67,6 +68,33 @@ def check_losses() -> None:
             assert_close(ours, theirs, tolerance)
 
 
+def check_cross_entropy() -> None:
+    for dtype, vocab_size, softcap in [(DTYPES[0], 1000, 3.0), (DTYPES[1], 33, None), (DTYPES[2], 257, None)]:
+        leaves = [draw(20, 24, seed=1).to(dtype), draw(vocab_size, 24, seed=2).to(dtype) / 6]
+        leaves += [draw(vocab_size, seed=3).to(dtype)]
+        targets = ids(vocab_size, 20)
+        targets[3] = -100
+        options = {
+            "softcap": softcap,
+            "z_loss": 0.01,
+            "logit_shift": draw(20),
+            "shifted_token": targets % vocab_size,
+        }
+        options["shifted_token"] = options["shifted_token"].clamp(0)
+        for reduction in ("none", "mean"):
+            results = []
+            for backend in (BACKEND, "reference"):
+                hidden, weight, bias = (leaf.clone().requires_grad_() for leaf in leaves)
+                loss = linear_cross_entropy(
+                    hidden, weight, targets, bias=bias, **options, reduction=reduction, backend=backend
+                )
+                loss.sum().backward()
+                results.append([loss, hidden.grad, weight.grad, bias.grad])
+            tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3 if dtype == torch.float16 else 1e-4
+            for ours, theirs in zip(*results, strict=True):
+                assert_close(ours, theirs, tolerance)
+
+
 def check_steps() -> None:
     plain, keeping = {}, {"noise_rate": draw(2, 5).sigmoid(), "normalize": True}
     for dtype, vocab_size in [(DTYPES[0], 33), (DTYPES[1], 9001), (DTYPES[2], 9000), (DTYPES[0], 12289)]:
@@ -80,6 +108,9 @@ def check_filters() -> None:
         logits = (draw(2, 5, vocab_size) * 2 - 3).to(dtype)
         for options in ({"top_k": 5}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}):
             check_step(logits, {**options, "temperature": 0.8})
+    flat = draw(1, 2, 8000) / 4  # more candidates than there is room for
+    check_step(flat, {"top_k": 5000, "top_p": 0.9})
+    check_step(flat, {"top_k": 4000, "top_p": 0.95, "filter_order": "p_k_min"})
 
 
 def check_tiles() -> None:
@@ -168,6 +199,7 @@ def check_present_tokens_are_left_where_there_is_no_law() -> None:
 ALL = [
     check_corrupt,
     check_losses,
+    check_cross_entropy,
     check_steps,
     check_filters,
     check_tiles,

@@ -77,7 +77,7 @@ def trained(path: Path, out: Path, overrides: list[str]) -> GGM:
 
 def test_every_configuration_is_tested_here():
     names = {path.stem for path in CONFIGS}
-    assert names == {"digits", "own-text", "pydoc-char", "owt-small", "owt-medium", *IMAGES}
+    assert names == {"digits", "own-text", "pydoc-char", "owt-small", "owt-medium", "owt-paper", *IMAGES}
     for path in CONFIGS:
         assert read_config(path).out == f"outputs/{path.stem}"
 
@@ -113,7 +113,7 @@ def test_image_configurations_run_with_fewer_layers(name, images, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["owt-small", "owt-medium", *IMAGES])
+@pytest.mark.parametrize("name", ["owt-small", "owt-medium", "owt-paper", *IMAGES])
 def test_configurations_run_in_full_size(name, text, images, tmp_path, capsys):
     """A process each, for its memory. With 509 million parameters owt-medium is three times owt-small."""
     # The 64 sequences of a look at held-out data alone are minutes of work here.

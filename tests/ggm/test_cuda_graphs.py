@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, Ramp, ReDenoise, SamplingConfig
+from ggm import (
+    GGM,
+    ChainConfig,
+    DenoiserConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    Ramp,
+    ReDenoise,
+    SamplingConfig,
+)
 from ggm.sampling import cuda_graphs
 
 LENGTH = 10
@@ -16,6 +26,7 @@ NOISE = (0.4, 0.3, 0.2, 0.05, 0.05)
 BACKBONES = {
     "masked": MaskedConfig(width=16, depth=1, heads=2),
     "hollow": HollowConfig(width=16, depth=1, mixing=1, heads=2, positions="rotary"),
+    "denoiser": DenoiserConfig(width=16, depth=1, heads=2),
 }
 SETTINGS = {
     "one site": {},
@@ -29,7 +40,11 @@ SETTINGS = {
 def model_of(backbone: str) -> GGM:
     torch.manual_seed(0)
     chain = ChainConfig(LENGTH, sweeps=2, order="reshuffled")
-    model = GGM(GGMConfig(5, chain, BACKBONES[backbone], masked_counts=(2,), noise_probs=NOISE))
+    predicts = "data" if backbone == "denoiser" else "state"
+    config = GGMConfig(
+        5, chain, BACKBONES[backbone], masked_counts=(2,), noise_probs=NOISE, predicts=predicts
+    )
+    model = GGM(config)
     for parameter in model.parameters():  # so that contexts, times and positions matter
         torch.nn.init.normal_(parameter, std=0.5)
     return model

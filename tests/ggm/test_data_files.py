@@ -140,3 +140,38 @@ def test_text_of_python_is_known_by_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(topics, "__file__", str(other))
     with pytest.raises(ValueError, match=rf"^{other}: changed: "):
         trained(tmp_path, "data={kind: pydoc}", "data.held_out=8", "training.steps=2", resume=True)
+
+
+@pytest.mark.parametrize("source", ["texts", "texts/**/*.txt"])
+def test_a_folder_of_text_that_changed_is_refused(source, tmp_path, capsys):
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt"):
+        (folder / name).write_text(f"words of {name}, and more of them. " * 40)
+    data = f"{{kind: text, source: '{tmp_path / source}', held_out: 4, tokenizer: char}}"
+    trained(tmp_path, f"data={data}", "training.steps=2")
+    known = read_config(tmp_path / "run" / "config.yaml").data_file
+    assert known is not None and known.size == sum(path.stat().st_size for path in folder.rglob("*.txt"))
+    before = files(tmp_path / "run")
+    inner, moved, more = folder / "deep" / "b.txt", folder / "deep" / "c.txt", folder / "d.txt"
+    good = inner.read_bytes()
+
+    def refused() -> None:
+        capsys.readouterr()
+        assert resumed(tmp_path, data) == 1
+        assert capsys.readouterr().err.startswith(f"ggm: error: {tmp_path / source}: changed: got ")
+        assert files(tmp_path / "run") == before
+
+    inner.write_bytes(good[:-1] + b"!")
+    refused()
+    inner.write_bytes(good)
+    inner.rename(moved)
+    refused()
+    moved.rename(inner)
+    more.write_text("more words")
+    refused()
+    more.unlink()
+    folder.rename(tmp_path / "elsewhere")
+    yaml = tmp_path / "run" / "config.yaml"
+    yaml.write_text(yaml.read_text().replace(str(folder), str(tmp_path / "elsewhere")))
+    assert resumed(tmp_path, data.replace(str(folder), str(tmp_path / "elsewhere"))) == 0

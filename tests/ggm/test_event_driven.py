@@ -6,6 +6,7 @@ import torch
 from ggm import (
     GGM,
     ChainConfig,
+    DenoiserConfig,
     GGMConfig,
     HollowConfig,
     MaskedConfig,
@@ -27,11 +28,18 @@ TOKENS = torch.randint(VOCAB, (COUNT, LENGTH), generator=torch.Generator().manua
 FROZEN = torch.rand(COUNT, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.4
 
 
-def model_of(blind_to_time: bool = False) -> GGM:
+NETWORKS = {
+    "hollow": (HollowConfig(width=16, depth=1, mixing=1, heads=2), "state"),
+    "hollow, data": (HollowConfig(width=16, depth=1, mixing=1, heads=2), "data"),
+    "denoiser": (DenoiserConfig(width=16, depth=1, heads=2), "data"),
+}
+
+
+def model_of(network: str = "hollow", blind_to_time: bool = False) -> GGM:
     torch.manual_seed(0)
     chain = ChainConfig(LENGTH, sweeps=SWEEPS, order="reshuffled")
-    backbone = HollowConfig(width=16, depth=1, mixing=1, heads=2)
-    model = GGM(GGMConfig(VOCAB, chain, backbone, noise_probs=(0.4, 0.3, 0.2, 0.1)))
+    backbone, predicts = NETWORKS[network]
+    model = GGM(GGMConfig(VOCAB, chain, backbone, noise_probs=(0.4, 0.3, 0.2, 0.1), predicts=predicts))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     if blind_to_time:
@@ -48,8 +56,9 @@ def draw(model: GGM, infill: bool, **settings):
 
 @pytest.mark.parametrize("infill", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_horizon_of_one_gives_the_stepwise_samples(settings, infill):
-    model = model_of()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_horizon_of_one_gives_the_stepwise_samples(network, settings, infill):
+    model = model_of(network)
     stepwise = draw(model, infill, **SETTINGS[settings])
     events = draw(model, infill, event_driven=True, horizon=1, **SETTINGS[settings])
     assert torch.equal(events.tokens, stepwise.tokens)
@@ -120,7 +129,7 @@ def test_a_time_one_step_off_is_noticed(late, monkeypatch):
     monkeypatch.setattr(OwnVisits, "times", lambda own, left: (real(own, left) + late).clamp_min(0))
     for settings in ("heat bath", "keep or replace"):
         with pytest.raises(AssertionError):
-            test_a_horizon_of_one_gives_the_stepwise_samples(settings, False)
+            test_a_horizon_of_one_gives_the_stepwise_samples("hollow", settings, False)
 
 
 def test_a_masked_network_is_refused():

@@ -162,17 +162,18 @@ def test_every_field_is_documented(cls):
 def test_the_commands_have_the_flags_that_they_had():
     """Scripts go on: no flag of the first edition has gone."""
     drawing = """--count --seed --batch --device --sites-per-step --keep-or-replace --event-driven --horizon
-        --redenoise --redenoise-repeats --cuda-graph --temperature --top-k --top-p --min-p"""
+        --redenoise --redenoise-repeats --corrector-sweeps --cuda-graph --temperature --top-k --top-p --min-p"""
     metrics = """--out --model --precision --max-length --start-token --score-batch --unit --reference
         --mauve-model --grid --levels --fid-network --column --txt"""
     expected = {
-        "demo": "--seconds --seed --out --samples",
+        "demo": "--seconds --seed --out --samples --web --checkpoint --port",
         "train": "--set --resume --max-steps --quiet --print-config --dry-run",
         "sample": f"{drawing} --out",
         "infill": f"{drawing} --text --gap --image --mask --box --out",
         "evaluate": f"{drawing} {metrics} --data --no-held-out --times --likelihood-times --reference-count --save-samples",
         "score": f"{metrics} --size --tokenizer --meta --device",
         "info": "",
+        "plot": "--out",
         "train-vq": """--out --size --downsampling --codebook --latent-channels --width --grey --steps --batch
             --learning-rate --seed --column --device --quiet""",
     }

@@ -154,7 +154,7 @@ def test_configurations_carry_their_kind_of_network(backbone):
     listed = {**values["backbone"], "grid": [2, 3]}  # as JSON has tuples
     gridded = dataclasses.replace(backbone, grid=(2, 3))
     assert GGMConfig.from_dict({**values, "backbone": listed}).backbone == gridded
-    with pytest.raises(ValueError, match="backbone.kind: got 'other'; allowed: hollow, masked"):
+    with pytest.raises(ValueError, match="backbone.kind: got 'other'; allowed: denoiser, hollow, masked"):
         GGMConfig.from_dict({**values, "backbone": {**listed, "kind": "other"}})
 
 

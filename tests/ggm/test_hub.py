@@ -140,6 +140,7 @@ def test_both_are_fetched_from_the_hub_if_they_are_there(with_training, tmp_path
         return str(tmp_path / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo_id, **_: str(tmp_path))
     monkeypatch.setattr(
         hub_mixin, "hf_hub_download", lambda repo_id, filename, **_: download(repo_id, filename)
     )

@@ -6,6 +6,7 @@ import torch
 from ggm import (
     GGM,
     ChainConfig,
+    DenoiserConfig,
     GGMConfig,
     HollowConfig,
     MaskedConfig,
@@ -43,12 +44,26 @@ def held_out_loss(model: GGM, tokens: torch.Tensor) -> float:
         return sum(float(model.loss(tokens, seed=1, step=step)) for step in range(2)) / 2
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_twenty_steps_lower_the_loss(objective, backbone, digits):
+DATA_OBJECTIVES = ("noise ratio", "noise ratio, drawn", "cross-entropy")
+VARIANTS = [
+    *((objective, backbone, "state") for objective in OBJECTIVES for backbone in BACKBONES),
+    *((objective, backbone, "data") for objective in DATA_OBJECTIVES for backbone in ("hollow", "denoiser")),
+]
+BACKBONES["denoiser"] = (DenoiserConfig(width=16, depth=1, heads=2), (64,))
+
+
+@pytest.mark.parametrize(("objective", "backbone", "predicts"), VARIANTS)
+def test_twenty_steps_lower_the_loss(objective, backbone, predicts, digits):
     torch.manual_seed(0)
     network, counts = BACKBONES[backbone]
-    config = GGMConfig(4, ChainConfig(64, sweeps=2), network, OBJECTIVES[objective], masked_counts=counts)
+    config = GGMConfig(
+        4,
+        ChainConfig(64, sweeps=2),
+        network,
+        OBJECTIVES[objective],
+        masked_counts=counts,
+        predicts=predicts,
+    )
     model = GGM(config)
     before = held_out_loss(model, digits.held_out)
     result = train(model, digits.train, TrainingConfig(steps=20, batch_size=16, learning_rate=1e-2))

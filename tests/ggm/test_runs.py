@@ -43,6 +43,7 @@ def test_a_run_leaves_checkpoints_that_are_models(tmp_path):
     out = tmp_path / "run"
     assert [step for step, _ in curve(out)] == list(range(1, 13))
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        "best",
         "step-000000010",
         "step-000000012",
     ]

@@ -17,15 +17,25 @@ OP = "glauber_step"
 STEPS = [glauber_step, linear_glauber_step]
 
 
-# Options of a step: how each is drawn. None is "not given". A new option is one line here and a field of truth.Row.
+# Options of a step: how each is drawn, for one row. None is "not given". A new option is one line here and a field of
+# truth.Row. Those of ROW_OPTIONS are given as a number or row by row.
 
 OPTIONS = {
     "temperature": lambda draw: draw.choice([1.0, 1.0, 0.0, draw.uniform(0.1, 3.0), 1e-30, 1e30]),
     "top_k": lambda draw: draw.choice([None, None, 1, draw.randint(1, 60), 2**40]),
     "top_p": lambda draw: draw.choice([None, None, 1.0, 1e-6, draw.uniform(0.05, 0.999)]),
     "min_p": lambda draw: draw.choice([None, None, 0.0, 1.0, draw.uniform(0.001, 0.5)]),
+    "filter_order": lambda draw: draw.choice(["k_p_min", "p_k_min"]),
     "normalize": lambda draw: draw.random() < 0.5,
+    "softcap": lambda draw: draw.choice([None, None, None, draw.uniform(0.5, 30.0)]),
 }
+ROW_OPTIONS = {
+    "temperature": torch.float32,
+    "top_k": torch.int64,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+}
+TENSORS = ("noise_rate", "logit_shift", "mixture")  # which are always tensors
 BY_PRODUCTS = list(truth.BY_PRODUCTS)
 
 
@@ -33,35 +43,82 @@ def draw_step(draw):
     """Arguments that both calls share: those of logits [B, K, V] are drawn after them."""
     vocab_size = draw.choice(SIZES if draw.random() < 0.1 else SMALL)
     batch, length = draw.randint(1, 3), draw.randint(1, 6)
-    count = draw.randint(1, length)
-    ids = draw.choice([torch.int32, torch.int64])
-    positions = torch.stack([torch.randperm(length, generator=draw.generator)[:count] for _ in range(batch)])
-    if draw.random() < 0.3:
-        positions = positions[0]
+    positions, count = draw_positions(draw, batch, length)
     arguments = {
-        "tokens": draw.layout(draw.integers(vocab_size, batch, length).to(ids)),
-        "positions": draw.layout(positions.to(draw.choice([torch.int32, torch.int64]))),
+        "positions": positions,
         "seed": draw.getrandbits(64),
         "step": draw.choice([0, 2**32 - 1, draw.getrandbits(32)]),
         "sample_ids": draw.maybe(0.5, lambda: torch.tensor([draw.getrandbits(40) for _ in range(batch)])),
         "frozen": draw.maybe(0.4, lambda: draw.layout(draw.uniform_tensor(batch, length) < 0.3)),
-        **{name: make(draw) for name, make in OPTIONS.items()},
+        **{name: draw_option(draw, name, batch, count) for name in OPTIONS},
     }
-    if draw.random() < 0.3:
-        arguments["step"] = torch.tensor(arguments["step"])
-    if draw.random() < 0.6:
-        shape = draw.choice([(batch,), (batch, count)])
-        rate = draw.uniform_tensor(*shape)
-        rate = torch.where(draw.uniform_tensor(*shape) < 0.15, rate.round(), rate)  # 0 and 1 among them
-        arguments["noise_rate"] = draw.layout(rate.to(draw.choice(DTYPES)))
-        arguments["noise"] = draw.maybe(0.5, lambda: noise_law(draw, vocab_size))
+    for name in ("seed", "step"):
+        if draw.random() < 0.3:
+            given = [draw.getrandbits(63 if name == "seed" else 32) for _ in range(batch)]
+            arguments[name] = torch.tensor(draw.choice([given, given[0]]))
+    arguments |= draw_tensors(draw, batch, count)
+    if "noise_rate" in arguments or "mixture" in arguments:
+        arguments["noise"] = draw.maybe(0.6, lambda: noise_law(draw, vocab_size))
+    arguments["tokens"] = draw_tokens(draw, batch, length, vocab_size, arguments)
     for name in BY_PRODUCTS:
         if draw.random() < 0.6 and (name != "keep_prob" or "noise_rate" in arguments):
             arguments[name] = torch.full((batch, count), 77 if name == "argmax" else 77.0)
     return arguments, batch, count, vocab_size
 
 
+def draw_positions(draw, batch, length):
+    """Positions [B, K], with absent ones among them, [K] or None; and how many K there are."""
+    count = draw.randint(1, length)
+    positions = torch.stack([torch.randperm(length, generator=draw.generator)[:count] for _ in range(batch)])
+    kind = draw.choice(["rows", "ragged", "shared", "all"])
+    if kind == "all":
+        return None, length
+    if kind == "shared":
+        positions = positions[0]
+    if kind == "ragged":
+        positions = torch.where(draw.uniform_tensor(batch, count) < 0.3, -1, positions)
+    return draw.layout(positions.to(draw.choice([torch.int32, torch.int64]))), count
+
+
+def draw_option(draw, name, batch, count):
+    """An option for all rows, or one for each: [B] or [B, K]."""
+    if name not in ROW_OPTIONS or draw.random() < 0.7:
+        return OPTIONS[name](draw)
+    shape = draw.choice([(batch,), (batch, count)])
+    values = []
+    while len(values) < math.prod(shape):
+        value = OPTIONS[name](draw)
+        values += [] if value is None else [value]
+    return draw.layout(torch.tensor(values, dtype=ROW_OPTIONS[name]).view(shape))
+
+
+def draw_tensors(draw, batch, count):
+    """Options that are tensors of probabilities, 0 and 1 among them, and the shift of a logit."""
+    given = {}
+    for name, probability in (("noise_rate", 0.6), ("mixture", 0.3), ("logit_shift", 0.3)):
+        if draw.random() < probability:
+            shape = draw.choice([(batch,), (batch, count)])
+            value = draw.uniform_tensor(*shape)
+            value = torch.where(draw.uniform_tensor(*shape) < 0.15, value.round(), value)
+            if name == "logit_shift":
+                value = torch.where(value == 1, -math.inf, 8 * value - 6)
+            given[name] = draw.layout(value.to(draw.choice(DTYPES)))
+    return given
+
+
+def draw_tokens(draw, batch, length, vocab_size, arguments):
+    """Tokens: any numbers where nothing reads them, a mask beside the vocabulary where the noise has one."""
+    ids = draw.choice([torch.int32, torch.int64])
+    noise = arguments.get("noise")
+    tokens = draw.integers(vocab_size if noise is None else noise.token_bound, batch, length)
+    if not {"noise_rate", "logit_shift"} & set(arguments) and draw.random() < 0.3:
+        tokens = tokens - 2**30
+    return draw.layout(tokens.to(ids))
+
+
 def noise_law(draw, vocab_size):
+    if draw.random() < 0.3:
+        return NoiseLaw.absorbing(vocab_size, draw.randint(0, vocab_size))
     weights = draw.uniform_tensor(vocab_size).double()
     weights = torch.where(draw.uniform_tensor(vocab_size) < 0.2, 0.0, weights)
     weights[draw.randrange(vocab_size)] += 1
@@ -96,58 +153,72 @@ def draw_factors(draw, batch, count, vocab_size):
 
 
 def value_at(value, b, k):
-    """An option of row (b, k): a number, or an entry of a tensor [B] or [B, K]."""
+    """An option of row (b, k): a number, or an entry of a tensor, 0-d, [B] or [B, K]."""
     if not isinstance(value, torch.Tensor):
         return value
-    return (value[b] if value.dim() == 1 else value[b, min(k, value.shape[1] - 1)]).item()
+    return (value if value.dim() == 0 else value[b] if value.dim() == 1 else value[b, k]).item()
+
+
+def noise_of(law, vocab_size):
+    """A law of noise as the truth knows it."""
+    if law is None:
+        return truth.Noise(np.full(vocab_size, 1 / vocab_size))
+    if law.mask_id is not None:
+        return truth.Noise(law.probs.numpy(), mask=law.mask_id)
+    return truth.Noise(
+        law.probs.numpy(), law.table(torch.device("cpu")).numpy().astype(np.int64) & 0xFFFFFFFF
+    )
 
 
 def rows_of(arguments, logits, precision):
     """The truth's rows of a step, with where their tokens stand."""
     batch, count, vocab_size = logits.shape
-    tokens, noise = arguments["tokens"], arguments.get("noise")
+    tokens, frozen, ids = (arguments[name] for name in ("tokens", "frozen", "sample_ids"))
+    positions = torch.arange(count) if arguments["positions"] is None else arguments["positions"]
+    noise = noise_of(arguments.get("noise"), vocab_size)
     for b in range(batch):
         for k in range(count):
-            position = int(arguments["positions"].expand(batch, count)[b, k])
-            present = int(tokens[b, position])
-            ids, frozen = arguments["sample_ids"], arguments["frozen"]
-            options = {name: value_at(arguments[name], b, k) for name in OPTIONS}
-            rate = arguments.get("noise_rate")
-            pi = 1 / vocab_size if noise is None else float(noise.probs[present])
+            position = int(positions.expand(batch, count)[b, k])
+            place = truth.Place(
+                seed=value_at(arguments["seed"], b, k),
+                step=value_at(arguments["step"], b, k),
+                sample_id=b if ids is None else int(ids[b]),
+                position=position,
+            )
             yield (
                 (b, k, position),
                 truth.Row(
                     g=logits[b, k],
-                    present=present,
-                    place=truth.Place(
-                        arguments["seed"], int(arguments["step"]), b if ids is None else int(ids[b]), position
-                    ),
-                    frozen=frozen is not None and bool(frozen[b, position]),
-                    noise_rate=None if rate is None else value_at(rate, b, k),
-                    log_pi=math.log(pi) if pi > 0 else -math.inf,
+                    present=int(tokens[b, position]) if position >= 0 else 0,
+                    place=place,
+                    noise=noise,
+                    idle=position < 0 or (frozen is not None and bool(frozen[b, position])),
                     precision=precision,
-                    **options,
+                    **{name: value_at(arguments.get(name), b, k) for name in (*OPTIONS, *TENSORS)},
                 ),
             )
 
 
 def judge(row, token, by_products):
     """Hold a row's new token and by-products against the truth; return whether it could be judged."""
-    if row.frozen or not truth.has_law(row):
+    if row.idle or not truth.has_law(row):
         assert token == row.present
-        # What else is said of a row without a law than that nothing was drawn is not settled.
-        said = by_products if row.frozen else {"log_prob": by_products.get("log_prob", math.nan)}
+        # The probability of keeping a token follows from one logit: it is said of rows without a law, too.
+        said = {name: value for name, value in by_products.items() if row.idle or name != "keep_prob"}
         assert all(math.isnan(value) or (name == "argmax" and value == -1) for name, value in said.items()), (
             said
         )
         return True
     kept = truth.keeps(row)
     z = truth.law(row)
+    noise_token = truth.noise_token(row)
     drawn = None if kept else token
     if row.doubts:
         return False
     if kept:
         assert token == row.present
+    elif noise_token is not None:
+        assert token == noise_token
     elif row.temperature == 0:
         assert z[token] == 0
     else:
@@ -193,8 +264,10 @@ def check_step(call, backend, number):
     judged, untouched = 0, torch.ones_like(before, dtype=torch.bool)
     for (b, k, position), row in rows:
         by_products = {name: float(arguments[name][b, k]) for name in BY_PRODUCTS if name in arguments}
-        judged += judge(row, int(arguments["tokens"][b, position]), by_products)
-        untouched[b, position] = False
+        token = row.present if position < 0 else int(arguments["tokens"][b, position])
+        judged += judge(row, token, by_products)
+        if position >= 0:
+            untouched[b, position] = False
     assert torch.equal(arguments["tokens"][untouched], before[untouched])
     return len(rows), judged
 
@@ -237,9 +310,16 @@ def test_philox_of_the_truth_gives_known_answers():
 FAULTS = {
     "another step": lambda given: {"step": (int(given["step"]) + 1) % 2**32},
     "warmer": lambda given: {"temperature": given["temperature"] * 1.05},
-    "one token more": lambda given: {"top_k": given["top_k"] and given["top_k"] + 1},
-    "a smaller nucleus": lambda given: {"top_p": given["top_p"] and given["top_p"] * 0.9},
-    "min_p twice": lambda given: {"min_p": given["min_p"] and min(1.0, 2 * given["min_p"])},
+    "one token more": lambda given: {"top_k": None if given["top_k"] is None else given["top_k"] + 1},
+    "a smaller nucleus": lambda given: {"top_p": None if given["top_p"] is None else given["top_p"] * 0.9},
+    "no min_p": lambda given: {"min_p": None},
+    "the other order": lambda given: {"filter_order": "k_p_min"},
+    "a wider cap": lambda given: {"softcap": None if given["softcap"] is None else given["softcap"] * 1.05},
+    "no shift": lambda given: {"logit_shift": None},
+    "no mixture": lambda given: {"mixture": None},
+    "one seed for all": lambda given: {"seed": value_at(given["seed"], 0, 0)},
+    "one step for all": lambda given: {"step": value_at(given["step"], 0, 0)},
+    "one temperature for all": lambda given: {"temperature": value_at(given["temperature"], 0, 0)},
     "normalize forgotten": lambda given: {"normalize": False},
     "no noise law": lambda given: {"noise": None},
     "rate for all": lambda given: {
@@ -256,7 +336,7 @@ def test_a_planted_fault_of_a_step_is_seen(fault):
         return glauber_step(**{**given, **FAULTS[fault](given)})
 
     with pytest.raises(AssertionError, match=r"case \d+ of wrong"):
-        check_many(check_step, wrong, "reference", 100)
+        check_many(check_step, wrong, "reference", 1000)  # up to the first that is seen
 
 
 @pytest.mark.parametrize("name", BY_PRODUCTS)

@@ -4,7 +4,15 @@ import pytest
 import torch
 from enumerable import LAWS, Law, assert_follows, skewed
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, SamplingConfig
+from ggm import (
+    GGM,
+    ChainConfig,
+    DenoiserConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    SamplingConfig,
+)
 from ggm.backbones import HollowTransformer
 from ggm.chain import Chain
 from ggm.sampling import visits
@@ -20,11 +28,15 @@ MASKS = torch.tensor(
 
 
 class Exact(HollowTransformer):
-    """Exact P(X_i = . | X_{-S}) of noised data; S is what is to be predicted, or i alone if it is hollow."""
+    """Exact P(X_i = . | X_{-S}) of noised data; S is what is to be predicted, or i alone if it is hollow.
 
-    def __init__(self, hides_group: bool) -> None:
+    With `of_data` it is that of the data token at i; a denoiser's has seen the token that stands there, too.
+    """
+
+    def __init__(self, kind: str) -> None:
         torch.nn.Module.__init__(self)
-        self.hides_group = hides_group
+        self.hides_group, self.sees_own = kind == "masked", kind == "denoiser"
+        self.of_data = kind in ("denoiser", "hollow, data")
         self.bias = torch.nn.Parameter(torch.zeros(3))
         self.register_buffer("weight", torch.eye(3))
 
@@ -38,15 +50,24 @@ class Exact(HollowTransformer):
         kinds, kind_of = rows.unique(dim=0, return_inverse=True)
         for kind, row in enumerate(kinds):
             of = kind_of == kind
-            law = DATA.noised(row[:4].tolist(), PI)
             asked = row[4:].long().tolist()
             for place, position in enumerate(asked):
+                keep = row[:4].clone()
+                alpha = float(keep[position])
+                keep[position] = 1.0 if self.of_data else alpha
+                law = DATA.noised(keep.tolist(), PI)
                 hidden = set(asked) - {position} if self.hides_group else set()
                 table = conditional(law, position, hidden).expand(law.probs.shape)
                 flat = table.movedim(position, -1).reshape(-1, 3)
                 others = [i for i in range(4) if i != position]
                 index = (tokens[of][:, others] * torch.tensor([9, 3, 1])).sum(1)
-                result[of, place] = flat[index].log().float()
+                probs = flat[index]
+                if self.sees_own:
+                    own = tokens[of, position]
+                    probs = probs * (
+                        alpha * torch.nn.functional.one_hot(own, 3) + (1 - alpha) * PI[own][:, None]
+                    )
+                result[of, place] = probs.log().float()
         return result
 
 
@@ -58,9 +79,11 @@ def conditional(law: Law, position: int, hidden: set[int]) -> torch.Tensor:
 
 def model_of(kind: str) -> GGM:
     chain = ChainConfig(length=4, sweeps=3, order="reshuffled", final_keep=1e-9)
-    config = MaskedConfig(width=4, heads=1) if kind == "masked" else HollowConfig(width=4, heads=1)
-    model = GGM(GGMConfig(3, chain, config, masked_counts=(1,), noise_probs=tuple(PI.tolist())))
-    model.backbone = Exact(hides_group=kind == "masked")
+    network = {"masked": MaskedConfig, "denoiser": DenoiserConfig}.get(kind, HollowConfig)(width=4, heads=1)
+    predicts = "data" if kind in ("denoiser", "hollow, data") else "state"
+    noise = tuple(PI.tolist())
+    model = GGM(GGMConfig(3, chain, network, masked_counts=(1,), noise_probs=noise, predicts=predicts))
+    model.backbone = Exact(kind)
     return model
 
 
@@ -115,7 +138,7 @@ def assert_follows_what_enumeration_says(kind: str, config: SamplingConfig) -> N
 
 
 @pytest.mark.parametrize("process", [False, True], ids=["heat bath", "keep or replace"])
-@pytest.mark.parametrize("kind", ["masked", "hollow"])
+@pytest.mark.parametrize("kind", ["masked", "hollow", "hollow, data", "denoiser"])
 def test_one_site_per_step_gives_the_data_law(kind, process):
     tokens, which = infilled(kind, SamplingConfig(keep_or_replace=process))
     assert_follows(tokens, DATA)

@@ -42,7 +42,7 @@ class AllAtOnce:
         self.law = data
         self.tables = torch.stack([exact(states, everywhere, t) for t in range(chain.steps)])
 
-    def __call__(self, tokens: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, times: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
         index, everywhere = self.law.index(tokens), torch.arange(self.chain.length)
         return self.tables[self.times_of(times), index[:, None], everywhere]
 

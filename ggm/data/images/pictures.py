@@ -23,17 +23,20 @@ def grid_beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.grid.png")
 
 
-def write_grid(path: Path, pixels: torch.Tensor, columns: int | None = None) -> None:
-    """Write pictures side by side.
+def grid(pixels: torch.Tensor, columns: int | None = None) -> torch.Tensor:
+    """Pictures side by side, small ones enlarged.
 
     Parameters
     ----------
-    path : Path
-        PNG file.
     pixels : torch.Tensor
         uint8 [N, H, W, C] with 1 or 3 channels.
     columns : int, optional
         Pictures in a row; by default as many as make a square.
+
+    Returns
+    -------
+    torch.Tensor
+        One picture, uint8 [H', W', C].
     """
     count, height, width, channels = pixels.shape
     columns = columns or math.ceil(count**0.5)
@@ -47,7 +50,12 @@ def write_grid(path: Path, pixels: torch.Tensor, columns: int | None = None) -> 
     for i, picture in enumerate(pixels):
         top, left = i // columns * (height + _GAP), i % columns * (width + _GAP)
         canvas[top : top + height, left : left + width] = picture
-    write_picture(path, canvas)
+    return canvas
+
+
+def write_grid(path: Path, pixels: torch.Tensor, columns: int | None = None) -> None:
+    """Write the `grid` of pictures to a PNG file."""
+    write_picture(path, grid(pixels, columns))
 
 
 def write_picture(path: Path, pixels: torch.Tensor) -> None:

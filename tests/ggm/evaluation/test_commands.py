@@ -145,7 +145,7 @@ def test_evaluate_digits_against_their_training_set(runs, tmp_path, capsys):
 
 
 def test_a_checkpoint_alone_is_told_to_have_no_data(runs, tmp_path, capsys):
-    (checkpoint,) = (runs["text"] / "checkpoints").iterdir()
+    (checkpoint,) = (runs["text"] / "checkpoints").glob("step-*")
     moved = tmp_path / "moved"
     shutil.copytree(checkpoint, moved)
     assert main(["evaluate", str(moved), "--count", "2"]) == 0

@@ -4,7 +4,17 @@ import math
 import pytest
 import torch
 
-from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig
+from ggm import (
+    GGM,
+    ChainConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    train,
+)
+from ggm.data.digits import load_digits
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.likelihood import chain_bound, likelihood
 
@@ -103,3 +113,28 @@ def test_config_names_its_fields():
     for name in ("times", "sites_per_step", "batch"):
         with pytest.raises(ValueError, match=f"{name}: got 0; allowed: 1 or more"):
             dataclasses.replace(LikelihoodConfig(), **{name: 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("predicts", ["state", "data"])
+def test_the_bound_of_a_trained_model_does_not_depend_on_the_times(predicts):
+    """64 of the 4,096 times of its chain, and all of them: within the errors, those of paired differences."""
+    digits = load_digits(4, 360)
+    torch.manual_seed(0)
+    backbone = HollowConfig(width=16, depth=1, mixing=1, heads=2)
+    objective = ObjectiveConfig("cross_entropy")
+    chain = ChainConfig(64, sweeps=64)
+    config = GGMConfig(4, chain, backbone, objective, masked_counts=(64,), predicts=predicts)
+    training = TrainingConfig(steps=400, batch_size=32, learning_rate=5e-3)
+    model = train(GGM(config), digits.train, training).model
+    tokens = digits.held_out[:48]
+
+    def bound(times: int, seed: int) -> torch.Tensor:
+        config = LikelihoodConfig(times=times, seed=seed)
+        return chain_bound(model.conditionals(), model.chain, tokens, config, vocab_size=4) / 64
+
+    every, few = bound(4096, 0), bound(64, 1)
+    gap = few - every
+    error = float(gap.std() / len(gap) ** 0.5)
+    assert abs(float(gap.mean())) < 4 * error < 0.1
+    assert 0.2 < float(every.mean()) < 1.2

@@ -181,7 +181,7 @@ def test_a_checkpoint_against_the_pictures_it_was_trained_on(run, networks, fold
 
 
 def test_a_checkpoint_against_a_folder_is_its_samples_against_it(run, networks, folder, tmp_path, capsys):
-    (checkpoint,) = (run / "checkpoints").iterdir()
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
     samples = tmp_path / "samples"
     against = ("--reference", folder, "--fid-network", networks["pt"])

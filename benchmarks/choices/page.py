@@ -1,0 +1,101 @@
+"""docs/choices.md from the file of results."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.choices.levers import BASE, LEVERS
+from benchmarks.choices.problems import PROBLEMS
+
+PAGE = Path(__file__).parents[2] / "docs" / "choices.md"
+SEEDS = 3
+
+_HEAD = """\
+# Choices
+
+Which prediction, network, loss, noise, chain and training learn most in a given time. Each row below changes
+one thing of the base of its problem and is trained for as many seconds; the numbers are means over seeds, ±
+their standard deviation.
+
+- **bound**: the [likelihood bound](evaluation.md) on held-out data, nats per token, one site a step (masked
+  networks: the smallest group that they have learnt): lower is better.
+- **samples**: how far samples are from the data, as told under each title: lower is better.
+- **steps**: optimiser steps that the time was enough for.
+
+`python -m benchmarks.choices` makes all runs and this page; what it was stopped at, it goes on with. The base
+is a hollow network that predicts the data by cross-entropy: `benchmarks/choices/problems.py` and `levers.py`
+have every value.
+"""
+
+
+def render(results: dict[str, Any]) -> str:
+    """The page."""
+    parts = [_HEAD, _conditions(results)]
+    for name, problem in PROBLEMS.items():
+        tables = [_table(results["runs"], name, lever) for lever in LEVERS[name]]
+        tables = [table for table in tables if table]
+        if tables:
+            judged = f"\nSamples: {problem.distance}.\n" if problem.samples else ""
+            parts += [f"## {problem.title}\n{judged}", *tables]
+    return "\n".join(parts)
+
+
+def _conditions(results: dict[str, Any]) -> str:
+    """Under what the numbers were measured, and how far that is from the whole."""
+    runs = results["runs"]
+    if not runs:
+        return "Nothing has been measured yet.\n"
+    machine, loads = results["machine"], [run["load"] for run in runs.values()]
+    told = (
+        f"Measured with {results['seconds']:g} s of one thread per run, {results['workers']} at a time, on "
+        f"{machine['cores']} cores of {machine['cpu']}; load of the machine after a run "
+        f"{min(loads):g} to {max(loads):g}.\n"
+    )
+    seeds = {int(key.rsplit(" / ", 1)[1]) for key in runs}
+    whole = {" / ".join((p, lever, row)) for p in LEVERS for lever in LEVERS[p] for row in LEVERS[p][lever]}
+    missing = whole - {key.rsplit(" / ", 1)[0] for key in runs}
+    busy = max(loads) > 1.5 * machine["cores"] + 1
+    if missing or len(seeds) < SEEDS or busy:
+        beside = ", beside other work" if busy else ""
+        rows = f"{len(whole) - len(missing)} of {len(whole)} rows"
+        told += (
+            f"\n**This is a reduced run**: {len(seeds)} of {SEEDS} seeds, {rows}{beside}. "
+            "It shows that the command works; read no choice from it.\n"
+        )
+    return told
+
+
+def _table(runs: dict[str, Any], problem: str, lever: str) -> str:
+    rows = [(name, _runs(runs, problem, lever, name)) for name in LEVERS[problem][lever]]
+    rows = [("base", _runs(runs, problem, BASE, BASE)), *rows]
+    rows = [(name, found) for name, found in rows if found]
+    if len(rows) < 2:
+        return ""
+    best = min(fmean(run["bound"] for run in found) for _, found in rows)
+    lines = [
+        f"### {lever[0].upper()}{lever[1:]}\n",
+        "| row | bound | samples | steps |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, found in rows:
+        bound = _number([run["bound"] for run in found], 3)
+        mark = "**" if fmean(run["bound"] for run in found) == best else ""
+        distances = [run["distance"] for run in found if run["distance"] is not None]
+        steps = round(fmean(run["steps"] for run in found))
+        lines.append(f"| {name} | {mark}{bound}{mark} | {_number(distances, 2)} | {steps} |")
+    return "\n".join(lines) + "\n"
+
+
+def _runs(runs: dict[str, Any], problem: str, lever: str, name: str) -> list[dict[str, Any]]:
+    start = " / ".join((problem, lever, name)) + " / "
+    return [run for key, run in sorted(runs.items()) if key.startswith(start)]
+
+
+def _number(values: list[float], digits: int) -> str:
+    if not values or any(math.isnan(value) for value in values):
+        return "–"
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"

@@ -1,0 +1,111 @@
+"""Pictures of the quality page: quality against evaluations, the frontier of texts, sheets of digits."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from benchmarks.plots import STYLE, plt
+from benchmarks.quality.results import HEADLINES, Point, Results
+from benchmarks.quality.systems import SYSTEMS
+
+COLOURS = {
+    "ggm-hollow": "#c8384e",
+    "ggm-data": "#8f1d3f",
+    "ggm-denoiser": "#d06fa0",
+    "ggm-masked": "#e58a5b",
+    "mdlm": "#5b6b8c",
+    "sedd-absorbing": "#3f8f8a",
+    "sedd-uniform": "#6f8f3f",
+    "uniform": "#b08d57",
+    "autoregressive": "#222222",
+}
+LINES = ("-", "--", ":")
+
+
+def colour(system: str) -> str:
+    """Colour of a system; grey for one without."""
+    return COLOURS.get(system, "#8a94a6")
+
+
+def by_evaluations(results: Results, budget: str) -> Figure:
+    """Headline of every task against the evaluations of a sample, a line per sampler."""
+    tasks = results.tasks()
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.0), squeeze=False)
+        for ax, task in zip(axes[0], tasks, strict=True):
+            headline = HEADLINES[task]
+            drawn: list[str] = []
+            for system, sampler, points in lines(results.points(task, budget)):
+                style = LINES[drawn.count(system)]
+                drawn.append(system)
+                x = [point.per_sample for point in points]
+                y = [point.measures[headline.measure] for point in points]
+                name = f"{system}, {sampler}"
+                ax.plot(x, y, style, marker="o", ms=4, color=colour(system), label=name)
+            real = results.data[task]["measures"].get(headline.measure)
+            if real is not None:
+                ax.axhline(real, color="#bbbbbb", lw=1)
+            ax.set_xscale("log", base=2)
+            if not headline.more:
+                ax.set_yscale("log")
+            ax.set_title(f"{task}: {'higher' if headline.more else 'lower'} is better", fontsize=10)
+            ax.set_xlabel("network evaluations of a sample")
+            ax.set_ylabel(headline.title, fontsize=9)
+        handles, names = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8)
+        figure.tight_layout()
+    return figure
+
+
+def lines(points: list[Point]) -> list[tuple[str, str, list[Point]]]:
+    """Points at temperature 1 of each sampler, from few evaluations to many."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in sorted(points, key=lambda point: (_rank(point.system), point.evaluations)):
+        if point.temperature == 1.0:
+            found.setdefault((point.system, point.sampler), []).append(point)
+    return [(system, sampler, group) for (system, sampler), group in found.items()]
+
+
+def _rank(system: str) -> int:
+    return SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS)
+
+
+def frontier(results: Results, task: str, budget: str) -> Figure:
+    """Perplexity against entropy, a line over temperatures per sampler; held-out text is a star."""
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(figsize=(6.5, 4.5))
+        groups: dict[tuple[str, str, int], list[Point]] = {}
+        for point in results.points(task, budget):
+            groups.setdefault((point.system, point.sampler, point.evaluations), []).append(point)
+        for (system, sampler, evaluations), group in groups.items():
+            if len(group) > 1:
+                group.sort(key=lambda point: point.temperature)
+                x = [point.measures["entropy"] for point in group]
+                y = [point.measures["perplexity"] for point in group]
+                name = f"{system}, {sampler}, {evaluations}"
+                style = "--" if sampler in ("confidence", "keep or replace", "euler") else "-"
+                ax.plot(x, y, style, marker="o", ms=4, color=colour(system), label=name)
+        real = results.data[task]["measures"]
+        ax.plot(real["entropy"], real["perplexity"], "*", ms=14, color="#222222", label="held-out text")
+        ax.set_yscale("log")
+        ax.set_xlabel("entropy of a sample's tokens, nats")
+        ax.set_ylabel("perplexity under the evaluator")
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.tight_layout()
+    return figure
+
+
+def digit_sheet(results: Results, budget: str) -> Figure:
+    """Held-out digits, then samples of each system at the most evaluations that were run."""
+    rows: list[tuple[str, list[list[int]]]] = [("held out", results.data["digits"]["samples"])]
+    for system, cells in results.of("digits", budget).items():
+        at_one = [point for point in cells[0]["points"] if point["temperature"] == 1.0]
+        rows.append((system, max(at_one, key=lambda point: point["evaluations"])["samples"]))
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(len(rows), 4, figsize=(4.2, 0.85 * len(rows)), squeeze=False)
+        for line, (name, samples) in zip(axes, rows, strict=True):
+            for ax, sample in zip(line, samples, strict=True):
+                ax.imshow([sample[8 * i : 8 * i + 8] for i in range(8)], cmap="gray_r", vmin=0, vmax=3)
+                ax.set_axis_off()
+            line[0].text(-1.5, 4, name, ha="right", va="center", fontsize=8)
+    return figure

@@ -1,0 +1,89 @@
+"""How much is run: tasks, budgets, seeds, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.quality.systems import ABLATIONS, SYSTEMS
+
+BUDGETS = ("seconds", "steps")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run of the bench.
+
+    Attributes
+    ----------
+    tasks, systems : tuple of str
+        Names.
+    seeds : int
+        0, 1, .., each a training of its own.
+    budgets : tuple of str
+        "seconds": equal time for all systems; "steps": equal steps, for the first seed.
+    seconds, steps : float, int
+        The budgets, of which each task has its share. On a CPU seconds are those of one processor.
+    evaluations : tuple of int
+        Network evaluations per sample, at temperature 1.
+    temperatures : tuple of float
+        Of the frontier, at `frontier` evaluations.
+    frontier : int
+        Evaluations there.
+    samples : int
+        Per point.
+    bound_times : int
+        Times per sequence at which bounds are estimated.
+    evaluator_seconds : float
+        Training of the evaluator of texts.
+    scale : int
+        Factor of the networks' widths.
+    """
+
+    tasks: tuple[str, ...] = ("digits", "pydoc-char", "sudoku-4", "potts")
+    systems: tuple[str, ...] = SYSTEMS
+    seeds: int = 3
+    budgets: tuple[str, ...] = BUDGETS
+    seconds: float = 40.0
+    steps: int = 400
+    evaluations: tuple[int, ...] = (4, 16, 64, 256)
+    temperatures: tuple[float, ...] = (0.7, 0.8, 0.9)
+    frontier: int = 64
+    samples: int = 256
+    bound_times: int = 16
+    evaluator_seconds: float = 240.0
+    scale: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "seconds", "steps", "samples", "bound_times", "evaluator_seconds", "scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: above 0")
+
+
+PRESETS = {
+    "small": Preset(),
+    "gpu": Preset(
+        tasks=("digits", "pydoc-char", "pydoc-bpe", "sudoku-4", "sudoku-9", "potts"),
+        seeds=1,
+        budgets=("seconds",),
+        seconds=20.0,
+        evaluations=(4, 16, 64, 256, 1024),
+        evaluator_seconds=40.0,
+        scale=4,
+    ),
+    "ablations": Preset(
+        tasks=("digits", "digits-noisy", "potts"), systems=tuple(ABLATIONS), seeds=1, budgets=("steps",)
+    ),
+    "smoke": Preset(
+        tasks=("sudoku-4", "potts"),
+        systems=("ggm-hollow", "mdlm", "autoregressive"),
+        seeds=1,
+        budgets=("seconds",),
+        seconds=0.2,
+        evaluations=(4,),
+        temperatures=(0.8,),
+        frontier=16,
+        samples=16,
+        bound_times=1,
+        evaluator_seconds=0.2,
+    ),
+}
