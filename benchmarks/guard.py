@@ -177,6 +177,14 @@ def linear_sigmoid_bce_demands() -> Iterator[Demand]:
     gather = lambda: times_faster(head.step(head.gather), ours, seconds=1)  # noqa: E731
     yield Demand(f"linear_sigmoid_bce, {both}", words, "embedding, sum, BCE", 1.5, gather)
 
+    few = test_sigmoid_bce.make_head(replace(size, rows=256), CPU)
+    shared = torch.randperm(size.vocab_size)[:1024]
+    with_shared = few.step(lambda: test_sigmoid_bce.shared_loss(few, shared))
+    own = replace(few, candidates=shared.expand(256, 1024), signal_weight=few.signal_weight)
+    per_row = lambda: times_faster(own.step(own.ours), with_shared, seconds=1)  # noqa: E731
+    words_of_shared = f"N=256 S=1024 V={size.vocab_size} d={size.hidden_size}"
+    yield Demand(f"linear_sigmoid_bce, {both}, shared", words_of_shared, "per row", 3, per_row)
+
     full: dict[str, float] = {}
 
     def of_full_logits(what: str) -> float:

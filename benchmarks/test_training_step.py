@@ -19,6 +19,7 @@ from benchmarks.timing import median_seconds, peak_extra_bytes, times_faster
 from ggm.backbones.masked import MaskedConfig, MaskedTransformer
 from ggm_kernels import linear_cross_entropy, linear_sigmoid_bce
 
+SHARED = 4096  # noise tokens that all rows have in common
 # Mean loss of a head from hidden states [N, d].
 HeadLoss = Callable[[torch.Tensor], torch.Tensor]
 
@@ -83,6 +84,7 @@ class Training:
         self.data = self.tokens.gather(1, self.positions).flatten()
         noise = torch.randint(size.vocab_size, self.data.shape, device=device)
         self.candidates = torch.stack([self.data, noise], dim=1)
+        self.shared = torch.randint(size.vocab_size, (SHARED,), device=device)
         self.is_data = torch.tensor([[1.0, 0.0]], device=device)
         # Log-odds of data against one uniform noise token: g + log V.
         self.offset = torch.full(self.data.shape, math.log(size.vocab_size), device=device)
@@ -99,6 +101,14 @@ class Training:
         weight, bias = self.model.head_weight, self.model.head_bias
         candidates, is_data = self.candidates, self.is_data
         return linear_sigmoid_bce(hidden, weight, candidates, is_data, bias=bias, offset=self.offset).mean()
+
+    def shared_sigmoid_bce(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Each row's data token against the noise tokens that all rows share, the mean of SHARED."""
+        weight, bias = self.model.head_weight, self.model.head_bias
+        return linear_sigmoid_bce(
+            hidden, weight, self.data, 1.0, bias=bias, offset=self.offset,
+            shared_candidates=self.shared, shared_weight=1 / SHARED,
+        ).mean()  # fmt: skip
 
     def full_cross_entropy(self, hidden: torch.Tensor) -> torch.Tensor:
         return cross_entropy(linear(hidden, self.model.head_weight, self.model.head_bias), self.data)
@@ -203,6 +213,10 @@ def time_steps(
 
 def test_ggm_kernels(record, training, size):
     time_steps(record, training, training.sigmoid_bce, size, "ggm_kernels", "ours")
+
+
+def test_shared_candidates(record, training, size):
+    time_steps(record, training, training.shared_sigmoid_bce, size, f"ggm_kernels, S={SHARED} shared", "ours")
 
 
 def test_linear_cross_entropy(record, training, size):

@@ -228,13 +228,49 @@ void run(const LossCase& c) {
   }
   sort_entries(entries, order);
   std::vector<uint8_t> of_logits(c.rows * kVocab * bytes);
+  constexpr int64_t kPlaces = 5;  // of tokens that are shared, too: the first ones
+  const auto shared_hidden = floats(c.rows * width, -1, 1), shared_bias = floats(kPlaces, -1, 1);
+  const auto shared_weight = floats(kPlaces * width, -1, 1);
+  std::vector<int64_t> places = candidates;
+  for (int64_t& place : places) place = place >= 0 && place < kPlaces ? place : -1;
   const ggm::SigmoidBceGradients gradients = {gradient.data(),
                                               logits.data(),
                                               c.linear ? of_hidden.data() : nullptr,
                                               c.linear ? of_weight.data() : nullptr,
                                               c.linear ? of_bias.data() : nullptr,
-                                              c.linear ? nullptr : of_logits.data()};
+                                              c.linear ? nullptr : of_logits.data(),
+                                              c.linear ? shared_hidden.data() : nullptr,
+                                              c.linear ? shared_weight.data() : nullptr,
+                                              c.linear ? shared_bias.data() : nullptr,
+                                              c.linear ? places.data() : nullptr};
   expect_no_error(ggm::cuda::sigmoid_bce_backward(args, gradients, entries.data(), order.data(), nullptr, 0));
+}
+
+struct SharedCase {
+  Float dtype;
+  int64_t rows, columns;
+  bool everything;
+};
+
+void run(const SharedCase& c) {
+  const int64_t stride = c.columns + 3;
+  auto logits = floats((c.rows - 1) * stride + c.columns, -9, 9);
+  const auto bias = floats(c.columns, -1, 1), offset = floats(c.rows, -1, 1), weight = floats(c.columns, 0, 1);
+  const ggm::SharedTile tile = {logits.data(),
+                                stride,
+                                c.everything ? bias.data() : nullptr,
+                                c.everything ? offset.data() : nullptr,
+                                weight.data(),
+                                c.rows,
+                                c.columns};
+  std::vector<double> sums(c.rows);
+  expect_no_error(ggm::cuda::shared_sigmoid_bce(tile, sums.data(), nullptr, 0));
+  const auto row_gradient = floats(c.rows, -1, 1);
+  const bool in_place = c.dtype == Float::float32;
+  std::vector<uint16_t> rounded(in_place ? 0 : c.rows * c.columns);
+  const ggm::SharedGradientTile out = {c.dtype, in_place ? static_cast<void*>(logits.data()) : rounded.data(),
+                                       in_place ? stride : c.columns};
+  expect_no_error(ggm::cuda::shared_sigmoid_bce_backward(tile, row_gradient.data(), out, nullptr, 0));
 }
 
 struct CrossEntropyCase {
@@ -364,6 +400,9 @@ std::vector<Case> cases() {
       named("loss float32 one by one", LossCase{f32, true, 12, 1, 5}),
       named("loss from logits float32", LossCase{f32, false, 11, 37, 0}),
       named("loss from logits bfloat16", LossCase{bf16, false, 70, 4, 0}),
+      named("shared float32 in place", SharedCase{f32, 9, 70, true}),
+      named("shared bfloat16", SharedCase{bf16, 3, 33, false}),
+      named("shared float16", SharedCase{f16, 1, 1, true}),
       named("cross-entropy float32", CrossEntropyCase{f32, 5, 1000}),
       named("cross-entropy bfloat16", CrossEntropyCase{bf16, 3, 33}),
       named("step float32 few", StepCase{f32, Law::plain, false, 4, 33, 8}),

@@ -213,6 +213,20 @@ FAULTS = [
         "check_losses",
     ),
     Fault(
+        "lost term",
+        "shared_sigmoid_bce.cu",
+        "  if (tile.bias != nullptr) f += tile.bias[column];\n",
+        "",
+        "check_losses",
+    ),
+    Fault(
+        "what is shared is dropped",
+        "sigmoid_bce.cu",
+        "start_sums<kSize>(sums, place < 0 ? nullptr : gradients.shared_weight, place * args.hidden_size + i);",
+        "start_sums<kSize>(sums, nullptr, 0);",
+        "check_losses",
+    ),
+    Fault(
         "grid without a loop",
         "sigmoid_bce.cu",
         "  for (; first < args.rows; first += stride) {",

@@ -15,11 +15,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ggm_kernels.triton import commit, corrupt, linear_cross_entropy, sigmoid_bce  # noqa: F401  (loads the modules below)
+# They load the modules below.
+from ggm_kernels.triton import (  # noqa: F401
+    commit,
+    corrupt,
+    linear_cross_entropy,
+    shared_sigmoid_bce,
+    sigmoid_bce,
+)
 
 COMMIT = sys.modules["ggm_kernels.triton.commit"]
 CORRUPT = sys.modules["ggm_kernels.triton.corrupt"]
 SIGMOID_BCE = sys.modules["ggm_kernels.triton.sigmoid_bce"]
+SHARED = sys.modules["ggm_kernels.triton.shared_sigmoid_bce"]
 CROSS_ENTROPY = sys.modules["ggm_kernels.triton.linear_cross_entropy"]
 GLAUBER_STEP = sys.modules["ggm_kernels.triton.glauber_step"]
 LINEAR_GLAUBER_STEP = sys.modules["ggm_kernels.triton.linear_glauber_step"]
@@ -148,13 +156,16 @@ def sigmoid_bce_kernels(arch: int) -> None:
         compiles(SIGMOID_BCE._forward_kernel, arch, forward)
         hidden = {
             "grad_f_ptr": "*fp32", "weight_ptr": dtype, **strides("weight"), "candidates_ptr": "*i32",
+            "shared_ptr": "*fp32" if optional else None,
             "out_ptr": dtype, "rows": "i32", "vocab_size": "i32", "COUNT": 3, "HIDDEN_SIZE": 768,
             "ROWS": SIGMOID_BCE._ROWS, "COLUMNS": 512,
         }  # fmt: skip
         compiles(SIGMOID_BCE._hidden_kernel, arch, hidden)
         token = {
             "grad_f_ptr": "*fp32", "hidden_ptr": dtype, **strides("hidden"), "tokens_ptr": "*i64",
-            "order_ptr": "*i64", "grad_weight_ptr": dtype, "grad_bias_ptr": dtype if optional else None,
+            "order_ptr": "*i64", "places_ptr": "*i64" if optional else None,
+            "shared_weight_ptr": "*fp32" if optional else None,
+            "shared_bias_ptr": "*fp32" if optional else None, "grad_weight_ptr": dtype, "grad_bias_ptr": dtype if optional else None,
             "size": "i32", "vocab_size": "i32", "COUNT": 3, "HIDDEN_SIZE": 768, "COLUMNS": 512,
         }  # fmt: skip
         compiles(SIGMOID_BCE._token_kernel, arch, token)
@@ -168,6 +179,20 @@ def sigmoid_bce_kernels(arch: int) -> None:
         "noise_ptr": "*fp32", **strides("noise"), "out_ptr": "*fp32", "size": "i32", "COUNT": 3, "BLOCK": 1024,
     }  # fmt: skip
     compiles(SIGMOID_BCE._gradient_kernel, arch, gradient)
+    shared_sigmoid_bce_kernels(arch)
+
+
+def shared_sigmoid_bce_kernels(arch: int) -> None:
+    for dtype, optional in itertools.product(DTYPES, [True, False]):
+        tile = {
+            "logits_ptr": "*fp32", "row_stride": "i32", "bias_ptr": "*fp32" if optional else None,
+            "offset_ptr": "*fp32" if optional else None, "weight_ptr": "*fp32",
+        }  # fmt: skip
+        block = {"rows": "i32", "columns": "i32", "ROWS": SHARED._ROWS, "COLUMNS": SHARED._COLUMNS}
+        gradient = {"row_gradient_ptr": "*fp32", "out_ptr": dtype, "out_row_stride": "i32"}
+        compiles(SHARED._gradient_kernel, arch, tile | gradient | block)
+        if dtype == "*fp32":
+            compiles(SHARED._loss_kernel, arch, tile | {"sums_ptr": "*fp64"} | block)
 
 
 def step_rows(everything: bool, dtype: str, aligned: str) -> dict:
