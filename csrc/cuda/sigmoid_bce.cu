@@ -158,6 +158,7 @@ __global__ void __launch_bounds__(kThreads) hidden_kernel(SigmoidBceArgs args, S
     for (int64_t i = static_cast<int64_t>(lane) * kSize; i < args.hidden_size; i += kWarp * kSize) {
       float sums[kSize];
       start_sums<kSize>(sums, gradients.shared_hidden, row * args.hidden_size + i);
+#pragma unroll 1  // more would spill on sm_120
       for (int64_t column = 0; column < args.count; ++column) {
         const int64_t token = candidate_at(args, row * args.count + column);
         if (!legal(args, token)) continue;
