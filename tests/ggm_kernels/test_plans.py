@@ -282,7 +282,11 @@ def test_a_planned_commit_is_the_commit(name, planned):
     assert planned == [0, 0]
 
 
-@pytest.mark.parametrize("keep_prob", [0.5, torch.rand(B), torch.rand(B, L), torch.rand(B, 1)], ids=str)
+@pytest.mark.parametrize(
+    "keep_prob",
+    [0.5, torch.rand(B), torch.rand(B, L), torch.rand(B, 1)],
+    ids=["number", "by row", "by position", "column"],
+)
 @pytest.mark.parametrize("noise", [None, LAW, NoiseLaw.absorbing(V, V)], ids=str)
 def test_a_planned_corrupt_is_corrupt(keep_prob, noise, planned):
     tokens = torch.randint(V, (B, L))

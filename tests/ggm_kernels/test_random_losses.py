@@ -56,12 +56,12 @@ def shared_weights(arguments, rows, count):
     return array(value, (rows, count))
 
 
-def close(given, expected, scale, dtype, name):
+def close(given, expected, scale, dtype, name, backend):
     """Within float32 sums of terms of size `scale`, and one rounding to dtype."""
+    # Triton's interpreter cuts bfloat16 where a GPU rounds: twice the error.
+    rounding = EPSILON[dtype] * (2 if backend == "triton" and dtype == torch.bfloat16 else 1)
     error = abs(given.detach().to_dense().double().numpy() - expected)
-    allowed = (
-        3e-6 * (1 + scale) + 1.01 * EPSILON[dtype] * abs(expected) + (6e-8 if dtype == torch.float16 else 0)
-    )
+    allowed = 3e-6 * (1 + scale) + 1.01 * rounding * abs(expected) + (6e-8 if dtype == torch.float16 else 0)
     assert (error <= allowed).all(), (
         name,
         error.max(),
@@ -108,7 +108,7 @@ def check_loss(call, backend, number):
     loss = call(**leaves, **arguments, backend=backend)
     size_f = 1 + abs(f).max(initial=0)
     assert loss.dtype == torch.float32
-    close(loss, terms.sum(1), size_f * (signal + noise).sum(1), torch.float32, "loss")
+    close(loss, terms.sum(1), size_f * (signal + noise).sum(1), torch.float32, "loss", backend)
     loss.backward(upstream)
     weighted = abs(upstream.double().numpy())[:, None] * (abs(signal) + abs(noise)) * size_f
     if call is sigmoid_bce:
@@ -116,16 +116,16 @@ def check_loss(call, backend, number):
         at = np.arange(rows)[:, None], chosen
         np.add.at(expected, at, slopes)
         np.add.at(sizes, at, weighted)
-        return close(leaves["logits"].grad, expected, sizes, dtype, "logits")
+        return close(leaves["logits"].grad, expected, sizes, dtype, "logits", backend)
     one_hot = np.zeros((rows, count, vocab_size))
     np.put_along_axis(one_hot, chosen[..., None], 1, 2)
     close(leaves["hidden"].grad, np.einsum("nc,ncd->nd", slopes, weight[chosen]),
-          np.einsum("nc,ncd->nd", weighted, abs(weight[chosen])), dtype, "hidden")  # fmt: skip
+          np.einsum("nc,ncd->nd", weighted, abs(weight[chosen])), dtype, "hidden", backend)  # fmt: skip
     close(leaves["weight"].grad, np.einsum("nc,ncv,nd->vd", slopes, one_hot, hidden),
-          np.einsum("nc,ncv,nd->vd", weighted, one_hot, abs(hidden)), dtype, "weight")  # fmt: skip
+          np.einsum("nc,ncv,nd->vd", weighted, one_hot, abs(hidden)), dtype, "weight", backend)  # fmt: skip
     if "bias" in leaves:
         close(leaves["bias"].grad, np.einsum("nc,ncv->v", slopes, one_hot),
-              np.einsum("nc,ncv->v", weighted, one_hot), dtype, "bias")  # fmt: skip
+              np.einsum("nc,ncv->v", weighted, one_hot), dtype, "bias", backend)  # fmt: skip
 
 
 @pytest.mark.parametrize("call", LOSSES)
