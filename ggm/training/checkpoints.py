@@ -262,8 +262,11 @@ def restore(state: TrainingState, folder: Path) -> None:
     OSError, ValueError
         If a file is missing or damaged.
     """
-    saved = read_json(folder / CONFIG)
-    _same_model(saved, json.loads(json.dumps(state.model.config.to_dict())), folder)
+    # Both by way of their dataclass: an older checkpoint lacks keys that have come since.
+    saved, wanted = (
+        json.loads(json.dumps(config.to_dict())) for config in (read_config(folder), state.model.config)
+    )
+    _same_model(saved, wanted, folder)
     read_weights(state.model, folder / TRAINING)
     read_weights(state.averaged.module, folder / AVERAGED)
     try:
