@@ -35,7 +35,6 @@ PAGE = ROOT / "docs" / "gpu-notes.md"
 ARCHS = ("80", "90", "100", "120")
 CHECKED_ARCHS = ("90", "120")  # of every day, for half the minutes: wgmma, and the fewest threads a processor
 TRITON_ARCHS = ("80", "90")
-NEVER_SPILL = ("cuda sm_80", "cuda sm_90", "cuda sm_100")  # elsewhere no more than the report says
 REGISTERS = 65536  # of a processor
 MOST_THREADS = {"80": 2048, "90": 2048, "100": 2048, "120": 1536}
 # Instructions by which a kernel is judged, as nvdisasm writes them.
@@ -204,7 +203,7 @@ def compare(where: str, before: Kernels, now: Kernels) -> list[str]:
             if kernel[what] < old[what]:
                 lines.append(f"{where}: {name}: {what} {old[what]} -> {kernel[what]}")
         for what in ("stack", "local"):
-            if kernel[what] > (0 if where in NEVER_SPILL else old[what]):
+            if kernel[what] > 0:
                 lines.append(f"{where}: {name}: spills, {what} {old[what]} -> {kernel[what]}")
     return lines
 
