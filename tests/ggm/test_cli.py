@@ -172,7 +172,9 @@ def test_settings_that_do_not_go_together(words, told, hollow, capsys):
 
 def test_events_need_a_hollow_network(model, capsys):
     told = error(capsys, "sample", model, "--event-driven")
-    assert told == "ggm: error: --event-driven: got a masked network; allowed: with a hollow one or a denoiser\n"
+    assert (
+        told == "ggm: error: --event-driven: got a masked network; allowed: with a hollow one or a denoiser\n"
+    )
 
 
 @pytest.mark.parametrize("words", ["--temperature hot", "--temperature 1:2:3", "--top-p 1:", "--top-p :"])
