@@ -29,6 +29,6 @@ def test_every_kernel_compiles(arch, tmp_path):
     kernels = {line.split()[0] for line in result.stdout.splitlines()}  # each with its registers
     assert kernels == {
         "_kernel", "_commit_kernel", "_forward_kernel", "_gather_kernel", "_hidden_kernel", "_token_kernel",
-        "_logits_kernel", "_gradient_kernel",
+        "_logits_kernel", "_gradient_kernel", "_sums_kernel", "_loss_kernel", "_gradients_kernel", "_bias_kernel",
         "sums_kernel", "settle_kernel", "threshold_kernel", "_race_product_kernel",
     }  # fmt: skip
