@@ -37,6 +37,8 @@ BENCHMARKS = [
     "training_step",
     "sampling",
     "sigmoid_bce_from_logits",
+    "linear_cross_entropy",
+    "clients",
 ]
 STAGES = [
     "build",

@@ -185,6 +185,7 @@ def test_text_in_a_browser(served):
         browser.close()
 
 
+@pytest.mark.slow  # on a busy machine the editor may take its time, and the stroke is lost
 @needs_browser
 def test_painting_in_a_browser(served):
     from playwright.sync_api import sync_playwright
