@@ -185,6 +185,8 @@ def test_a_captured_step_follows_its_step(gpu_backend, op, count, filters):
 @pytest.mark.parametrize("count", [1, 20, 32, 200, 3000])
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.5, "top_p": 0.9}], ids=str)
 def test_linear_glauber_step_is_the_step_on_the_product(device_backend, device, dtype, count, filters):
+    if device_backend == "emulated" and filters:
+        count = min(count, 1100)  # more than are taken at a time
     arguments = rows_of(count, 5003, dtype) | filters
     del arguments["logits"]
     hidden, weight = torch.randn(2, count, 200, dtype=dtype), torch.randn(5003, 200, dtype=dtype) / 14
