@@ -133,7 +133,7 @@ def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         held = {Path(*Path(member.name).parts[1:]) for member in archive if member.isfile()}
-    left = re.compile(r"build/|ggm_kernels\.egg-info/|\.(?!ci/|gitignore)|.*\.(so|pyc)$")
+    left = re.compile(r"build/|dist/|ggm_kernels\.egg-info/|\.(?!ci/|gitignore)|.*\.(so|pyc)$")
     files = {path.relative_to(checkout) for path in checkout.rglob("*") if path.is_file()}
     wanted = {path for path in files if not left.match(str(path))}
     assert wanted - held <= {Path("ggm_kernels/_build_info.json")}
