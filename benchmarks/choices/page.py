@@ -50,20 +50,18 @@ def _conditions(results: dict[str, Any]) -> str:
         return "Nothing has been measured yet.\n"
     machine, loads = results["machine"], [run["load"] for run in runs.values()]
     told = (
-        f"Measured with {results['seconds']:g} s of one thread per run, {results['workers']} at a time, on "
+        f"Measured with {results['seconds']:g} s of processor time of one thread per run, on "
         f"{machine['cores']} cores of {machine['cpu']}; load of the machine after a run "
         f"{min(loads):g} to {max(loads):g}.\n"
     )
     seeds = {int(key.rsplit(" / ", 1)[1]) for key in runs}
     whole = {" / ".join((p, lever, row)) for p in LEVERS for lever in LEVERS[p] for row in LEVERS[p][lever]}
     missing = whole - {key.rsplit(" / ", 1)[0] for key in runs}
-    busy = max(loads) > 1.5 * machine["cores"] + 1
-    if missing or len(seeds) < SEEDS or busy:
-        beside = ", beside other work" if busy else ""
+    if missing or len(seeds) < SEEDS:
         rows = f"{len(whole) - len(missing)} of {len(whole)} rows"
         told += (
-            f"\n**This is a reduced run**: {len(seeds)} of {SEEDS} seeds, {rows}{beside}. "
-            "It shows that the command works; read no choice from it.\n"
+            f"\n**This is a reduced run**: {len(seeds)} of {SEEDS} seeds, {rows}: "
+            "differences within a seed's spread are noise.\n"
         )
     return told
 
