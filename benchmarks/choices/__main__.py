@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
-    parser.add_argument("--seconds", type=float, default=40.0, help="processor time of a training (default: 40)")
+    parser.add_argument("--seconds", type=float, default=40.0, help="processor time of one run (default: 40)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row (default: 3)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
