@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from ggm_kernels.native import glauber_step_cuda, glauber_step
+from ggm_kernels.native import glauber_step, glauber_step_cuda
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
