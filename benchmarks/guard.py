@@ -27,8 +27,8 @@ from benchmarks import (
     test_corrupt,
     test_glauber_step,
     test_linear_cross_entropy,
+    test_linear_sigmoid_bce,
     test_sigmoid_bce,
-    test_sigmoid_bce_from_logits,
 )
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
@@ -154,7 +154,7 @@ def commit_demands() -> Iterator[Demand]:
 
 def sigmoid_bce_demands() -> Iterator[Demand]:
     """Every token of a small vocabulary a candidate; a dense gradient with few entries that are not 0."""
-    make_rows = test_sigmoid_bce_from_logits.make_rows
+    make_rows = test_sigmoid_bce.make_rows
     few = make_rows(4096, 101, 100, CPU)
     forward = lambda: times_faster(few.gather, few.ours, seconds=1)  # noqa: E731
     yield Demand("sigmoid_bce, forward", "N=4096 C=101 V=100", "gather, BCE", 1.5, forward, least=1)
@@ -167,22 +167,22 @@ def sigmoid_bce_demands() -> Iterator[Demand]:
 
 def linear_sigmoid_bce_demands() -> Iterator[Demand]:
     """The head over the whole vocabulary takes seconds: it is called once, for its time and its memory."""
-    size = test_sigmoid_bce.Size()
-    head = test_sigmoid_bce.make_head(size, CPU)
+    size = test_linear_sigmoid_bce.Size()
+    head = test_linear_sigmoid_bce.make_head(size, CPU)
     words = f"N={size.rows} C={size.count} V={size.vocab_size} d={size.hidden_size}"
     ours = head.step(head.ours)
 
     # Against a gather the forward is 2 or 8 times as fast, as its temporaries find warm pages or fresh ones.
-    as_many = torch.ones(test_sigmoid_bce.work_of(head, "forward").bytes // 4)
+    as_many = torch.ones(test_linear_sigmoid_bce.work_of(head, "forward").bytes // 4)
     floor = lambda: times_faster(as_many.sum, head.ours, seconds=1)  # noqa: E731
     yield Demand("linear_sigmoid_bce, forward", words, "summing as many bytes", 0.45, floor, least=0.35)
     both = "forward+backward"
     gather = lambda: times_faster(head.step(head.gather), ours, seconds=1)  # noqa: E731
     yield Demand(f"linear_sigmoid_bce, {both}", words, "embedding, sum, BCE", 1.5, gather)
 
-    few = test_sigmoid_bce.make_head(replace(size, rows=256), CPU)
+    few = test_linear_sigmoid_bce.make_head(replace(size, rows=256), CPU)
     shared = torch.randperm(size.vocab_size)[:1024]
-    with_shared = few.step(lambda: test_sigmoid_bce.shared_loss(few, shared))
+    with_shared = few.step(lambda: test_linear_sigmoid_bce.shared_loss(few, shared))
     own = replace(few, candidates=shared.expand(256, 1024), signal_weight=few.signal_weight)
     per_row = lambda: times_faster(own.step(own.ours), with_shared, seconds=1)  # noqa: E731
     words_of_shared = f"N=256 S=1024 V={size.vocab_size} d={size.hidden_size}"
