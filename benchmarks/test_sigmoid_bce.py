@@ -1,15 +1,12 @@
 """sigmoid_bce from logits that are there, against a gather in PyTorch, eager and compiled."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch.nn.functional import softplus
 
 from benchmarks import rivals
 from benchmarks.ceilings import Work
+from benchmarks.problems.sigmoid_bce import Rows, make_rows
 from benchmarks.recording import BACKENDS, Case, name_of, role_of, skip_unless_served
-from ggm_kernels import sigmoid_bce
 
 # Rows N, candidates per row C, vocabulary V: a few candidates of many tokens, and all of a few.
 SIZES = [(256, 1, 50257), (4096, 101, 100)]
@@ -21,39 +18,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
         sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
         metafunc.parametrize("size", sizes, ids=lambda size: "N={}-C={}-V={}".format(*size))
-
-
-@dataclass
-class Rows:
-    """Logits [N, V], of which C per row are candidates. The losses are what users write, and ours."""
-
-    logits: torch.Tensor
-    candidates: torch.Tensor
-    signal_weight: torch.Tensor
-
-    def gather(self) -> torch.Tensor:
-        f, signal = self.logits.gather(1, self.candidates), self.signal_weight
-        return (signal * softplus(-f) + (1 - signal) * softplus(f)).sum(1)
-
-    def ours(self, backend: str | None = None) -> torch.Tensor:
-        return sigmoid_bce(self.logits, self.candidates, self.signal_weight, backend=backend)
-
-    def pass_of(self, loss, what: str):
-        """The loss, or it and the gradient [N, V], which goes at once."""
-
-        def step() -> None:
-            loss().sum().backward()
-            self.logits.grad = None
-
-        return step if what == "forward+backward" else loss
-
-
-def make_rows(rows: int, count: int, vocab_size: int, device: torch.device) -> Rows:
-    return Rows(
-        torch.randn(rows, vocab_size, device=device).requires_grad_(),
-        torch.randint(vocab_size, (rows, count), device=device),
-        torch.rand(rows, count, device=device),
-    )
 
 
 @pytest.fixture

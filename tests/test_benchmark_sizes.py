@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks import (
+    problems,
     rivals,
     test_commit,
     test_corrupt,
@@ -51,8 +52,8 @@ def test_no_size_comes_twice():
 def test_the_cpu_measures_nothing_of_the_gpus():
     glauber, head = test_glauber_step, test_linear_sigmoid_bce
     assert test_corrupt.sizes_of(False, False) == test_corrupt.SIZES
-    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [glauber.Size()]
-    assert head.sizes_of(["head"], False, False) == [head.Size()]
+    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [problems.glauber_step.Size()]
+    assert head.sizes_of(["head"], False, False) == [problems.linear_sigmoid_bce.Size()]
     assert head.sizes_of(["head", "beyond_cache"], False, True) == []
     assert head.sizes_of(["head", "frequent"], False, True) == []
     assert not any(size.autocast for size in test_training_step.sizes_of(False, True))
@@ -62,8 +63,8 @@ def test_the_cpu_measures_nothing_of_the_gpus():
 def test_few_and_many_rows_of_the_product_on_a_gpu():
     sizes = test_glauber_step.sizes_of(["linear_inputs"], True, False)
     assert {size.rows for size in sizes} >= {1, 16, 64, 256, 1024}
-    assert max(size.vocab_size for size in sizes) * test_glauber_step.HIDDEN_SIZE * 2 > 4 * GPU_CACHE
-    assert test_glauber_step.sizes_of(["inputs"], True, False) == [test_glauber_step.Size()]
+    assert max(size.vocab_size for size in sizes) * problems.glauber_step.HIDDEN_SIZE * 2 > 4 * GPU_CACHE
+    assert test_glauber_step.sizes_of(["inputs"], True, False) == [problems.glauber_step.Size()]
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
