@@ -68,9 +68,14 @@ def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
     """Ids of the rows that may draw; the present tokens of the others alone decide that they stay."""
     row_ids = torch.empty(hidden.shape[0], dtype=torch.int64)
     factors = step.core.Factors(
-        DTYPES[hidden.dtype], hidden.data_ptr(), hidden.stride(0), weight.data_ptr(), weight.stride(0),
-        address(bias), hidden.shape[1],
-    )  # fmt: skip
+        dtype=DTYPES[hidden.dtype],
+        hidden=hidden.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        weight=weight.data_ptr(),
+        weight_stride=weight.stride(0),
+        bias=address(bias),
+        hidden_size=hidden.shape[1],
+    )
     return row_ids[: step.core.cpu_glauber_undecided(step.args, factors, row_ids.data_ptr(), step.threads)]
 
 
@@ -126,9 +131,18 @@ def _tile(
 ):
     rows = math.prod(logits.shape[:-1])
     return step.core.LogitsTile(
-        logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin,
-        address(row_ids), rows, token_begin, logits.shape[-1], 0,
-    )  # fmt: skip
+        logits=logits.data_ptr(),
+        dtype=DTYPES[logits.dtype],
+        group=max(1, group),
+        group_stride=group_stride,
+        row_stride=row_stride,
+        row_begin=row_begin,
+        row_ids=address(row_ids),
+        rows=rows,
+        token_begin=token_begin,
+        tokens=logits.shape[-1],
+        bias=0,
+    )
 
 
 class Step:
@@ -153,36 +167,40 @@ class Step:
 
     def _arguments(self, tokens: torch.Tensor, update: Update, vocab_size: int):
         positions, noise_rate = self._positions, self._noise_rate
-        noise_strides = (0, 0)
-        if noise_rate is not None:
-            noise_strides = (noise_rate.stride(0), noise_rate.stride(1) if noise_rate.dim() == 2 else 0)
+        noise_strides = (0, 0) if noise_rate is None else (*noise_rate.stride(), 0)[:2]
+        step, step_pointer = self._step_arguments(update.step)
         top_k = _number(update.top_k, vocab_size)
         min_p = _number(update.min_p, 0.0)
         return self.core.GlauberArgs(
-            tokens.data_ptr(),
-            tokens.element_size(),
-            *tokens.stride(),
-            positions.data_ptr(),
-            positions.shape[1] if positions.dim() == 2 else 0,  # its stride is anything where it is empty
-            address(update.sample_ids),
-            address(update.frozen),
-            address(noise_rate),
-            *noise_strides,
-            address(update.noise_log_probs),
-            update.normalize,
-            *tokens.shape,
-            positions.shape[-1],
-            vocab_size,
-            _number(update.seed, 0) & 0xFFFFFFFFFFFFFFFF,
-            *self._step_arguments(update.step),
-            _temperature(_number(update.temperature, 1.0)),
-            min(top_k, 2**63 - 1),
-            1.0 if update.top_p is None else _float32(_number(update.top_p, 1.0)),
-            math.log(_float32(min_p)) if min_p and _float32(min_p) > 0 else -math.inf,
-            address(update.log_sum_exp),
-            address(update.log_prob),
-            address(update.keep_prob),
-            self._options(update, vocab_size),
+            tokens=tokens.data_ptr(),
+            token_bytes=tokens.element_size(),
+            token_row_stride=tokens.stride(0),
+            token_stride=tokens.stride(1),
+            positions=positions.data_ptr(),
+            # Its stride is anything where it is empty.
+            position_row_stride=positions.shape[1] if positions.dim() == 2 else 0,
+            sample_ids=address(update.sample_ids),
+            frozen=address(update.frozen),
+            noise_rate=address(noise_rate),
+            noise_row_stride=noise_strides[0],
+            noise_stride=noise_strides[1],
+            noise_log_probs=address(update.noise_log_probs),
+            normalize=update.normalize,
+            batch=tokens.shape[0],
+            length=tokens.shape[1],
+            count=positions.shape[-1],
+            vocab_size=vocab_size,
+            seed=_number(update.seed, 0) & 0xFFFFFFFFFFFFFFFF,
+            step=step,
+            step_pointer=step_pointer,
+            temperature=_temperature(_number(update.temperature, 1.0)),
+            top_k=min(top_k, 2**63 - 1),
+            top_p=1.0 if update.top_p is None else _float32(_number(update.top_p, 1.0)),
+            log_min_p=math.log(_float32(min_p)) if min_p and _float32(min_p) > 0 else -math.inf,
+            log_sum_exp=address(update.log_sum_exp),
+            log_prob=address(update.log_prob),
+            keep_prob=address(update.keep_prob),
+            options=self._options(update, vocab_size),
         )
 
     def _step_arguments(self, step: int | torch.Tensor) -> tuple[int, int]:
