@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from ggm_kernels.native import cuda_glauber_step, glauber_step
+from ggm_kernels.native import glauber_step, glauber_step_cuda
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
@@ -66,8 +66,8 @@ _ON_CPU: dict[str, Callable] = {
 }
 _ON_DEVICE: dict[str, Callable] = {
     **_COMMON,
-    "glauber_step": cuda_glauber_step.glauber_step,
-    "linear_glauber_step": cuda_glauber_step.linear_glauber_step,
+    "glauber_step": glauber_step_cuda.glauber_step,
+    "linear_glauber_step": glauber_step_cuda.linear_glauber_step,
 }
 
 # Ops that are products of torch on tiles, and need nothing of the core.
