@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops.commit import Choice
 
 _NO_COUNT = 2**63 - 1
 

@@ -8,8 +8,8 @@ import struct
 
 import torch
 
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.ops.glauber_update import Update
 from ggm_kernels.reference.precision import without_autocast
 
 _TILE_TOKENS = 2048  # of a tile of logits, a multiple of RACE_GROUP

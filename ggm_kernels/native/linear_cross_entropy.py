@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops import logit_blocks
-from ggm_kernels.ops.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
+from ggm_kernels.products import logit_blocks
+from ggm_kernels.products.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
 from ggm_kernels.reference.precision import without_autocast
 
 _CPU_BUFFER_BYTES = 5 * 2**24  # of the logits of a block, unless that were too few rows for fast products

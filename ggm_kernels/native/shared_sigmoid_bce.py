@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops import shared_tiles
+from ggm_kernels.products import shared_tiles
 
 
 def shared_sigmoid_bce(kernels: Kernels, hidden, rows, bias, offset, weight) -> torch.Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ggm_kernels.arguments.sigmoid_bce import SharedGradients, entries_by_logit
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous, zeros
-from ggm_kernels.ops.candidates import entries_by_logit
-from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
 
 _NO_GRADIENTS = dict.fromkeys(
     ("hidden", "weight", "bias", "shared_hidden", "shared_weight", "shared_bias", "places"), 0

@@ -14,7 +14,7 @@ import math
 import torch
 from torch.nn.functional import linear
 
-from ggm_kernels.ops.glauber_update import Update, idle_rows
+from ggm_kernels.arguments.glauber_step import Update, idle_rows
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference import philox
 from ggm_kernels.reference.precision import without_autocast

@@ -12,7 +12,7 @@ import math
 import torch
 import triton
 
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.triton.group_sums import FIELDS, sums_kernel
 from ggm_kernels.triton.settle import settle_kernel
