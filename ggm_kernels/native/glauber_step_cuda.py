@@ -8,7 +8,7 @@ import torch
 
 from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.native.glauber_step import Step
+from ggm_kernels.native.step_arguments import Step
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
 
