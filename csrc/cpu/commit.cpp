@@ -150,7 +150,8 @@ template <class Token, class Proposal, bool kPacked>
 void take_proposals(const CommitArgs& args, int64_t row, const uint32_t* accepted) {
   const Cells<Token, kPacked> tokens(args.tokens, row);
   const Cells<const Proposal, kPacked> proposal(args.proposal, row);
-  for (int64_t i = 0; i < args.length; ++i) {
+  const int64_t length = args.length;  // which tokens of 64 bits could be, to the compiler
+  for (int64_t i = 0; i < length; ++i) {
     const Token taken = static_cast<Token>(proposal[i]);
     tokens[i] = accepted[i] != 0 ? taken : tokens[i];
   }

@@ -61,6 +61,15 @@ GGM_HD int64_t count_up_to(const uint32_t* keys, int64_t count, uint32_t high) {
   return total;
 }
 
+GGM_HD Doubles to_doubles(HalfFloats floats) {
+#if defined(__AVX512F__)
+  // The masked form: GCC 12 takes the unmasked one for a use of an uninitialised value.
+  return (Doubles)_mm512_maskz_cvtps_pd(0xFF, (__m256)floats);
+#else
+  return __builtin_convertvector(floats, Doubles);
+#endif
+}
+
 // cost_units of all keys that are `high` or less.
 GGM_HD int64_t units_up_to(const uint32_t* keys, int64_t count, uint32_t high, double scale) {
   WideInts sums[2] = {};
@@ -69,7 +78,7 @@ GGM_HD int64_t units_up_to(const uint32_t* keys, int64_t count, uint32_t high, d
     HalfFloats halves[2];
     memcpy(halves, &scores, sizeof halves);
     for (int half = 0; half < 2; ++half) {
-      sums[half] += __builtin_convertvector(-__builtin_convertvector(halves[half], Doubles) * scale, WideInts);
+      sums[half] += __builtin_convertvector(-to_doubles(halves[half]) * scale, WideInts);
     }
   }
   int64_t total = 0;
