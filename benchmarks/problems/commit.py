@@ -8,7 +8,12 @@ from ggm_kernels import commit
 
 VOCAB_SIZE = 50257
 COUNT, THRESHOLD, BUDGET = 32, -0.1, 4.0
-RULES = ["count", "threshold", "budget", "budget, noise"]
+RULES = {
+    "count": {"count": COUNT},
+    "threshold": {"threshold": THRESHOLD},
+    "budget": {"budget": BUDGET},
+    "budget, noise": {"budget": BUDGET, "rest": "noise", "vocab_size": VOCAB_SIZE},
+}
 
 
 @dataclass
@@ -22,15 +27,12 @@ class Rows:
 
     def ours(self, rule: str, backend: str | None = None) -> torch.Tensor:
         """One step in place."""
-        limits = {"count": {"count": COUNT}, "threshold": {"threshold": THRESHOLD}}
         return commit(
             self.tokens,
             self.proposal,
             self.score,
-            **limits.get(rule, {"budget": BUDGET}),
+            **RULES[rule],
             eligible=self.eligible,
-            rest="noise" if "noise" in rule else "keep",
-            vocab_size=VOCAB_SIZE,
             seed=1,
             step=0,
             backend=backend,
