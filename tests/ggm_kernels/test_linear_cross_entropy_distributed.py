@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_together
 from torch import nn
 
 from ggm_kernels import linear_cross_entropy
@@ -139,7 +140,7 @@ def assert_done(tmp_path_factory) -> Callable[[Callable], None]:
     """All jobs, run once: starting processes takes longer than the jobs do. The first that fails ends them."""
     folder, error = tmp_path_factory.mktemp("processes"), "no error"
     try:
-        torch.multiprocessing.spawn(work, (folder,), nprocs=PROCESSES)
+        run_together(work, PROCESSES, folder)
     except Exception as raised:
         error = str(raised)
 
