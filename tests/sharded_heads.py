@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_together
 from torch import nn
 
 PROCESSES = 2
@@ -121,7 +122,7 @@ def do(folder: Path, jobs: list[Callable[[int], None]]) -> Callable[[Callable], 
     """
     error = "no error"
     try:
-        torch.multiprocessing.spawn(_work, (folder, jobs), nprocs=PROCESSES)
+        run_together(_work, PROCESSES, folder, jobs)
     except Exception as raised:
         error = str(raised)
 
