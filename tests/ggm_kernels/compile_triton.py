@@ -1,6 +1,6 @@
 """Compile every Triton kernel for one GPU architecture, on any machine: python compile_triton.py 90 [FOLDER].
 
-The machine code of each goes into FOLDER. Run as a process of its own, without TRITON_INTERPRET: interpreted kernels cannot be compiled.
+The machine code of each goes into FOLDER; without one, kernels are compiled for bfloat16 alone. Run as a process of its own, without TRITON_INTERPRET: interpreted kernels cannot be compiled.
 """
 
 import itertools
@@ -32,7 +32,7 @@ CROSS_ENTROPY = sys.modules["ggm_kernels.triton.linear_cross_entropy"]
 GLAUBER_STEP = sys.modules["ggm_kernels.triton.glauber_step"]
 LINEAR_GLAUBER_STEP = sys.modules["ggm_kernels.triton.linear_glauber_step"]
 TORCH_DTYPES = {"*fp32": torch.float32, "*bf16": torch.bfloat16, "*fp16": torch.float16}
-DTYPES = list(TORCH_DTYPES)
+DTYPES = list(TORCH_DTYPES) if len(sys.argv) > 2 else ["*bf16"]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
