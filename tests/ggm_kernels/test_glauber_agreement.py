@@ -111,7 +111,8 @@ def test_draws_with_filters(backend, filters, dtype):
 
 @pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_k": 1000, "top_p": 0.9}, {"min_p": 0.01}], ids=str)
 def test_draws_with_filters_of_a_large_vocabulary(backend, filters):
-    assert_agrees_with_reference(backend, {**problem(3, 50257), **filters})
+    batch = 1 if backend == "triton" else 2
+    assert_agrees_with_reference(backend, {**problem(3, 50257, batch=batch), **filters})
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}], ids=str)
