@@ -56,9 +56,11 @@ def linear_expected_embedding(
     TypeError, ValueError
         For an argument of wrong type, shape, device or range, or a temperature that requires a gradient.
 
-    Notes ----- Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes
-    (Milakov and Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more.
-    Time is that of the products: two forward, and at most five backward.
+    Notes
+    -----
+    Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes (Milakov and
+    Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more. Time is that
+    of the products: two forward, and at most five backward.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     checks.tensor("embedding", embedding, dtypes=(hidden.dtype,), dims=(2,))

@@ -1,0 +1,19 @@
+"""Per op: inputs of a size, what PyTorch users write, and ours; benchmarks and the guard time them."""
+
+from benchmarks.problems import (
+    commit,
+    corrupt,
+    glauber_step,
+    linear_cross_entropy,
+    linear_sigmoid_bce,
+    sigmoid_bce,
+)
+
+__all__ = [
+    "commit",
+    "corrupt",
+    "glauber_step",
+    "linear_cross_entropy",
+    "linear_sigmoid_bce",
+    "sigmoid_bce",
+]
