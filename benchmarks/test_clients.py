@@ -54,12 +54,17 @@ class Canvas:
         return torch.tanh(logits / SOFTCAP) * SOFTCAP
 
 
-@pytest.fixture
-def canvas(device, size) -> Canvas:
+def make_canvas(size: tuple[int, int], device: torch.device) -> Canvas:
+    """Random tokens, hidden states and head; logits far enough from flat for a bound to accept some."""
     generator = torch.Generator(device).manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
     tokens = torch.randint(VOCAB_SIZE, size, device=device, generator=generator)
     return Canvas(tokens, draw(*size, HIDDEN_SIZE), draw(VOCAB_SIZE, HIDDEN_SIZE) / 4)
+
+
+@pytest.fixture
+def canvas(device, size) -> Canvas:
+    return make_canvas(size, device)
 
 
 def scheduler_step(module, name: str) -> Callable:
@@ -70,6 +75,13 @@ def scheduler_step(module, name: str) -> Callable:
     if name == "EntropyBoundScheduler":
         return scheduler.step
     return lambda *arguments, **options: scheduler.step(*arguments, temperature=0.8, **options)
+
+
+def hidden_step(module, canvas: Canvas) -> Callable[[], torch.Tensor]:
+    """Our entropy-bound step, from hidden states."""
+    call = scheduler_step(module, "EntropyBoundScheduler")
+    factors = {"hidden": canvas.hidden, "lm_head": canvas.weight, "softcap": SOFTCAP}
+    return lambda: call(None, 3, canvas.tokens, **factors).prev_sample
 
 
 def libraries():
@@ -116,12 +128,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
         call, role = scheduler_step(theirs, "EntropyBoundScheduler"), "rival"
         run = lambda: call(canvas.logits(), step, canvas.tokens).prev_sample  # noqa: E731
     else:
-        call, role = scheduler_step(ours, "EntropyBoundScheduler"), "ours"
-        run = lambda: (  # noqa: E731
-            call(
-                None, step, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight, softcap=SOFTCAP
-            ).prev_sample
-        )
+        run, role = hidden_step(ours, canvas), "ours"
     assert record(case, implementation, run, role, rounds=3).shape == canvas.tokens.shape
 
 
