@@ -4,7 +4,7 @@
 
 Ratios and not seconds, so that it says the same on any machine: rival and op are timed in turns, on two
 threads, and what counts is the median of one over that of the other. Ends with status 1 where a ratio is too
-low, or where there is no compiled core. The rivals are those of the benchmarks, which time far more.
+low, or where there is no compiled core. What is timed is that of the benchmarks, which time far more.
 """
 
 from __future__ import annotations
@@ -22,16 +22,7 @@ import torch
 from torch.nn.functional import linear
 
 import ggm_kernels
-from benchmarks import (
-    rivals,
-    test_clients,
-    test_commit,
-    test_corrupt,
-    test_glauber_step,
-    test_linear_cross_entropy,
-    test_sigmoid_bce,
-    test_sigmoid_bce_from_logits,
-)
+from benchmarks import problems, rivals
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
 
@@ -112,14 +103,14 @@ def demands() -> Iterator[Demand]:
 
 def corrupt_demands() -> Iterator[Demand]:
     """Uniform noise, and noise of any law: an alias table against multinomial."""
-    tokens, keep_prob = test_corrupt.make_inputs((64, 1024), CPU)
-    vocab_size, size = test_corrupt.VOCAB_SIZE, "B=64 L=1024"
+    tokens, keep_prob = problems.corrupt.make_inputs((64, 1024), CPU)
+    vocab_size, size = problems.corrupt.VOCAB_SIZE, "B=64 L=1024"
     probs = torch.rand(vocab_size).softmax(0)
     law = NoiseLaw(probs)
 
     def against_eager(noise: NoiseLaw | None, probs: torch.Tensor | None) -> Callable[[], float]:
         return lambda: times_faster(
-            lambda: test_corrupt.eager(tokens, keep_prob, probs),
+            lambda: problems.corrupt.eager(tokens, keep_prob, probs),
             lambda: corrupt(tokens, keep_prob, vocab_size, seed=1, noise=noise),
             seconds=1,
         )
@@ -140,7 +131,7 @@ def corrupt_demands() -> Iterator[Demand]:
 
 def commit_demands() -> Iterator[Demand]:
     """The largest scores, and the entropy bound with its noise: no sort."""
-    rows = test_commit.make_rows((64, 1024), CPU)
+    rows = problems.commit.make_rows((64, 1024), CPU)
     for rule, rival, goal, least in (
         ("count", "topk, scatter", 3, 1.5),
         ("budget, noise", "sort, cumsum, scatter", 6, 2),
@@ -157,7 +148,7 @@ def commit_demands() -> Iterator[Demand]:
 
 def sigmoid_bce_demands() -> Iterator[Demand]:
     """Every token of a small vocabulary a candidate; a dense gradient with few entries that are not 0."""
-    make_rows = test_sigmoid_bce_from_logits.make_rows
+    make_rows = problems.sigmoid_bce.make_rows
     few = make_rows(4096, 101, 100, CPU)
     forward = lambda: times_faster(few.gather, few.ours, seconds=1)  # noqa: E731
     yield Demand("sigmoid_bce, forward", "N=4096 C=101 V=100", "gather, BCE", 1.5, forward, least=1)
@@ -170,22 +161,22 @@ def sigmoid_bce_demands() -> Iterator[Demand]:
 
 def linear_sigmoid_bce_demands() -> Iterator[Demand]:
     """The head over the whole vocabulary takes seconds: it is called once, for its time and its memory."""
-    size = test_sigmoid_bce.Size()
-    head = test_sigmoid_bce.make_head(size, CPU)
+    size = problems.linear_sigmoid_bce.Size()
+    head = problems.linear_sigmoid_bce.make_head(size, CPU)
     words = f"N={size.rows} C={size.count} V={size.vocab_size} d={size.hidden_size}"
     ours = head.step(head.ours)
 
     # Against a gather the forward is 2 or 8 times as fast, as its temporaries find warm pages or fresh ones.
-    as_many = torch.ones(test_sigmoid_bce.work_of(head, "forward").bytes // 4)
+    as_many = torch.ones(problems.linear_sigmoid_bce.work_of(head, "forward").bytes // 4)
     floor = lambda: times_faster(as_many.sum, head.ours, seconds=1)  # noqa: E731
     yield Demand("linear_sigmoid_bce, forward", words, "summing as many bytes", 0.45, floor, least=0.35)
     both = "forward+backward"
     gather = lambda: times_faster(head.step(head.gather), ours, seconds=1)  # noqa: E731
     yield Demand(f"linear_sigmoid_bce, {both}", words, "embedding, sum, BCE", 1.5, gather)
 
-    few = test_sigmoid_bce.make_head(replace(size, rows=256), CPU)
+    few = problems.linear_sigmoid_bce.make_head(replace(size, rows=256), CPU)
     shared = torch.randperm(size.vocab_size)[:1024]
-    with_shared = few.step(lambda: test_sigmoid_bce.shared_loss(few, shared))
+    with_shared = few.step(lambda: problems.linear_sigmoid_bce.shared_loss(few, shared))
     own = replace(few, candidates=shared.expand(256, 1024), signal_weight=few.signal_weight)
     per_row = lambda: times_faster(own.step(own.ours), with_shared, seconds=1)  # noqa: E731
     words_of_shared = f"N=256 S=1024 V={size.vocab_size} d={size.hidden_size}"
@@ -212,8 +203,8 @@ def linear_sigmoid_bce_demands() -> Iterator[Demand]:
 
 def linear_cross_entropy_demands() -> Iterator[Demand]:
     """Memory is that beyond the gradients, which both return; time that of fewer rows."""
-    size = test_linear_cross_entropy.Size(rows=1024)
-    head = test_linear_cross_entropy.make_head(size, CPU)
+    size = problems.linear_cross_entropy.Size(rows=1024)
+    head = problems.linear_cross_entropy.make_head(size, CPU)
     words = f"N={size.rows} V={size.vocab_size} d={size.hidden_size}"
     name, ours, full = (
         "linear_cross_entropy, forward+backward",
@@ -223,8 +214,8 @@ def linear_cross_entropy_demands() -> Iterator[Demand]:
     time = lambda: times_faster(full, ours, seconds=12)  # noqa: E731
     yield Demand(name, words, "full logits", 1, time, least=0.8)
 
-    whole_size = test_linear_cross_entropy.Size()
-    whole = test_linear_cross_entropy.make_head(whole_size, CPU)
+    whole_size = problems.linear_cross_entropy.Size()
+    whole = problems.linear_cross_entropy.make_head(whole_size, CPU)
     gradients = 4 * (whole.hidden.numel() + whole.weight.numel())
 
     def memory() -> float:
@@ -238,8 +229,8 @@ def linear_cross_entropy_demands() -> Iterator[Demand]:
 
 def glauber_step_demands() -> Iterator[Demand]:
     """One pass over the logits, with and without a filter."""
-    rows = test_glauber_step.make_rows(test_glauber_step.Size(), CPU)
-    rival = lambda: test_glauber_step.multinomial(rows.logits)  # noqa: E731
+    rows = problems.glauber_step.make_rows(problems.glauber_step.Size(), CPU)
+    rival = lambda: problems.glauber_step.multinomial(rows.logits)  # noqa: E731
     time = lambda: times_faster(rival, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", "softmax, multinomial", 8, time)
     total = lambda: rows.logits.sum()  # noqa: E731
@@ -248,7 +239,7 @@ def glauber_step_demands() -> Iterator[Demand]:
     time = lambda: times_faster(total, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", floor, 0.75, time, least=0.55)
     asked, frozen = (
-        test_glauber_step.ASKED_FOR[name](rows) for name in ("by-products", "frozen, by-products")
+        problems.glauber_step.ASKED_FOR[name](rows) for name in ("by-products", "frozen, by-products")
     )
     drawn = lambda: rows.step(**asked)  # noqa: E731
     time = lambda: times_faster(total, drawn, seconds=2)  # noqa: E731
@@ -262,21 +253,21 @@ def glauber_step_demands() -> Iterator[Demand]:
     # What is left is the call itself.
     time = lambda: times_faster(drawn, lambda: rows.step(**frozen), seconds=2)  # noqa: E731
     yield Demand("glauber_step, frozen", "N=256 V=50257", "the same rows drawn", 8, time, least=4)
-    for size in test_glauber_step.SMALL_SIZES:
-        small = test_glauber_step.make_rows(size, CPU)
+    for size in problems.glauber_step.SMALL_SIZES:
+        small = problems.glauber_step.make_rows(size, CPU)
         time = lambda small=small: times_faster(  # noqa: E731
-            lambda: test_glauber_step.multinomial(small.logits), small.step
+            lambda: problems.glauber_step.multinomial(small.logits), small.step
         )
         yield Demand("glauber_step", f"N={size.rows} V={size.vocab_size}", "softmax, multinomial", 1, time)
-    few = test_glauber_step.make_rows(test_glauber_step.Size(rows=32), CPU)
-    for name, filters in test_glauber_step.FILTERS.items():
+    few = problems.glauber_step.make_rows(problems.glauber_step.Size(rows=32), CPU)
+    for name, filters in problems.glauber_step.FILTERS.items():
         yield Demand(
             f"glauber_step, {name}",
             "N=32 V=50257",
             "sort or topk, multinomial",
             4,
             lambda filters=filters: times_faster(
-                lambda: test_glauber_step.filtered(few.logits, **filters),
+                lambda: problems.glauber_step.filtered(few.logits, **filters),
                 lambda: few.step(**filters),
                 seconds=1,
             ),
@@ -285,7 +276,7 @@ def glauber_step_demands() -> Iterator[Demand]:
 
 def linear_glauber_step_demands() -> Iterator[Demand]:
     """The whole step in the time of the bare product, and without its logits."""
-    rows = test_glauber_step.make_rows(test_glauber_step.Size(), CPU)
+    rows = problems.glauber_step.make_rows(problems.glauber_step.Size(), CPU)
     size = "N=256 V=50257 d=768"
     product = lambda: linear(rows.hidden, rows.weight)  # noqa: E731
     rate = torch.full((1,), 1e-3)
@@ -312,20 +303,23 @@ def client_demands() -> Iterator[Demand]:
         return
     from ggm_kernels.integrations import diffusers as ours
 
-    name, size = "EntropyBoundScheduler", f"B=1 L=32 V={test_clients.VOCAB_SIZE}"
-    canvas = test_clients.make_canvas((1, 32), CPU)
-    logits, few = canvas.logits(), [test_clients.scheduler_step(module, name) for module in (theirs, ours)]
+    name, size = "EntropyBoundScheduler", f"B=1 L=32 V={problems.clients.VOCAB_SIZE}"
+    canvas = problems.clients.make_canvas((1, 32), CPU)
+    logits, few = (
+        canvas.logits(),
+        [problems.clients.scheduler_step(module, name) for module in (theirs, ours)],
+    )
     rival, call = (lambda step=step: step(logits, 3, canvas.tokens) for step in few)
     yield Demand(name, size, "diffusers", 50, lambda: times_faster(rival, call, seconds=3), least=25)
     product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
-    step = test_clients.hidden_step(ours, canvas)
+    step = problems.clients.hidden_step(ours, canvas)
     time = lambda: times_faster(product, step, seconds=2)  # noqa: E731
     yield Demand(f"{name}, hidden", size, "the bare F.linear", 1 / 0.9, time, least=0.8)
-    many = test_clients.make_canvas((8, 256), CPU)
-    step_of_many = test_clients.hidden_step(ours, many)
-    all_logits = 4 * many.tokens.numel() * test_clients.VOCAB_SIZE
+    many = problems.clients.make_canvas((8, 256), CPU)
+    step_of_many = problems.clients.hidden_step(ours, many)
+    all_logits = 4 * many.tokens.numel() * problems.clients.VOCAB_SIZE
     memory = lambda: all_logits / max(peak_extra_bytes(step_of_many), MIB)  # noqa: E731
-    goal, words = all_logits / (64 * MIB), f"B=8 L=256 V={test_clients.VOCAB_SIZE}"
+    goal, words = all_logits / (64 * MIB), f"B=8 L=256 V={problems.clients.VOCAB_SIZE}"
     yield Demand(f"{name}, hidden", words, "its logits", goal, memory, unit="memory")
 
 

@@ -26,9 +26,9 @@ GGM_HD PhiloxBlock<uint32_t> words_of(const Race& race, uint32_t stream, uint32_
 // The law that a row is drawn from, beside its logits.
 struct Law {
   float inverse_temperature;
-  float cut;      // of z relative to the largest logit of the row: less has no chance
-  bool filtered;  // else there is no cut
-  bool greedy;    // temperature 0
+  float threshold;  // of z relative to the largest logit of the row: less has no chance
+  bool filtered;    // else there is no threshold
+  bool greedy;      // temperature 0
 };
 
 // The filters of one row.
@@ -274,7 +274,7 @@ GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& sta
   if (law.greedy) {
     log_prob = token == static_cast<int64_t>(state.winner) ? 0.0f : float_of(0xFF800000u);
   } else {
-    log_prob = law_log_prob(state, g, law.inverse_temperature, law.cut);
+    log_prob = law_log_prob(state, g, law.inverse_temperature, law.threshold);
   }
   if (mixes(args)) log_prob = log_mixture(log_prob, decision.alpha, log_noise_prob(args, token));
   args.log_prob[row] = log_prob;

@@ -62,6 +62,28 @@ def backends() -> dict[str, Backend]:
     return {name: _state(name) for name in _MODULES}
 
 
+def _variable(name: str) -> Callable[[], str | None]:
+    """What reads an environment variable as it is now.
+
+    `os.environ.get` learns by an exception that a variable is not set: of a small call a tenth. Where
+    os.environ has the dictionary that CPython keeps in it, we look there.
+    """
+    kept = getattr(os.environ, "_data", None)
+    if not isinstance(kept, dict):
+        return lambda: os.environ.get(name)
+    key = os.environ.encodekey(name)
+
+    def read() -> str | None:
+        value = kept.get(key)
+        return None if value is None else os.environ.decodevalue(value)
+
+    return read
+
+
+backend_of_environment = _variable("GGM_KERNELS_BACKEND")
+_check = _variable("GGM_KERNELS_CHECK")
+
+
 def requested(backend: str | None) -> str:
     """The argument `backend` of a call as ops hold it: a name, or "auto" for None."""
     if backend is None:
@@ -78,7 +100,7 @@ def checks_values(device: torch.device) -> bool:
 
 def checks_rows() -> bool:
     """Whether rows of logits without a law (NaN, all -inf) raise: if GGM_KERNELS_CHECK=1, on any device."""
-    return os.environ.get("GGM_KERNELS_CHECK") == "1"
+    return _check() == "1"
 
 
 def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
@@ -102,7 +124,7 @@ def kernel(op: str, backend: str, device: torch.device) -> tuple[str, Callable]:
     """
     hint = ""
     if backend == AUTO:
-        backend = os.environ.get("GGM_KERNELS_BACKEND") or AUTO
+        backend = backend_of_environment() or AUTO
         hint = "; it is what GGM_KERNELS_BACKEND says"
     if backend == AUTO:
         return _best(op, device)

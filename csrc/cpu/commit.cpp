@@ -1,7 +1,6 @@
 #include "numerics/commit.h"
 
-#include <cstdlib>
-
+#include "cpu/commit_keys.h"
 #include "cpu/isa.h"
 #include "cpu/noise_words.h"
 #include "cpu/parallel.h"
@@ -10,7 +9,6 @@ namespace ggm::cpu::GGM_ISA {
 namespace {
 
 constexpr int64_t kParallelFrom = 8192;  // fewer positions are done before a second thread has woken
-constexpr int kDigits = 256;
 
 template <class T>
 GGM_HD T of_row(const PerRow<T>& limit, int64_t row) {
@@ -33,160 +31,177 @@ bool is_valid(const CommitArgs& args) {
   return valid;
 }
 
-// Of one row: a key for every position, and room for those that are still in question.
-struct Keys {
-  uint32_t* all;
-  uint32_t* open;
-  explicit Keys(int64_t length)
-      : all(static_cast<uint32_t*>(std::malloc(2 * sizeof(uint32_t) * static_cast<size_t>(length + 1)))),
-        open(all + length) {}
-  ~Keys() { std::free(all); }
-  Keys(const Keys&) = delete;
-  Keys& operator=(const Keys&) = delete;
+// One row of a matrix. Of what lies side by side the compiler knows that, and makes vectors of it.
+template <class T, bool kPacked>
+struct Cells {
+  T* data;
+  int64_t stride;
+  template <class Any>
+  Cells(const Matrix<Any>& matrix, int64_t row)
+      : data(matrix.data == nullptr ? nullptr : static_cast<T*>(matrix.data) + row * matrix.row_stride),
+        stride(matrix.stride) {}
+  GGM_HD_MEMBER T& operator[](int64_t i) const { return data[kPacked ? i : i * stride]; }
 };
 
-template <class T>
-void fill_keys(const CommitArgs& args, int64_t row, uint32_t* keys) {
-  const T* scores = static_cast<const T*>(args.score.data) + row * args.score.row_stride;
-  const float threshold = of_row(args.threshold, row);
-  if (args.eligible.data == nullptr) {
-    for (int64_t i = 0; i < args.length; ++i) {
-      keys[i] = candidate_key(to_float(scores[i * args.score.stride]), true, threshold);
-    }
-    return;
-  }
-  const uint8_t* eligible = args.eligible.data + row * args.eligible.row_stride;
-  for (int64_t i = 0; i < args.length; ++i) {
-    keys[i] = candidate_key(to_float(scores[i * args.score.stride]), eligible[i * args.eligible.stride] != 0, threshold);
-  }
+bool is_packed(const CommitArgs& args) {
+  return args.tokens.stride == 1 && args.proposal.stride == 1 && args.score.stride == 1 &&
+         (args.eligible.data == nullptr || args.eligible.stride == 1) &&
+         (args.accepted.data == nullptr || args.accepted.stride == 1);
 }
 
+template <class T, bool kPacked>
+void fill_keys(const CommitArgs& args, int64_t row, uint32_t* keys) {
+  const Cells<const T, kPacked> scores(args.score, row);
+  const Cells<const uint8_t, kPacked> eligible(args.eligible, row);
+  const float threshold = of_row(args.threshold, row);
+  for (int64_t i = 0; i < args.length; ++i) keys[i] = candidate_key(to_float(scores[i]), true, threshold);
+  end_keys(keys, args.length);
+  if (eligible.data == nullptr) return;
+  for (int64_t i = 0; i < args.length; ++i) keys[i] = eligible[i] != 0 ? keys[i] : kNoCandidate;
+}
+
+template <bool kPacked>
 void fill_keys(const CommitArgs& args, int64_t row, uint32_t* keys) {
   switch (args.dtype) {
     case Float::bfloat16:
-      return fill_keys<BFloat16>(args, row, keys);
+      return fill_keys<BFloat16, kPacked>(args, row, keys);
     case Float::float16:
-      return fill_keys<Float16>(args, row, keys);
+      return fill_keys<Float16, kPacked>(args, row, keys);
     default:
-      return fill_keys<float>(args, row, keys);
+      return fill_keys<float, kPacked>(args, row, keys);
   }
 }
 
-// Scores above the key are accepted, and so many of those equal to it, first positions first.
+// Candidates before `key` in the order are accepted, and those with that key at positions before `bound`.
 struct End {
   uint32_t key;
-  int64_t equals;
+  int64_t bound;
 };
 
-GGM_HD int64_t gather_candidates(const Keys& keys, int64_t length) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < length; ++i) {
-    keys.open[count] = keys.all[i];
-    count += keys.all[i] != kNoCandidate;
-  }
-  return count;
+Prefix up_to(const uint32_t* keys, int64_t count, uint32_t high, double scale, bool has_budget) {
+  return {count_up_to(keys, count, high), has_budget ? units_up_to(keys, count, high, scale) : 0};
 }
 
-GGM_HD double row_scale(const uint32_t* keys, int64_t count, int64_t length) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t bits = magnitude_bits(keys[i]);
-    largest = bits > largest ? bits : largest;
-  }
-  return cost_scale(largest, length);
+// The position behind the first `equals` of a key.
+int64_t bound_of(const uint32_t* keys, uint32_t key, int64_t equals) {
+  int64_t i = 0;
+  for (; equals > 0; ++i) equals -= keys[i] == key;
+  return i;
 }
 
-// One digit of the end: the last one with candidates at which the order is still open. `before` moves up to it, and
-// keys of other digits go; how many stay is returned.
-int64_t choose_digit(uint32_t* keys, int64_t count, int shift, double scale, const Limits& limits, Prefix& before) {
-  uint32_t counts[kDigits] = {};
-  int64_t units[kDigits] = {};
-  for (int64_t i = 0; i < count; ++i) ++counts[keys[i] >> shift & (kDigits - 1)];
-  if (limits.has_budget) {
-    for (int64_t i = 0; i < count; ++i) units[keys[i] >> shift & (kDigits - 1)] += cost_units(key_score(keys[i]), scale);
-  }
-  Prefix next = before;
-  uint32_t digit = 0;
-  for (uint32_t d = 0; d < kDigits && is_open(limits, next); ++d) {
-    if (counts[d] == 0) continue;
-    digit = d;
-    before = next;
-    next = {next.count + counts[d], next.units + units[d]};
-  }
-  int64_t kept = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t key = keys[i];
-    keys[kept] = key;
-    kept += (key >> shift & (kDigits - 1)) == digit;
-  }
-  return kept;
+GGM_HD uint32_t middle_of(uint32_t a, uint32_t b, uint32_t c) {
+  const uint32_t low = a < b ? a : b, high = a < b ? b : a;
+  return c < low ? low : c > high ? high : c;
 }
 
+// Between `low` and `high`, high itself left out: near the middle of the keys, at first. Later it halves what keys may
+// be, so that no order of them takes long.
+GGM_HD uint32_t pivot_of(const uint32_t* keys, int64_t count, uint32_t low, uint32_t high, int round) {
+  constexpr int kByKeys = 24;
+  if (round >= kByKeys) return low + (high - low) / 2;
+  const uint32_t pivot = middle_of(keys[0], keys[count / 2], keys[count - 1]);
+  return pivot < low ? low : pivot < high ? pivot : high - 1;
+}
+
+// Where the order closes: of the keys on both sides of a pivot only those go on between which it does, until they are
+// all one.
 End find_end(const CommitArgs& args, int64_t row, const Keys& keys) {
-  int64_t count = gather_candidates(keys, args.length);
+  constexpr End kAll = {kNoCandidate, 0}, kNone = {0, 0};
   Limits limits = {of_row(args.count, row), 0, args.has_budget, false};
+  if (limits.count >= args.length && !limits.has_budget) return kAll;
   double scale = 0.0;
-  if (args.has_budget) {
+  if (limits.has_budget) {
     const float budget = of_row(args.budget, row);
-    scale = row_scale(keys.open, count, args.length);
+    scale = row_scale(keys.all, args.length);
     limits.budget_units = budget_units(budget, scale);
     limits.is_unbounded = !is_finite(budget);
   }
   Prefix before = {0, 0};
-  if (count == 0 || !is_open(limits, before)) return {0, 0};
-  if (limits.count >= count && !args.has_budget) return {kNoCandidate, 0};
-  for (int shift = 24; shift >= 0; shift -= 8) count = choose_digit(keys.open, count, shift, scale, limits, before);
-  const float score = key_score(keys.open[0]);
-  return {keys.open[0], equals_accepted(limits, before, score, cost_units(score, scale))};
+  if (!is_open(limits, before)) return kNone;
+  uint32_t low = 0, high = kNoCandidate - 1;
+  int64_t count = keep_between(keys.all, args.length, low, high, keys.open);
+  if (count == 0) return kNone;
+  if (limits.count >= count && !limits.has_budget) return kAll;
+  for (int round = 0; count > 1 && low < high; ++round) {
+    const uint32_t pivot = pivot_of(keys.open, count, low, high, round);
+    const Prefix lower = up_to(keys.open, count, pivot, scale, limits.has_budget);
+    const Prefix next = {before.count + lower.count, before.units + lower.units};
+    if (lower.count < count && is_open(limits, next)) {
+      before = next;
+      low = pivot + 1;
+    } else {
+      high = pivot;
+    }
+    if (lower.count > 0 && lower.count < count) count = keep_between(keys.open, count, low, high, keys.open);
+  }
+  const uint32_t key = keys.open[0];
+  const float score = key_score(key);
+  const int64_t equals = equals_accepted(limits, before, score, cost_units(score, scale));
+  return {key, equals >= count ? args.length : bound_of(keys.all, key, equals)};
 }
 
-// Puts 1 in the place of the key of every position that is accepted, 0 elsewhere.
-GGM_HD void mark_accepted(uint32_t* keys, int64_t length, End end) {
-  int64_t equals = 0;
+// Puts ones in the place of the key of every position that is accepted, zeros elsewhere.
+void mark_accepted(uint32_t* keys, int64_t length, End end) {
+  for (int64_t i = 0; i < end.bound; ++i) keys[i] = keys[i] <= end.key ? ~0u : 0u;
+  for (int64_t i = end.bound; i < length; ++i) keys[i] = keys[i] < end.key ? ~0u : 0u;
+}
+
+template <class Token, class Proposal, bool kPacked>
+void take_proposals(const CommitArgs& args, int64_t row, const uint32_t* accepted) {
+  const Cells<Token, kPacked> tokens(args.tokens, row);
+  const Cells<const Proposal, kPacked> proposal(args.proposal, row);
+  const int64_t length = args.length;  // which tokens of 64 bits could be, to the compiler
   for (int64_t i = 0; i < length; ++i) {
-    const bool is_equal = keys[i] == end.key;
-    keys[i] = keys[i] < end.key || (is_equal && equals < end.equals);
-    equals += is_equal;
+    const Token taken = static_cast<Token>(proposal[i]);
+    tokens[i] = accepted[i] != 0 ? taken : tokens[i];
   }
 }
 
-template <class Token, class Proposal>
-void take_proposals(const CommitArgs& args, int64_t row, const uint32_t* is_accepted) {
-  Token* tokens = static_cast<Token*>(args.tokens.data) + row * args.tokens.row_stride;
-  const Proposal* proposal = static_cast<const Proposal*>(args.proposal.data) + row * args.proposal.row_stride;
-  for (int64_t i = 0; i < args.length; ++i) {
-    if (is_accepted[i]) tokens[i * args.tokens.stride] = static_cast<Token>(proposal[i * args.proposal.stride]);
-  }
-}
-
-template <class Token>
-void take_noise(const CommitArgs& args, int64_t row, const uint32_t* is_accepted, const VectorKeys& keys) {
+template <class Token, bool kPacked>
+void take_noise(const CommitArgs& args, int64_t row, uint32_t* accepted, const VectorKeys& keys) {
   TileWords words;
   const Row coordinates = {static_cast<uint64_t>(sample_id_of(args, row)), static_cast<uint32_t>(args.step),
                            kCommitStream};
-  Token* tokens = static_cast<Token*>(args.tokens.data) + row * args.tokens.row_stride;
-  const uint8_t* eligible = args.eligible.data == nullptr ? nullptr : args.eligible.data + row * args.eligible.row_stride;
+  const Cells<Token, kPacked> tokens(args.tokens, row);
+  const Cells<const uint8_t, kPacked> eligible(args.eligible, row);
   for (int64_t begin = 0; begin < args.length; begin += kTile) {
     const int64_t count = smaller(kTile, args.length - begin);
     fill_noise(words, coordinates, keys, args.noise, begin, count);
-    for (int64_t i = begin; i < begin + count; ++i) {
-      const bool is_left = !is_accepted[i] && (eligible == nullptr || eligible[i * args.eligible.stride] != 0);
-      if (is_left) tokens[i * args.tokens.stride] = static_cast<Token>(words.draw[i - begin]);
+    // The words that decide serve for nothing here: ones in their place where a token stays.
+    uint32_t* stays = words.decide;
+    for (int64_t i = 0; i < count; ++i) stays[i] = accepted[begin + i];
+    if (eligible.data != nullptr) {
+      for (int64_t i = 0; i < count; ++i) stays[i] |= eligible[begin + i] != 0 ? 0u : ~0u;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Token noise = static_cast<Token>(words.draw[i]);
+      tokens[begin + i] = stays[i] != 0 ? tokens[begin + i] : noise;
     }
   }
 }
 
-template <class Token>
-void write_row(const CommitArgs& args, int64_t row, const uint32_t* is_accepted, const VectorKeys& keys) {
+template <class Token, bool kPacked>
+void write_row(const CommitArgs& args, int64_t row, uint32_t* accepted, const VectorKeys& keys) {
   if (args.proposal_bytes == 8) {
-    take_proposals<Token, int64_t>(args, row, is_accepted);
+    take_proposals<Token, int64_t, kPacked>(args, row, accepted);
   } else {
-    take_proposals<Token, int32_t>(args, row, is_accepted);
+    take_proposals<Token, int32_t, kPacked>(args, row, accepted);
   }
-  if (args.noises_rest) take_noise<Token>(args, row, is_accepted, keys);
-  if (args.accepted.data == nullptr) return;
-  uint8_t* accepted = args.accepted.data + row * args.accepted.row_stride;
-  for (int64_t i = 0; i < args.length; ++i) accepted[i * args.accepted.stride] = static_cast<uint8_t>(is_accepted[i]);
+  if (args.noises_rest) take_noise<Token, kPacked>(args, row, accepted, keys);
+  const Cells<uint8_t, kPacked> told(args.accepted, row);
+  if (told.data == nullptr) return;
+  for (int64_t i = 0; i < args.length; ++i) told[i] = static_cast<uint8_t>(accepted[i] & 1u);
+}
+
+template <bool kPacked>
+void commit_row(const CommitArgs& args, int64_t row, const Keys& keys, const VectorKeys& philox) {
+  fill_keys<kPacked>(args, row, keys.all);
+  mark_accepted(keys.all, args.length, find_end(args, row, keys));
+  if (args.token_bytes == 8) {
+    write_row<int64_t, kPacked>(args, row, keys.all, philox);
+  } else {
+    write_row<int32_t, kPacked>(args, row, keys.all, philox);
+  }
 }
 
 }  // namespace
@@ -194,15 +209,14 @@ void write_row(const CommitArgs& args, int64_t row, const uint32_t* is_accepted,
 bool commit(const CommitArgs& args, int threads) {
   if (!is_valid(args)) return false;
   const VectorKeys philox = vector_keys(args.seed);
+  const bool packed = is_packed(args);
   on_threads(threads, args.batch * args.length >= kParallelFrom, [&](const Member& member) {
     const Keys keys(args.length);
     member.in_parts(args.batch, [&](int64_t row) {
-      fill_keys(args, row, keys.all);
-      mark_accepted(keys.all, args.length, find_end(args, row, keys));
-      if (args.token_bytes == 8) {
-        write_row<int64_t>(args, row, keys.all, philox);
+      if (packed) {
+        commit_row<true>(args, row, keys, philox);
       } else {
-        write_row<int32_t>(args, row, keys.all, philox);
+        commit_row<false>(args, row, keys, philox);
       }
     });
   });

@@ -1,6 +1,6 @@
 // Which positions of a row commit accepts. Candidates stand in one order, by score from the largest on and by position
 // where scores are equal, and what is accepted is a prefix of it: as long as it has room for one more (is_open).
-// Radix selection finds where it ends without sorting. Costs are summed as integers, so that any order of additions
+// Selection finds where it ends without sorting. Costs are summed as integers, so that any order of additions
 // gives the same sum.
 #pragma once
 
@@ -14,7 +14,11 @@ GGM_HD uint32_t score_key(float score) {
   const uint32_t bits = score == 0.0f ? 0u : float_bits(score);
   return bits >> 31 != 0 ? bits : ~bits & 0x7FFFFFFFu;
 }
-GGM_HD float key_score(uint32_t key) { return float_of(key >> 31 != 0 ? key : ~key & 0x7FFFFFFFu); }
+template <class Word>
+GGM_HD Word key_bits(Word key) {
+  return key ^ (((key >> 31) - 1u) & 0x7FFFFFFFu);
+}
+GGM_HD float key_score(uint32_t key) { return float_of(key_bits(key)); }
 
 GGM_HD bool is_finite(float value) { return (float_bits(value) & 0x7F800000u) != 0x7F800000u; }
 
@@ -28,8 +32,8 @@ GGM_HD uint32_t candidate_key(float score, bool is_eligible, float threshold) {
 
 // Bits of |score| as they count for the unit of the row's costs.
 GGM_HD uint32_t magnitude_bits(uint32_t key) {
-  const float score = key_score(key);
-  return key != kNoCandidate && is_finite(score) ? float_bits(score) & 0x7FFFFFFFu : 0u;
+  const uint32_t magnitude = float_bits(key_score(key)) & 0x7FFFFFFFu;
+  return magnitude < 0x7F800000u ? magnitude : 0u;
 }
 
 GGM_HD double power_of_two(int exponent) {

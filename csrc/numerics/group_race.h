@@ -77,9 +77,9 @@ GGM_HD float entropy_of(const RowState& state) {
 GGM_HD float margin_of(const RowState& state) { return state.second == state.top ? 0.0f : state.top - state.second; }
 
 // log P of a token of logit g under the law that is drawn from; -inf where a filter left it out.
-GGM_HD float law_log_prob(const RowState& state, float g, float inverse_temperature, float cut) {
+GGM_HD float law_log_prob(const RowState& state, float g, float inverse_temperature, float threshold) {
   const float z = tempered(g, state.top, inverse_temperature);
-  return z >= cut ? z - static_cast<float>(log(state.law_mass)) : float_of(0xFF800000u);
+  return z >= threshold ? z - static_cast<float>(log(state.law_mass)) : float_of(0xFF800000u);
 }
 
 }  // namespace ggm

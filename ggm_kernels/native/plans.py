@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from ggm_kernels import checks
+from ggm_kernels.arguments.commit import Choice
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS, Update
 from ggm_kernels.native.commit import arguments_of as commit_arguments
 from ggm_kernels.native.compiled import CPU, address, core
 from ggm_kernels.native.corrupt import arguments_of as corrupt_arguments
-from ggm_kernels.native.glauber_step import Step, tile_of
-from ggm_kernels.ops.commit import Choice
-from ggm_kernels.ops.glauber_update import BY_PRODUCTS, Update
+from ggm_kernels.native.glauber_step import tile_of
+from ggm_kernels.native.step_arguments import Step
 
 _BY_ROW = ("seed", "step", "temperature", "top_k", "top_p", "min_p", "logit_shift", "mixture")
 

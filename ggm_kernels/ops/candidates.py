@@ -129,17 +129,3 @@ def checked_shared(
     if weight.dim() == 0 or weight.shape in ((count,), (1, count), (1,), (1, 1)):
         return Shared(shared, None, weight.flatten().expand(count))
     return Shared(shared, weight.flatten(), torch.ones(count, dtype=accumulate, device=shared.device))
-
-
-def entries_by_logit(candidates: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Candidates [N, C] in the order of the logits that they name, those of one logit in their own order.
-
-    Returns flat indices into logits [N, V], ascending but for the -1 of candidates that are out of range,
-    and flat indices into `candidates`, both int64 [N * C]: what kernels sum repeated candidates by.
-    """
-    rows, count = candidates.shape
-    tokens = candidates.to(torch.int64)
-    starts = torch.arange(rows, device=candidates.device)[:, None]
-    legal = (tokens >= 0) & (tokens < vocab_size)
-    entries, order = torch.where(legal, starts * vocab_size + tokens, -1).sort(dim=1, stable=True)
-    return entries.flatten(), (starts * count + order).flatten()

@@ -9,6 +9,7 @@ import torch
 from ggm_kernels import checks
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.ops.library import differentiate, register
+from ggm_kernels.products.logit_blocks import held_dtype
 
 _FLOATS = (*checks.FLOATS, torch.float64)
 _REDUCTIONS = ("none", "sum", "mean")
@@ -318,11 +319,6 @@ _op = differentiate("linear_cross_entropy", _backward, _setup)
 
 
 # Their sum, with its gradients made on the way
-
-
-def held_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of gradients between forward and backward: float16 would lose what a scaler is to enlarge."""
-    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _run_sum(

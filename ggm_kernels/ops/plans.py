@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ggm_kernels.backends import checks_rows, kernel, requested
+from ggm_kernels.backends import backend_of_environment, checks_rows, kernel, requested
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.randomness import MAX_SEED, MAX_STEP
 
@@ -76,7 +75,7 @@ def look(arguments: Iterable[Any]) -> tuple | None:
     """
     if not is_eager() or checks_rows():
         return None
-    seen: list[Any] = [os.environ.get("GGM_KERNELS_BACKEND")]
+    seen: list[Any] = [backend_of_environment()]
     for value in arguments:
         kind = type(value)
         if value is None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ggm_kernels.ops.commit import Choice
+from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.randomness import Stream
 from ggm_kernels.reference import philox
 from ggm_kernels.reference.noise import noise_tokens

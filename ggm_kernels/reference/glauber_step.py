@@ -14,11 +14,11 @@ import math
 import torch
 from torch.nn.functional import linear
 
-from ggm_kernels.ops.glauber_update import Update, idle_rows
+from ggm_kernels.arguments.glauber_step import Update, idle_rows
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference import philox
-from ggm_kernels.reference.filters import filtered
 from ggm_kernels.reference.precision import without_autocast
+from ggm_kernels.reference.threshold import filtered
 
 _CHUNK = 2**20  # logits handled at once
 

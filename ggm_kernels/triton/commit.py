@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.commit import Choice
+from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.randomness import Stream
 from ggm_kernels.triton.philox import words_at
 

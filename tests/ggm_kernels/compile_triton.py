@@ -230,16 +230,16 @@ def glauber_step_kernels(arch: int) -> None:
     # Rows times columns: many tokens; few tokens, where a program takes many rows.
     for dtype, (rows, block), everything, filtered in step_shapes(DTYPES, [(4, 1024), (128, 4)]):
         aligned = ":16" if block == 1024 else ""
-        cut = {"top_ptr": "*fp32" if filtered else None, "cut_ptr": "*fp32" if filtered else None}
+        limits = dict.fromkeys(("top_ptr", "threshold_ptr"), "*fp32" if filtered else None)
         sums = {
-            **step_rows(everything, dtype, aligned), **cut, "sums_ptr": "*fp32", "slots": "i32",
+            **step_rows(everything, dtype, aligned), **limits, "sums_ptr": "*fp32", "slots": "i32",
             "WANTS_RAW": everything, "WANTS_ENTROPY": everything, "ROWS": rows, "BLOCK": block,
         }  # fmt: skip
         compiles(GLAUBER_STEP.sums_kernel, arch, sums, num_warps=GLAUBER_STEP._WARPS)
         if not filtered:
             continue
         threshold = {
-            **step_rows(everything, dtype, aligned), **cut, **by_row("top_k", everything, "i64"),
+            **step_rows(everything, dtype, aligned), **limits, **by_row("top_k", everything, "i64"),
             **rename(by_row("top_p", everything, "i64"), "top_p", "top_p_units"),
             **rename(by_row("min_p", everything, "fp32"), "min_p", "log_min_p"),
             "TOP_P_FIRST": everything, "ROWS": max(1, rows // 2), "BLOCK": block,
@@ -249,8 +249,8 @@ def glauber_step_kernels(arch: int) -> None:
     shapes = [(2, 1024, 1024, 64, 1), (2, 1024, 64, 32, 16), (128, 4, 4, 4, 1)]
     for dtype, (rows, block, slot, groups, parts), everything, filtered in step_shapes(DTYPES, shapes):
         settle = {
-            **step_rows(everything, dtype, ""), "top_ptr": "*fp32" if filtered else None,
-            "cut_ptr": "*fp32" if filtered else None, "sums_ptr": "*fp32", "slots": "i32", **settle_options(everything),
+            **step_rows(everything, dtype, ""), **dict.fromkeys(("top_ptr", "threshold_ptr"), "*fp32" if filtered else None),
+            "sums_ptr": "*fp32", "slots": "i32", **settle_options(everything),
             "NORMALIZE": everything, "RAW_IS_LAW": not everything, "ROWS": rows, "BLOCK": block, "SLOT": slot,
             "GROUPS": groups, "PARTS": parts,
         }  # fmt: skip

@@ -1,17 +1,19 @@
 """Choosing a backend, and saying why one is not there."""
 
+import os
 import shutil
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import ggm_kernels
 from ggm_kernels import backends, corrupt, native
-from ggm_kernels.backends import kernel
+from ggm_kernels.backends import backend_of_environment, checks_rows, kernel
 
 TOKENS, KEEP = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1)
 
@@ -46,6 +48,17 @@ def test_the_best_backend_serves():
     name, _ = kernel("corrupt", "auto", torch.device("cpu"))
     assert name == ("cpu" if backends()["cpu"] else "reference")
     assert kernel("corrupt", "auto", torch.device("mps"))[0] == "reference"
+
+
+def test_the_environment_is_read_as_it_is_now(monkeypatch):
+    for value in ("reference", "", "1\u00e9"):
+        monkeypatch.setenv("GGM_KERNELS_BACKEND", value)
+        assert backend_of_environment() == value
+    monkeypatch.delenv("GGM_KERNELS_BACKEND")
+    assert backend_of_environment() is None
+    with mock.patch.dict(os.environ, GGM_KERNELS_CHECK="1"):
+        assert checks_rows()
+    assert not checks_rows()
 
 
 def test_the_environment_chooses_unless_the_call_does(monkeypatch):
@@ -123,6 +136,7 @@ def test_a_checkout_that_hides_the_install_says_so(tmp_path, installed):
     code = f"""
 import sys
 from pathlib import Path
+from unittest import mock
 elsewhere = [entry for entry in sys.path if not Path(entry, "ggm_kernels").exists()]
 sys.path[:] = [{str(checkout)!r}, {str(site)!r}, *elsewhere]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]

@@ -191,49 +191,61 @@ def test_the_check_notices_a_wrong_temperature(vocab_size):
 # The tail
 
 
-@functools.cache
-def close_calls() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positions at which token 1, 2 or 3 of four has a word near 0; logits of a photo finish there; its winners.
+STREAMS = {
+    "tokens": (Stream.RACE, 1),
+    "groups": (Stream.GROUP, G),
+}  # of a level, and tokens from one to the next
 
-    Token 0 races a token of so small a probability that they finish within 1 %, now one and now the other
-    first: it takes the last bits of the small word to tell.
+
+@functools.cache
+def close_calls(level: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Positions at which the second, third or fourth of a level has a word near 0; logits of a photo finish there;
+    its winners.
+
+    The first races one of so small a probability that they finish within 1 %, now one and now the other
+    first: it takes the last bits of the small word to tell. Groups have a token each.
     """
+    stream, stride = STREAMS[level]
     positions = torch.arange(2**21)
-    words = philox.words_at(Stream.RACE, 1, 0, torch.zeros(1, dtype=torch.int64), positions)
+    words = philox.words_at(stream, 1, 0, torch.zeros(1, dtype=torch.int64), positions)
     smallest, rare = torch.stack(words[1:]).min(0)
     chosen = smallest < 2**13
     uniform = (torch.stack([words[0], smallest]).T[chosen].double() + 0.5) * 2.0**-32
     time = -torch.log1p(-uniform)
     wins = torch.arange(len(time)) % 2
-    logits = torch.full((len(time), 4), -math.inf)
+    logits = torch.full((len(time), 3 * stride + 1), -math.inf)
     logits[:, 0] = 0.0
-    rare = rare[chosen] + 1
+    rare = (rare[chosen] + 1) * stride
     close = torch.log(time[:, 1] / time[:, 0]) + 0.02 * (wins - 0.5)
     logits.scatter_(1, rare[:, None], close[:, None].float())
     return positions[chosen], logits, wins * rare
 
 
-def test_tokens_of_tiny_probability_win_when_exact_arithmetic_says_so(backend):
-    positions, logits, winners = close_calls()
+@pytest.mark.parametrize("level", STREAMS)
+def test_tiny_probabilities_win_when_exact_arithmetic_says_so(backend, level):
+    positions, logits, winners = close_calls(level)
     assert len(positions) >= 8
     tokens = torch.zeros(1, int(positions.max()) + 1, dtype=torch.int32)
     glauber_step(tokens, logits[None], positions, seed=1, step=0, backend=backend)
     assert torch.equal(tokens[0, positions].long(), winners)
 
 
+def coarse(bits: int):
+    """What makes uniforms of so many bits of words."""
+    return lambda words: (((words >> (32 - bits)).float() + 0.5) * 2.0**-bits).clamp_max(1 - 2.0**-24)
+
+
+@pytest.mark.parametrize("level", STREAMS)
 @pytest.mark.parametrize("bits", [16, 23, 24])
-def test_the_tail_check_notices_coarse_uniforms(bits, monkeypatch):
+def test_the_tail_check_notices_coarse_uniforms(bits, level, monkeypatch):
     """Uniforms of 23 or 24 bits, as (0, 1] or [0, 1) generators give them, cut the tail off."""
-
-    def coarse(words):
-        return (((words >> (32 - bits)).float() + 0.5) * 2.0**-bits).clamp_max(1 - 2.0**-24)
-
-    monkeypatch.setattr(philox, "uniform", coarse)
+    monkeypatch.setattr(philox, "uniform", coarse(bits))
     with pytest.raises(AssertionError):
-        test_tokens_of_tiny_probability_win_when_exact_arithmetic_says_so("reference")
+        test_tiny_probabilities_win_when_exact_arithmetic_says_so("reference", level)
 
 
-def test_the_tail_check_notices_a_uniform_that_reaches_one(monkeypatch):
+@pytest.mark.parametrize("level", STREAMS)
+def test_the_tail_check_notices_a_uniform_that_reaches_one(level, monkeypatch):
     """E = -log(u) with u = 1 in reach is 0 there, and the token wins whatever its probability."""
 
     def scores(z, words):
@@ -242,30 +254,88 @@ def test_the_tail_check_notices_a_uniform_that_reaches_one(monkeypatch):
 
     monkeypatch.setattr(REFERENCE, "_scores", scores)
     with pytest.raises(AssertionError):
-        test_tokens_of_tiny_probability_win_when_exact_arithmetic_says_so("reference")
+        test_tiny_probabilities_win_when_exact_arithmetic_says_so("reference", level)
+
+
+RARE = 63  # tokens of probability 1e-8 each
 
 
 def tail_logits(place: str) -> torch.Tensor:
-    """63 tokens of probability 1e-8 each, at the end; token 0 has what is left."""
-    logits = torch.full((64 if place == "among others" else G + 64,), -math.inf)
-    logits[0], logits[-63:] = 0.0, math.log(1e-8)
+    """The rare tokens stand first, the last one has what is left: in their group, or in the next one.
+
+    The group of the rare tokens is the long one: the tokens of a long group that wins are what takes time.
+    """
+    logits = torch.full((RARE + 1 if place == "among others" else G + 1,), -math.inf)
+    logits[:RARE], logits[-1] = math.log(1e-8), 0.0
     if place == "inside a light group":
-        logits[G] = math.log(1e-4)
+        logits[RARE] = math.log(1e-4)
     return logits
+
+
+def check_tail(tokens: torch.Tensor, rows: int, place: str) -> None:
+    """Of 63 events of probability 1e-8 each, 126 are due in 2e8 rows; a sampler without a tail shows none."""
+    expected = rows * float(tail_logits(place).double().softmax(0)[:RARE].sum())
+    seen = int((tokens < RARE).sum())
+    print(f"{place}: {seen} of {expected:.1f} expected")
+    assert abs(seen - expected) < 5 * math.sqrt(expected), (seen, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["among others", "as a light group", "inside a light group"])
 def test_events_of_probability_1e_8_occur_at_their_rate(place):
-    """Of 63 such events 630 are due in 1e9 draws, 126 in 2e8, and a sampler without a tail shows none."""
+    logits, rows, calls = tail_logits(place), 2_000_000, 100
+    drawn = [draw(logits, rows, "cpu", step=step) for step in range(calls)]
+    check_tail(torch.cat([tokens[tokens < RARE] for tokens in drawn]), rows * calls, place)
+
+
+CHANCES = 10**8  # sequences, of which only those are drawn in which a light group may win
+
+
+@functools.cache
+def light_group_wins(mass: float) -> torch.Tensor:
+    """Ids of the sequences in which a first group of this mass beats a second one of mass 1, or nearly so."""
+    position, found = torch.zeros(1, dtype=torch.int64), []
+    for ids in torch.arange(CHANCES).split(2**15):
+        light, heavy, _, _ = philox.words_at(Stream.GROUP, 1, 0, ids, position)
+        few = light < 32 * mass * 2.0**32  # the other one would have to take longer than 32
+        light, heavy = (-torch.log1p(-(word[few] + 0.5) * 2.0**-32) for word in (light, heavy))
+        found.append(ids[few][light < 1.01 * mass * heavy])
+    return torch.cat(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["as a light group", "inside a light group"])
+def test_light_groups_have_their_tail(backend, place):
+    """Every sequence in which the light group may win is drawn: as if all were, but soon done."""
     logits = tail_logits(place)
-    rows, calls = (10_000_000, 100) if place == "among others" else (2_000_000, 100)
-    probability = float(logits.double().softmax(0)[-63:].sum())
-    least = len(logits) - 63
-    seen = sum(int((draw(logits, rows, "cpu", step=step) >= least).sum()) for step in range(calls))
-    bound = 5 * math.sqrt(rows * calls * probability)
-    print(f"{place}: {seen} of {rows * calls * probability:.1f} expected")
-    assert abs(seen - rows * calls * probability) < bound, seen
+    ids = light_group_wins(float(logits[:-1].double().exp().sum()))
+    tokens = torch.full((len(ids), 1), len(logits))
+    glauber_step(
+        tokens, logits.expand(len(ids), 1, -1), None, seed=1, step=0, sample_ids=ids, backend=backend
+    )
+    check_tail(tokens, CHANCES, place)
+
+
+@pytest.mark.slow
+def test_the_rate_of_light_groups_notices_coarse_uniforms(monkeypatch):
+    monkeypatch.setattr(philox, "uniform", coarse(16))
+    with pytest.raises(AssertionError):
+        test_light_groups_have_their_tail("reference", "as a light group")
+
+
+@pytest.mark.slow
+def test_the_rate_inside_light_groups_notices_a_group_word_that_serves_a_token(monkeypatch):
+    """The word of a light group that won is small."""
+    right = philox.race_words
+
+    def reused(*coordinates):
+        words = right(*coordinates)
+        words[:, :1] = philox.group_words(*coordinates[:-1], 1)
+        return words
+
+    monkeypatch.setattr(philox, "race_words", reused)
+    with pytest.raises(AssertionError):
+        test_light_groups_have_their_tail("reference", "inside a light group")
 
 
 def shared_tail() -> torch.Tensor:
