@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from clients import pins
 
 pytestmark = pytest.mark.slow
 
@@ -160,3 +161,28 @@ def test_mypy_sees_types(checkout, fresh_python, tmp_path, mypy_cache, editable)
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert 'Revealed type is "def (tokens: torch' in told and "import-untyped" not in told, told
     assert "program.py:3: error: Missing positional arguments" in told
+
+
+def test_integrations_with_the_oldest_versions(tmp_path):
+    """The newest that are allowed are what the other tests have."""
+    oldest = {library: f"{pins(library)[0]}.0" for library in ("diffusers", "transformers")}
+    wanted = [f"{library}=={version}" for library, version in oldest.items()]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+    ]
+    subprocess.run([*pip, *wanted], check=True)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code = "import diffusers, transformers; print(diffusers.__version__, transformers.__version__)"
+    found = subprocess.check_output([sys.executable, "-c", code], env=env, text=True).split()
+    assert found == list(oldest.values())
+    tests = [sys.executable, "-m", "pytest", "-q", "tests/ggm_kernels/integrations"]
+    done = subprocess.run(tests, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout
