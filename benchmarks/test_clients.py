@@ -20,7 +20,8 @@ HIDDEN_SIZE = 256
 # Requests and positions of a canvas; the last takes gigabytes of the originals, and minutes.
 SIZES = [(1, 32), (1, 64)]
 FULL_SIZES = [*SIZES, (1, 256), (8, 256)]
-STEPS = ["EntropyBoundScheduler", "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
+ENTROPY_BOUND = "EntropyBoundScheduler"
+STEPS = [ENTROPY_BOUND, "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
 SOFTCAP = 30.0
 
 
@@ -53,9 +54,18 @@ class Canvas:
         logits = linear(self.hidden, self.weight).float()
         return torch.tanh(logits / SOFTCAP) * SOFTCAP
 
+    def head(self) -> dict:
+        """What our schedulers are given instead of logits."""
+        return {"hidden": self.hidden, "lm_head": self.weight, "softcap": SOFTCAP}
+
 
 @pytest.fixture
 def canvas(device, size) -> Canvas:
+    return make_canvas(size, device)
+
+
+def make_canvas(size: tuple[int, int], device: torch.device) -> Canvas:
+    """A canvas [B, L]."""
     generator = torch.Generator(device).manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
     tokens = torch.randint(VOCAB_SIZE, size, device=device, generator=generator)
@@ -67,7 +77,7 @@ def scheduler_step(module, name: str) -> Callable:
     if name == "step_correct":
         return module.DiscreteDDIMScheduler(corrector_k=8).step_correct
     scheduler = getattr(module, name)()
-    if name == "EntropyBoundScheduler":
+    if name == ENTROPY_BOUND:
         return scheduler.step
     return lambda *arguments, **options: scheduler.step(*arguments, temperature=0.8, **options)
 
@@ -75,7 +85,7 @@ def scheduler_step(module, name: str) -> Callable:
 def libraries():
     """Diffusers and ours for it, or skip."""
     theirs = rivals.require("diffusers", "diffusers")
-    if not hasattr(theirs, "EntropyBoundScheduler"):
+    if not hasattr(theirs, ENTROPY_BOUND):
         rivals.skip("diffusers", f"{theirs.__version__} has no schedulers for discrete diffusion")
     from ggm_kernels.integrations import diffusers as ours
 
@@ -104,7 +114,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
     step = 3
     product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
     case = Case(
-        "EntropyBoundScheduler, from hidden states",
+        f"{ENTROPY_BOUND}, from hidden states",
         canvas.size,
         canvas.tokens.device,
         rival=("product alone", product),
@@ -113,15 +123,11 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
         record(case, implementation, product, "floor", rounds=3)
         return
     if implementation == "diffusers":
-        call, role = scheduler_step(theirs, "EntropyBoundScheduler"), "rival"
+        call, role = scheduler_step(theirs, ENTROPY_BOUND), "rival"
         run = lambda: call(canvas.logits(), step, canvas.tokens).prev_sample  # noqa: E731
     else:
-        call, role = scheduler_step(ours, "EntropyBoundScheduler"), "ours"
-        run = lambda: (  # noqa: E731
-            call(
-                None, step, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight, softcap=SOFTCAP
-            ).prev_sample
-        )
+        call, role = scheduler_step(ours, ENTROPY_BOUND), "ours"
+        run = lambda: call(None, step, canvas.tokens, **canvas.head()).prev_sample  # noqa: E731
     assert record(case, implementation, run, role, rounds=3).shape == canvas.tokens.shape
 
 
@@ -129,7 +135,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
 def test_whole_step(record, canvas, implementation):
     """Head, entropy-bound step, and the mean embedding of what it was drawn from."""
     theirs, ours = libraries()
-    call, mine = (scheduler_step(module, "EntropyBoundScheduler") for module in (theirs, ours))
+    call, mine = (scheduler_step(module, ENTROPY_BOUND) for module in (theirs, ours))
 
     def original() -> torch.Tensor:
         output = call(canvas.logits(), 3, canvas.tokens)
