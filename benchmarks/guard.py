@@ -329,8 +329,8 @@ def entropy_bound_demands() -> Iterator[Demand]:
     logits = canvas.logits()
     steps = [partial(call, logits, 3, canvas.tokens) for call in calls]
     time = lambda: times_faster(*steps, seconds=5)  # noqa: E731
-    yield Demand(f"{name}logits", size, "diffusers", 50, time, least=25)
-    own = partial(calls[1], None, 3, canvas.tokens, **canvas.head())
+    yield Demand(f"{name}logits", size, "diffusers", 50, time)
+    own = partial(calls[1], None, 3, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight)
     product = partial(linear, canvas.hidden, canvas.weight)
     time = lambda: times_faster(product, own, seconds=3)  # noqa: E731
     size += f" d={test_clients.HIDDEN_SIZE}"

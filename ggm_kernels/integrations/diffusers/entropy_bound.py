@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import diffusers
@@ -28,6 +28,13 @@ class EntropyBoundSchedulerOutput(scheduling_entropy_bound.EntropyBoundScheduler
     A division of all logits takes several times as long as the step: where nobody conditions on them it is
     left out. Until then the logits that the step was given must stay as they are.
     """
+
+    def __post_init__(self) -> None:
+        # That of diffusers looks at every field, which would make what is to be made later.
+        for field in fields(self):
+            value = super().__getattribute__(field.name)
+            if value is not None:
+                self[field.name] = value
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

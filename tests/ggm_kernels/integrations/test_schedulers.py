@@ -94,6 +94,16 @@ def test_entropy_bound_tuples_and_outputs_hold_the_quotient():
     assert torch.equal(flat[4], expected[4])
 
 
+def test_entropy_bound_divides_logits_only_where_somebody_looks():
+    hidden, weight, sample = factors()
+    _, mine = pair("EntropyBoundScheduler")
+    given = mine.step(logits_of(hidden, weight), 3, sample)
+    kept = lambda: object.__getattribute__(given, "pred_logits")  # noqa: E731
+    assert given.prev_sample.shape == sample.shape
+    assert not isinstance(kept(), torch.Tensor)
+    assert kept() is not given.pred_logits is kept()
+
+
 def test_entropy_bound_law():
     """Tokens follow softmax(logits / temperature), and uniform noise stands where they are not accepted."""
     logits = torch.tensor([[[3.0, 0.0, -1.0, 0.5, 0.0], [0.2, 0.0, 0.4, -0.3, 0.1]]]).expand(20_000, 2, 5)
