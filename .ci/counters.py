@@ -25,11 +25,12 @@ from ggm_kernels import (  # noqa: E402
     commit,
     corrupt,
     glauber_step,
+    linear_cross_entropy,
     linear_glauber_step,
     linear_sigmoid_bce,
     sigmoid_bce,
 )
-from ggm_kernels.native import cuda_glauber_step  # noqa: E402
+from ggm_kernels.native import glauber_step_cuda  # noqa: E402
 from ggm_kernels.native.compiled import emulated as module  # noqa: E402
 
 REPORT = ROOT / ".ci" / "counters.json"
@@ -177,6 +178,29 @@ def loss_cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
     many = integers(512, 256, 8)
     logits = normal(256, 512).bfloat16()
     yield "sigmoid_bce, C = 8", 256, lambda: sigmoid_bce(logits, many, 0.5, 0.5, backend=BACKEND)
+    yield from shared_cases(normal(256, 64).bfloat16(), normal(4096, 64).bfloat16())
+
+
+def shared_cases(
+    hidden: torch.Tensor, weight: torch.Tensor
+) -> Iterator[tuple[str, int, Callable[[], object]]]:
+    """What lies between the library's products: columns that all rows share, a whole vocabulary."""
+    rows, vocab_size = len(hidden), len(weight)
+    target, shared = integers(vocab_size, rows), torch.arange(0, vocab_size, 4)
+
+    def shared_noise() -> None:
+        leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight)]
+        loss = linear_sigmoid_bce(
+            *leaves, target[:, None], 1.0, 0.0, shared_candidates=shared, shared_weight=0.5, backend=BACKEND
+        )
+        loss.sum().backward()
+
+    def cross_entropy() -> None:
+        leaves = [leaf.clone().requires_grad_() for leaf in (hidden, weight)]
+        linear_cross_entropy(*leaves, target, reduction="sum", backend=BACKEND).backward()
+
+    yield f"linear_sigmoid_bce, {len(shared)} shared, forward and backward", rows, shared_noise
+    yield f"linear_cross_entropy, V = {vocab_size}, forward and backward", rows, cross_entropy
 
 
 def step_cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
@@ -230,12 +254,12 @@ def commit_cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
 @contextmanager
 def buffer_of(size: int) -> Iterator[None]:
     """A product's buffer of so many bytes."""
-    before = cuda_glauber_step._BUFFER_BYTES
-    cuda_glauber_step._BUFFER_BYTES = size
+    before = glauber_step_cuda._BUFFER_BYTES
+    glauber_step_cuda._BUFFER_BYTES = size
     try:
         yield
     finally:
-        cuda_glauber_step._BUFFER_BYTES = before
+        glauber_step_cuda._BUFFER_BYTES = before
 
 
 def integers(bound: int, *shape: int, seed: int = 0) -> torch.Tensor:

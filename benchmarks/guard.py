@@ -4,7 +4,7 @@
 
 Ratios and not seconds, so that it says the same on any machine: rival and op are timed in turns, on two
 threads, and what counts is the median of one over that of the other. Ends with status 1 where a ratio is too
-low, or where there is no compiled core. The rivals are those of the benchmarks, which time far more.
+low, or where there is no compiled core. What is timed is that of the benchmarks, which time far more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 # A thread that spins for milliseconds while it waits, the default, holds up whoever else is on its core.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -23,16 +22,7 @@ import torch
 from torch.nn.functional import linear
 
 import ggm_kernels
-from benchmarks import (
-    rivals,
-    test_clients,
-    test_commit,
-    test_corrupt,
-    test_glauber_step,
-    test_linear_cross_entropy,
-    test_sigmoid_bce,
-    test_sigmoid_bce_from_logits,
-)
+from benchmarks import problems, rivals
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
 
@@ -105,22 +95,23 @@ def demands() -> Iterator[Demand]:
     yield from commit_demands()
     yield from sigmoid_bce_demands()
     yield from linear_sigmoid_bce_demands()
+    yield from vocabulary_demands()
     yield from linear_cross_entropy_demands()
     yield from glauber_step_demands()
     yield from linear_glauber_step_demands()
-    yield from entropy_bound_demands()
+    yield from client_demands()
 
 
 def corrupt_demands() -> Iterator[Demand]:
     """Uniform noise, and noise of any law: an alias table against multinomial."""
-    tokens, keep_prob = test_corrupt.make_inputs((64, 1024), CPU)
-    vocab_size, size = test_corrupt.VOCAB_SIZE, "B=64 L=1024"
+    tokens, keep_prob = problems.corrupt.make_inputs((64, 1024), CPU)
+    vocab_size, size = problems.corrupt.VOCAB_SIZE, "B=64 L=1024"
     probs = torch.rand(vocab_size).softmax(0)
     law = NoiseLaw(probs)
 
     def against_eager(noise: NoiseLaw | None, probs: torch.Tensor | None) -> Callable[[], float]:
         return lambda: times_faster(
-            lambda: test_corrupt.eager(tokens, keep_prob, probs),
+            lambda: problems.corrupt.eager(tokens, keep_prob, probs),
             lambda: corrupt(tokens, keep_prob, vocab_size, seed=1, noise=noise),
             seconds=1,
         )
@@ -141,7 +132,7 @@ def corrupt_demands() -> Iterator[Demand]:
 
 def commit_demands() -> Iterator[Demand]:
     """The largest scores, and the entropy bound with its noise: no sort."""
-    rows = test_commit.make_rows((64, 1024), CPU)
+    rows = problems.commit.make_rows((64, 1024), CPU)
     for rule, rival, goal, least in (
         ("count", "topk, scatter", 6, 2.5),
         ("budget, noise", "sort, cumsum, scatter", 10, 4),
@@ -158,7 +149,7 @@ def commit_demands() -> Iterator[Demand]:
 
 def sigmoid_bce_demands() -> Iterator[Demand]:
     """Every token of a small vocabulary a candidate; a dense gradient with few entries that are not 0."""
-    make_rows = test_sigmoid_bce_from_logits.make_rows
+    make_rows = problems.sigmoid_bce.make_rows
     few = make_rows(4096, 101, 100, CPU)
     forward = lambda: times_faster(few.gather, few.ours, seconds=1)  # noqa: E731
     yield Demand("sigmoid_bce, forward", "N=4096 C=101 V=100", "gather, BCE", 1.5, forward, least=1)
@@ -171,22 +162,22 @@ def sigmoid_bce_demands() -> Iterator[Demand]:
 
 def linear_sigmoid_bce_demands() -> Iterator[Demand]:
     """The head over the whole vocabulary takes seconds: it is called once, for its time and its memory."""
-    size = test_sigmoid_bce.Size()
-    head = test_sigmoid_bce.make_head(size, CPU)
+    size = problems.linear_sigmoid_bce.Size()
+    head = problems.linear_sigmoid_bce.make_head(size, CPU)
     words = f"N={size.rows} C={size.count} V={size.vocab_size} d={size.hidden_size}"
     ours = head.step(head.ours)
 
     # Against a gather the forward is 2 or 8 times as fast, as its temporaries find warm pages or fresh ones.
-    as_many = torch.ones(test_sigmoid_bce.work_of(head, "forward").bytes // 4)
+    as_many = torch.ones(problems.linear_sigmoid_bce.work_of(head, "forward").bytes // 4)
     floor = lambda: times_faster(as_many.sum, head.ours, seconds=1)  # noqa: E731
     yield Demand("linear_sigmoid_bce, forward", words, "summing as many bytes", 0.45, floor, least=0.35)
     both = "forward+backward"
     gather = lambda: times_faster(head.step(head.gather), ours, seconds=1)  # noqa: E731
     yield Demand(f"linear_sigmoid_bce, {both}", words, "embedding, sum, BCE", 1.5, gather)
 
-    few = test_sigmoid_bce.make_head(replace(size, rows=256), CPU)
+    few = problems.linear_sigmoid_bce.make_head(replace(size, rows=256), CPU)
     shared = torch.randperm(size.vocab_size)[:1024]
-    with_shared = few.step(lambda: test_sigmoid_bce.shared_loss(few, shared))
+    with_shared = few.step(lambda: few.with_shared(shared))
     own = replace(few, candidates=shared.expand(256, 1024), signal_weight=few.signal_weight)
     per_row = lambda: times_faster(own.step(own.ours), with_shared, seconds=1)  # noqa: E731
     words_of_shared = f"N=256 S=1024 V={size.vocab_size} d={size.hidden_size}"
@@ -211,10 +202,27 @@ def linear_sigmoid_bce_demands() -> Iterator[Demand]:
     yield Demand(f"linear_sigmoid_bce, {both}", words, "full logits", 50, memory, unit="memory")
 
 
+def vocabulary_demands() -> Iterator[Demand]:
+    """Heads of few candidates: 64 times the tokens cost at most 1.3 times the time and memory."""
+    for shared in (0, problems.linear_sigmoid_bce.SHARED):
+        for what in problems.linear_sigmoid_bce.FLAT_PASSES:
+            flatness = problems.linear_sigmoid_bce.Flatness.of(CPU, what, shared)
+            words = (f"S={shared} " if shared else "C=1 ") + "V=262144"
+            time = lambda flatness=flatness: 1 / flatness.time(CPU)  # noqa: E731
+
+            def memory(flatness=flatness) -> float:
+                large, small = flatness.memory()
+                return (small + MIB) / (large + MIB)
+
+            for measure, unit in ((time, "time"), (memory, "memory")):
+                name = f"linear_sigmoid_bce, {what}"
+                yield Demand(name, words, "V=4096", 1 / 1.3, measure, unit=unit)
+
+
 def linear_cross_entropy_demands() -> Iterator[Demand]:
     """Memory is that beyond the gradients, which both return; time that of fewer rows."""
-    size = test_linear_cross_entropy.Size(rows=1024)
-    head = test_linear_cross_entropy.make_head(size, CPU)
+    size = problems.linear_cross_entropy.Size(rows=1024)
+    head = problems.linear_cross_entropy.make_head(size, CPU)
     words = f"N={size.rows} V={size.vocab_size} d={size.hidden_size}"
     name, ours, full = (
         "linear_cross_entropy, forward+backward",
@@ -224,8 +232,8 @@ def linear_cross_entropy_demands() -> Iterator[Demand]:
     time = lambda: times_faster(full, ours, seconds=12)  # noqa: E731
     yield Demand(name, words, "full logits", 1, time, least=0.8)
 
-    whole_size = test_linear_cross_entropy.Size()
-    whole = test_linear_cross_entropy.make_head(whole_size, CPU)
+    whole_size = problems.linear_cross_entropy.Size()
+    whole = problems.linear_cross_entropy.make_head(whole_size, CPU)
     gradients = 4 * (whole.hidden.numel() + whole.weight.numel())
 
     def memory() -> float:
@@ -239,8 +247,8 @@ def linear_cross_entropy_demands() -> Iterator[Demand]:
 
 def glauber_step_demands() -> Iterator[Demand]:
     """One pass over the logits, with and without a filter."""
-    rows = test_glauber_step.make_rows(test_glauber_step.Size(), CPU)
-    rival = lambda: test_glauber_step.multinomial(rows.logits)  # noqa: E731
+    rows = problems.glauber_step.make_rows(problems.glauber_step.Size(), CPU)
+    rival = lambda: problems.glauber_step.multinomial(rows.logits)  # noqa: E731
     time = lambda: times_faster(rival, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", "softmax, multinomial", 8, time)
     total = lambda: rows.logits.sum()  # noqa: E731
@@ -248,7 +256,8 @@ def glauber_step_demands() -> Iterator[Demand]:
     # Both wait for memory; how far the sums hide behind it is the machine's.
     time = lambda: times_faster(total, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", floor, 0.75, time, least=0.55)
-    asked = test_glauber_step.ASKED_FOR["by-products"](rows)
+    asked_for = problems.glauber_step.ASKED_FOR
+    asked = asked_for["by-products"](rows)
     drawn = lambda: rows.step(**asked)  # noqa: E731
     time = lambda: times_faster(total, drawn, seconds=2)  # noqa: E731
     yield Demand("glauber_step, by-products", "N=256 V=50257", floor, 0.6, time, least=0.45)
@@ -259,36 +268,36 @@ def glauber_step_demands() -> Iterator[Demand]:
         "glauber_step, logits far apart", "N=256 V=50257", "the same, close together", 0.9, time, least=0.35
     )
     # What is left is the call itself.
+    nothing = "all rows, nothing asked"
     for name, goal in (("frozen, by-products", 8), ("frozen, everything", 6), ("absent, everything", 6)):
-        idle = test_glauber_step.ASKED_FOR[name](rows)
+        idle = asked_for[name](rows)
         yield Demand(
             f"glauber_step, {name}",
             "N=256 V=50257",
-            "all rows, nothing asked",
+            nothing,
             goal,
             lambda idle=idle: times_faster(rows.step, lambda: rows.step(**idle), seconds=2),
             least=goal / 2,
         )
-    idle = test_glauber_step.ASKED_FOR["frozen, everything"](rows)
+    idle = asked_for["frozen, everything"](rows)
     time = lambda: times_faster(rows.linear_step, lambda: rows.linear_step(**idle), seconds=2)  # noqa: E731
-    yield Demand(
-        "linear_glauber_step, frozen, everything", "N=256 V=50257", "all rows, nothing asked", 50, time
-    )
-    for size in test_glauber_step.SMALL_SIZES:
-        small = test_glauber_step.make_rows(size, CPU)
+    size_of_factors = "N=256 V=50257 d=768"
+    yield Demand("linear_glauber_step, frozen, everything", size_of_factors, nothing, 50, time, least=20)
+    for size in problems.glauber_step.SMALL_SIZES:
+        small = problems.glauber_step.make_rows(size, CPU)
         time = lambda small=small: times_faster(  # noqa: E731
-            lambda: test_glauber_step.multinomial(small.logits), small.step
+            lambda: problems.glauber_step.multinomial(small.logits), small.step
         )
         yield Demand("glauber_step", f"N={size.rows} V={size.vocab_size}", "softmax, multinomial", 1, time)
-    few = test_glauber_step.make_rows(test_glauber_step.Size(rows=32), CPU)
-    for name, filters in test_glauber_step.FILTERS.items():
+    few = problems.glauber_step.make_rows(problems.glauber_step.Size(rows=32), CPU)
+    for name, filters in problems.glauber_step.FILTERS.items():
         yield Demand(
             f"glauber_step, {name}",
             "N=32 V=50257",
             "sort or topk, multinomial",
             4,
             lambda filters=filters: times_faster(
-                lambda: test_glauber_step.filtered(few.logits, **filters),
+                lambda: problems.glauber_step.filtered(few.logits, **filters),
                 lambda: few.step(**filters),
                 seconds=1,
             ),
@@ -297,7 +306,7 @@ def glauber_step_demands() -> Iterator[Demand]:
 
 def linear_glauber_step_demands() -> Iterator[Demand]:
     """The whole step in the time of the bare product, and without its logits."""
-    rows = test_glauber_step.make_rows(test_glauber_step.Size(), CPU)
+    rows = problems.glauber_step.make_rows(problems.glauber_step.Size(), CPU)
     size = "N=256 V=50257 d=768"
     product = lambda: linear(rows.hidden, rows.weight)  # noqa: E731
     rate = torch.full((1,), 1e-3)
@@ -317,24 +326,31 @@ def linear_glauber_step_demands() -> Iterator[Demand]:
     )
 
 
-def entropy_bound_demands() -> Iterator[Demand]:
-    """The scheduler of diffusers, where that is installed, and the product alone."""
-    if not hasattr(rivals.rival("diffusers", "diffusers"), test_clients.ENTROPY_BOUND):
+def client_demands() -> Iterator[Demand]:
+    """Entropy-bound step of diffusers, where that is installed; memory at a size that theirs may not fit."""
+    theirs = rivals.rival("diffusers", "diffusers")
+    if theirs is None:
         return
-    calls = [
-        test_clients.scheduler_step(module, test_clients.ENTROPY_BOUND) for module in test_clients.libraries()
-    ]
-    canvas = test_clients.make_canvas((1, 32), CPU)
-    name, size = "entropy-bound step, from ", f"N=32 V={test_clients.VOCAB_SIZE}"
-    logits = canvas.logits()
-    steps = [partial(call, logits, 3, canvas.tokens) for call in calls]
-    time = lambda: times_faster(*steps, seconds=5)  # noqa: E731
-    yield Demand(f"{name}logits", size, "diffusers", 50, time)
-    own = partial(calls[1], None, 3, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight)
-    product = partial(linear, canvas.hidden, canvas.weight)
-    time = lambda: times_faster(product, own, seconds=3)  # noqa: E731
-    size += f" d={test_clients.HIDDEN_SIZE}"
-    yield Demand(f"{name}hidden", size, "the product alone", 1 / 0.9, time, least=0.7)
+    from ggm_kernels.integrations import diffusers as ours
+
+    name, size = "EntropyBoundScheduler", f"B=1 L=32 V={problems.clients.VOCAB_SIZE}"
+    canvas = problems.clients.make_canvas((1, 32), CPU)
+    logits, few = (
+        canvas.logits(),
+        [problems.clients.scheduler_step(module, name) for module in (theirs, ours)],
+    )
+    rival, call = (lambda step=step: step(logits, 3, canvas.tokens) for step in few)
+    yield Demand(name, size, "diffusers", 50, lambda: times_faster(rival, call, seconds=3), least=25)
+    product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
+    step = problems.clients.hidden_step(ours, canvas)
+    time = lambda: times_faster(product, step, seconds=2)  # noqa: E731
+    yield Demand(f"{name}, hidden", size, "the bare F.linear", 1 / 0.9, time, least=0.8)
+    many = problems.clients.make_canvas((8, 256), CPU)
+    step_of_many = problems.clients.hidden_step(ours, many)
+    all_logits = 4 * many.tokens.numel() * problems.clients.VOCAB_SIZE
+    memory = lambda: all_logits / max(peak_extra_bytes(step_of_many), MIB)  # noqa: E731
+    goal, words = all_logits / (64 * MIB), f"B=8 L=256 V={problems.clients.VOCAB_SIZE}"
+    yield Demand(f"{name}, hidden", words, "its logits", goal, memory, unit="memory")
 
 
 COLUMNS = ("op", "size", "against", "ratio of", "goal", "least", "seen", "")
@@ -347,7 +363,7 @@ def row(verdict: Verdict) -> tuple[str, ...]:
     return (demand.op, demand.size, demand.rival, demand.unit, *ratios, "pass" if verdict.passed else "FAIL")
 
 
-WIDTHS = (36, 25, 25, 8, 6, 6, 6, 4)
+WIDTHS = (44, 25, 25, 8, 6, 6, 6, 4)
 
 
 def aligned(cells: tuple[str, ...]) -> str:

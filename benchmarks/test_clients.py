@@ -4,25 +4,19 @@ A step of the whole is what a request waits for beside the network: head, sampli
 that the next step is conditioned on.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from benchmarks import rivals
+from benchmarks.problems.clients import SOFTCAP, Canvas, hidden_step, make_canvas, scheduler_step
 from benchmarks.recording import Case
 from ggm_kernels import linear_expected_embedding
 
-VOCAB_SIZE = 262144
-HIDDEN_SIZE = 256
 # Requests and positions of a canvas; the last takes gigabytes of the originals, and minutes.
 SIZES = [(1, 32), (1, 64)]
 FULL_SIZES = [*SIZES, (1, 256), (8, 256)]
-ENTROPY_BOUND = "EntropyBoundScheduler"
-STEPS = [ENTROPY_BOUND, "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
-SOFTCAP = 30.0
+STEPS = ["EntropyBoundScheduler", "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
 
 
 def sizes_of(full: bool) -> list[tuple[int, int]]:
@@ -36,56 +30,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("size", sizes, ids=lambda size: f"B={size[0]}-L={size[1]}")
 
 
-@dataclass
-class Canvas:
-    """Tokens of a canvas, what the head is given for them, and the head."""
-
-    tokens: torch.Tensor
-    hidden: torch.Tensor
-    weight: torch.Tensor
-
-    @property
-    def size(self) -> dict[str, int]:
-        batch, length = self.tokens.shape
-        return {"B": batch, "L": length, "V": VOCAB_SIZE, "d": HIDDEN_SIZE}
-
-    def logits(self) -> torch.Tensor:
-        """What the model's forward makes: the head, float32, the soft cap."""
-        logits = linear(self.hidden, self.weight).float()
-        return torch.tanh(logits / SOFTCAP) * SOFTCAP
-
-    def head(self) -> dict:
-        """What our schedulers are given instead of logits."""
-        return {"hidden": self.hidden, "lm_head": self.weight, "softcap": SOFTCAP}
-
-
 @pytest.fixture
 def canvas(device, size) -> Canvas:
     return make_canvas(size, device)
 
 
-def make_canvas(size: tuple[int, int], device: torch.device) -> Canvas:
-    """A canvas [B, L]."""
-    generator = torch.Generator(device).manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
-    tokens = torch.randint(VOCAB_SIZE, size, device=device, generator=generator)
-    return Canvas(tokens, draw(*size, HIDDEN_SIZE), draw(VOCAB_SIZE, HIDDEN_SIZE) / 4)
-
-
-def scheduler_step(module, name: str) -> Callable:
-    """A call of a scheduler of `module`, theirs or ours, at a temperature above 0."""
-    if name == "step_correct":
-        return module.DiscreteDDIMScheduler(corrector_k=8).step_correct
-    scheduler = getattr(module, name)()
-    if name == ENTROPY_BOUND:
-        return scheduler.step
-    return lambda *arguments, **options: scheduler.step(*arguments, temperature=0.8, **options)
-
-
 def libraries():
     """Diffusers and ours for it, or skip."""
     theirs = rivals.require("diffusers", "diffusers")
-    if not hasattr(theirs, ENTROPY_BOUND):
+    if not hasattr(theirs, "EntropyBoundScheduler"):
         rivals.skip("diffusers", f"{theirs.__version__} has no schedulers for discrete diffusion")
     from ggm_kernels.integrations import diffusers as ours
 
@@ -114,7 +67,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
     step = 3
     product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
     case = Case(
-        f"{ENTROPY_BOUND}, from hidden states",
+        "EntropyBoundScheduler, from hidden states",
         canvas.size,
         canvas.tokens.device,
         rival=("product alone", product),
@@ -123,11 +76,10 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
         record(case, implementation, product, "floor", rounds=3)
         return
     if implementation == "diffusers":
-        call, role = scheduler_step(theirs, ENTROPY_BOUND), "rival"
+        call, role = scheduler_step(theirs, "EntropyBoundScheduler"), "rival"
         run = lambda: call(canvas.logits(), step, canvas.tokens).prev_sample  # noqa: E731
     else:
-        call, role = scheduler_step(ours, ENTROPY_BOUND), "ours"
-        run = lambda: call(None, step, canvas.tokens, **canvas.head()).prev_sample  # noqa: E731
+        run, role = hidden_step(ours, canvas), "ours"
     assert record(case, implementation, run, role, rounds=3).shape == canvas.tokens.shape
 
 
@@ -135,7 +87,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
 def test_whole_step(record, canvas, implementation):
     """Head, entropy-bound step, and the mean embedding of what it was drawn from."""
     theirs, ours = libraries()
-    call, mine = (scheduler_step(module, ENTROPY_BOUND) for module in (theirs, ours))
+    call, mine = (scheduler_step(module, "EntropyBoundScheduler") for module in (theirs, ours))
 
     def original() -> torch.Tensor:
         output = call(canvas.logits(), 3, canvas.tokens)

@@ -5,16 +5,15 @@ import torch
 
 from benchmarks import rivals
 from benchmarks.ceilings import Work
+from benchmarks.problems.corrupt import VOCAB_SIZE, Noised, copy, eager, eager_masking, make_inputs
 from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
 from ggm_kernels import NoiseLaw, corrupt
 
-VOCAB_SIZE = 50257
 SIZES = [(1, 1024), (64, 1024), (512, 1024)]
 FULL_SIZES = [*SIZES, (4096, 1024)]
 # A launch alone, a training batch, and 570 MB: ten times what a GPU's cache holds.
 GPU_SIZES = [(1, 1024), (64, 1024), (32768, 1024)]
 VARIANTS = ["noise law", "absorbing", "keep_prob per position", "int32"]
-Noised = tuple[torch.Tensor, torch.Tensor]
 
 
 def sizes_of(on_gpu: bool, full: bool) -> list[tuple[int, int]]:
@@ -32,33 +31,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def inputs(size, device) -> tuple[torch.Tensor, torch.Tensor]:
     return make_inputs(size, device)
-
-
-def make_inputs(size: tuple[int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(VOCAB_SIZE, size, device=device)
-    return tokens, torch.rand(size[0], device=device)
-
-
-def eager(tokens: torch.Tensor, keep_prob: torch.Tensor, probs: torch.Tensor | None = None) -> Noised:
-    """The op as PyTorch users write it."""
-    keep_prob = keep_prob if keep_prob.dim() == 2 else keep_prob[:, None]
-    is_signal = torch.rand(tokens.shape, device=tokens.device) < keep_prob
-    if probs is None:
-        noise = torch.randint(VOCAB_SIZE, tokens.shape, device=tokens.device, dtype=tokens.dtype)
-    else:
-        noise = torch.multinomial(probs, tokens.numel(), replacement=True).view(tokens.shape)
-    return torch.where(is_signal, tokens, noise), is_signal
-
-
-def eager_masking(tokens: torch.Tensor, keep_prob: torch.Tensor, mask_id: int) -> Noised:
-    """Masking as PyTorch users write it."""
-    is_signal = torch.rand(tokens.shape, device=tokens.device) < keep_prob[:, None]
-    return torch.where(is_signal, tokens, mask_id), is_signal
-
-
-def copy(tokens: torch.Tensor) -> Noised:
-    """The bytes that no version can avoid: tokens in, tokens and one bool out, newly allocated."""
-    return tokens.clone(), torch.empty(tokens.shape, dtype=torch.bool, device=tokens.device).fill_(True)
 
 
 def case_of(tokens: torch.Tensor, keep_prob: torch.Tensor, form: str = "", rival=None) -> Case:

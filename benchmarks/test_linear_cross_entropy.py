@@ -1,35 +1,16 @@
 """Cross-entropy of a head over the whole vocabulary, against full logits and other kernels.
 
-Every row has a weight, as in masked diffusion; rivals that know no weights per row do without. Memory is what
+Every row has a weight, as in masked diffusion: rivals give a loss per row, which is weighted. Memory is what
 a call holds beyond its inputs; the gradients that all return are part of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, linear
 
 from benchmarks import rivals
 from benchmarks.ceilings import Work
+from benchmarks.problems.linear_cross_entropy import Head, Size, make_head, pass_of
 from benchmarks.recording import BACKENDS, Case, name_of, role_of, skip_unless_served
-from ggm_kernels import linear_cross_entropy
-
-
-@dataclass(frozen=True)
-class Size:
-    """Rows N, vocabulary V, hidden size d."""
-
-    rows: int = 4096
-    vocab_size: int = 50257
-    hidden_size: int = 768
-    dtype: torch.dtype = torch.float32
-
-    def __str__(self) -> str:
-        dtype = "" if self.dtype == torch.float32 else f"-{self.dtype}".replace("torch.", "")
-        return f"N={self.rows}-V={self.vocab_size}-d={self.hidden_size}{dtype}"
-
 
 # On a CPU products of 4096 rows take seconds: that size is among the full ones.
 SIZES = [Size(rows=256)]
@@ -53,55 +34,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("size", sizes, ids=str)
 
 
-@dataclass
-class Head:
-    """Inputs of one size. The losses are weighted means."""
-
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    targets: torch.Tensor
-    row_weight: torch.Tensor
-
-    def full_logits(self) -> torch.Tensor:
-        return self.mean_of(linear(self.hidden, self.weight))
-
-    def mean_of(self, logits: torch.Tensor) -> torch.Tensor:
-        losses = cross_entropy(logits.float(), self.targets, reduction="none")
-        return (self.row_weight * losses).sum() / self.row_weight.sum()
-
-    def ours(self, backend: str | None = None, reduction: str = "mean") -> torch.Tensor:
-        rows = {"row_weight": self.row_weight, "reduction": reduction}
-        return linear_cross_entropy(self.hidden, self.weight, self.targets, **rows, backend=backend)
-
-    def step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        """Forward and backward; then the gradients go, so that each call pays for freeing its own."""
-
-        def run() -> None:
-            value = loss()
-            (value if value.dim() == 0 else value.sum()).backward()
-            self.hidden.grad = self.weight.grad = None
-
-        return run
-
-
-def make_head(size: Size, device: torch.device) -> Head:
-    return Head(
-        torch.randn(size.rows, size.hidden_size, device=device).to(size.dtype).requires_grad_(),
-        (torch.randn(size.vocab_size, size.hidden_size, device=device) * 0.02)
-        .to(size.dtype)
-        .requires_grad_(),
-        torch.randint(size.vocab_size, (size.rows,), device=device),
-        torch.rand(size.rows, device=device),
-    )
-
-
 @pytest.fixture
 def head(size: Size, device) -> Head:
     return make_head(size, device)
-
-
-def pass_of(head: Head, loss: Callable[[], torch.Tensor], what: str) -> Callable[[], object]:
-    return head.step(loss) if what == "forward+backward" else torch.no_grad()(loss)
 
 
 def case_of(head: Head, what: str) -> Case:
@@ -143,10 +78,11 @@ def test_torch_compile(record, head, size, what):
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
 def test_rivals(record, head, size, what, find):
-    """Without weights: not all of them take one per row."""
     skip_beyond_memory(size, find.__name__)
     summed = find(size.dtype)
-    call = pass_of(head, lambda: summed(head.hidden, head.weight, head.targets), what)
+    few = head.first(64)
+    torch.testing.assert_close(few.mean_by(summed), few.full_logits(), rtol=1e-2, atol=0, check_dtype=False)
+    call = pass_of(head, lambda: head.mean_by(summed), what)
     record(case_of(head, what), find.__name__.replace("_", " "), call)
 
 

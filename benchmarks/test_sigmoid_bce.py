@@ -1,389 +1,60 @@
-"""The training head: linear_sigmoid_bce against full logits, a hand-written gather, and cross-entropy.
-
-Cross-entropy is another loss, yet what a head over the whole vocabulary trains with: its gradients have the
-same shapes. Liger-Kernel and cut-cross-entropy compute it without holding all logits.
-"""
-
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from functools import partial
+"""sigmoid_bce from logits that are there, against a gather in PyTorch, eager and compiled."""
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, embedding, linear, softplus
 
 from benchmarks import rivals
 from benchmarks.ceilings import Work
-from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
-from benchmarks.timing import empty_caches, peak_extra_bytes, times_faster
-from ggm_kernels import linear_sigmoid_bce
+from benchmarks.problems.sigmoid_bce import Rows, make_rows
+from benchmarks.recording import BACKENDS, Case, name_of, role_of, skip_unless_served
 
-
-@dataclass(frozen=True)
-class Size:
-    """Rows N, candidates per row C, vocabulary V, hidden size d."""
-
-    rows: int = 4096
-    count: int = 1
-    vocab_size: int = 50257
-    hidden_size: int = 768
-    dtype: torch.dtype = torch.float32
-
-    def __str__(self) -> str:
-        dtype = "" if self.dtype == torch.float32 else f"-{self.dtype}".replace("torch.", "")
-        return f"N={self.rows}-C={self.count}-V={self.vocab_size}-d={self.hidden_size}{dtype}"
-
-
-SIZES = [Size()]
-# On a GPU as many rows as a training batch predicts, in the precision that heads are trained in there.
-# Some rivals take no other.
-GPU_HEAD = Size(rows=8192, dtype=torch.bfloat16)
-# A forward reads four times what a GPU's cache holds, and few rows of the weight twice.
-GPU_BEYOND_CACHE = Size(rows=65536, vocab_size=262144, dtype=torch.bfloat16)
-FULL_SIZES = [
-    *(Size(vocab_size=vocab_size) for vocab_size in (1024, 4096, 262144)),
-    *(Size(count=count) for count in (4, 16, 64)),
-    *(Size(hidden_size=hidden_size) for hidden_size in (256, 4096)),
-]
-# Vocabulary, then rows, then hidden size: few implementations and rows, for the curves.
-CURVES = [
-    *(Size(rows=256, vocab_size=vocab_size) for vocab_size in (1024, 8192, 50257, 262144)),
-    *(Size(rows=rows) for rows in (16, 1024)),
-    *(Size(rows=256, hidden_size=hidden_size) for hidden_size in (256, 2048)),
-]
-
-
-# On a GPU the vocabulary alone, with few enough rows that all their logits fit.
-GPU_CURVES = [replace(GPU_HEAD, rows=1024, vocab_size=size) for size in (1024, 8192, 50257, 262144)]
-
-
-def sizes_of(fixtures: Collection[str], on_gpu: bool, full: bool) -> list[Size]:
-    """Sizes of a benchmark, told by the fixtures that it asks for; `full` adds to them."""
-    if "beyond_cache" in fixtures:
-        return [GPU_BEYOND_CACHE] if on_gpu else []
-    if "frequent" in fixtures:
-        return [GPU_HEAD] if on_gpu else []
-    if "curve" in fixtures:
-        return GPU_CURVES if on_gpu and not full else CURVES
-    few = [GPU_HEAD] if on_gpu else SIZES
-    return list(dict.fromkeys([*few, *SIZES, *FULL_SIZES])) if full else few
+# Rows N, candidates per row C, vocabulary V: a few candidates of many tokens, and all of a few.
+SIZES = [(256, 1, 50257), (4096, 101, 100)]
+FULL_SIZES = [*SIZES, (65536, 4, 100), (1024, 64, 50257)]
+PASSES = ["forward", "forward+backward"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
-        full = metafunc.config.getoption("--bench-full")
-        sizes = sizes_of(metafunc.fixturenames, torch.cuda.is_available(), full)
-        metafunc.parametrize("size", sizes, ids=str)
-
-
-@dataclass
-class Head:
-    """Inputs of one size. The losses are what users write, and ours."""
-
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    candidates: torch.Tensor
-    signal_weight: torch.Tensor
-
-    def weighted(self, f: torch.Tensor) -> torch.Tensor:
-        signal = self.signal_weight
-        return (signal * softplus(-f) + (1 - signal) * softplus(f)).sum(1)
-
-    def full_logits(self) -> torch.Tensor:
-        return self.weighted(linear(self.hidden, self.weight).gather(1, self.candidates))
-
-    def gather(self) -> torch.Tensor:
-        chosen = embedding(self.candidates, self.weight)
-        return self.weighted((self.hidden[:, None] * chosen).sum(-1))
-
-    def full_cross_entropy(self) -> torch.Tensor:
-        return cross_entropy(linear(self.hidden, self.weight), self.candidates[:, 0], reduction="none")
-
-    def cross_entropy_by(self, summed_loss: Callable) -> torch.Tensor:
-        """By a rival's function of hidden states, weight and targets."""
-        return summed_loss(self.hidden, self.weight, self.candidates[:, 0])
-
-    def ours(self, backend: str | None = None) -> torch.Tensor:
-        arguments = (self.hidden, self.weight, self.candidates, self.signal_weight)
-        return linear_sigmoid_bce(*arguments, backend=backend)
-
-    def step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        """Forward and backward; then the gradients go, so that each call pays for freeing its own."""
-
-        def run() -> None:
-            loss().sum().backward()
-            self.hidden.grad = self.weight.grad = None
-
-        return run
-
-
-def make_head(size: Size, device: torch.device) -> Head:
-    return Head(
-        torch.randn(size.rows, size.hidden_size, device=device).to(size.dtype).requires_grad_(),
-        (torch.randn(size.vocab_size, size.hidden_size, device=device) * 0.02)
-        .to(size.dtype)
-        .requires_grad_(),
-        torch.randint(size.vocab_size, (size.rows, size.count), device=device),
-        torch.rand(size.rows, size.count, device=device),
-    )
-
-
-@pytest.fixture(scope="module")
-def heads() -> dict[Size, Head]:
-    return {}
+        sizes = FULL_SIZES if metafunc.config.getoption("--bench-full") else SIZES
+        metafunc.parametrize("size", sizes, ids=lambda size: "N={}-C={}-V={}".format(*size))
 
 
 @pytest.fixture
-def head(size: Size, device, heads) -> Head:
-    if size not in heads:
-        heads.clear()
-        heads[size] = make_head(size, device)
-    return heads[size]
+def rows(size, device) -> Rows:
+    return make_rows(*size, device)
 
 
-def pass_of(head: Head, loss: Callable[[], torch.Tensor], what: str) -> Callable[[], object]:
-    return head.step(loss) if what == "forward+backward" else loss
-
-
-def work_of(head: Head, what: str) -> Work:
-    """Rows of hidden and weight in; backward the same again, and both gradients out, the weight's dense.
-
-    A dot product per candidate; backward each of them is a multiple of two rows.
-    """
-    rows, element, dtype = head.candidates.numel(), head.hidden.element_size(), head.hidden.dtype
-    read = (head.hidden.numel() + rows * head.hidden.shape[1]) * element
-    flops = 2 * rows * head.hidden.shape[1]
-    if what == "forward":
-        return Work(read, flops, dtype)
-    written = (head.hidden.numel() + head.weight.numel()) * element
-    return Work(2 * read + written, 3 * flops, dtype)
-
-
-def case_of(head: Head, what: str, form: str = "", rival=None) -> Case:
-    """A pass of the loss; the rival interleaved is the hand-written gather unless another is named."""
-    rows, count = head.candidates.shape
-    dtype = "" if head.hidden.dtype == torch.float32 else f" {head.hidden.dtype}".replace("torch.", "")
-    name, loss = rival or ("gather", head.gather)
-    return Case(
-        f"linear_sigmoid_bce {what}{dtype}{form and ', '}{form}",
-        {"N": rows, "C": count, "V": head.weight.shape[0], "d": head.hidden.shape[1]},
-        head.hidden.device,
-        work_of(head, what),
-        (name, pass_of(head, loss, what)),
-    )
-
-
-PASSES = ["forward", "forward+backward"]
-
-
-def skip_beyond_memory(size: Size, name: str) -> None:
-    if name.startswith("full") and size.rows * size.vocab_size * 12 > 8 * 2**30:
-        rivals.skip(f"{name} {size}", "its logits would take more than 8 GiB")
+def case_of(rows: Rows, what: str) -> Case:
+    """Candidates, their logits and weights in; backward a gradient of all logits out."""
+    count = rows.candidates.numel()
+    moved = count * (rows.candidates.element_size() + 4 + 4)
+    if what == "forward+backward":
+        moved += count * (rows.candidates.element_size() + 4) + rows.logits.numel() * 4
+    size = {"N": len(rows.logits), "C": rows.candidates.shape[1], "V": rows.logits.shape[1]}
+    gather = rows.pass_of(rows.gather, what)
+    return Case(f"sigmoid_bce {what}", size, rows.logits.device, Work(moved), ("gather", gather))
 
 
 @pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("name", ["gather", "full_logits"])
-def test_torch(record, head, size, what, name):
-    skip_beyond_memory(size, name)
-    record(case_of(head, what), name.replace("_", " "), pass_of(head, getattr(head, name), what))
-
-
-def test_floor(record, head, size):
-    """Summing as many bytes as the forward must read, in order: no kernel that reads them is much faster."""
-    record_floor(record, head, size)
-
-
-def record_floor(record, head: Head, size: Size) -> None:
-    case = case_of(head, "forward")
-    values = torch.ones(case.work.bytes // size.dtype.itemsize, dtype=size.dtype, device=head.hidden.device)
-    total = record(case, "sum of as many bytes", values.sum, "floor")
-    torch.testing.assert_close(float(total), float(values.numel()), rtol=1e-2, atol=0)
+def test_torch_gather(record, rows, what):
+    record(case_of(rows, what), "gather", rows.pass_of(rows.gather, what))
 
 
 @pytest.mark.parametrize("what", PASSES)
-def test_torch_compile(record, head, what):
-    compiled = rivals.compiled(head.gather, "the gather", lambda call: head.step(call)())
-    record(case_of(head, what), "gather, torch.compile", pass_of(head, compiled, what))
+def test_torch_compile(record, rows, what):
+    compiled = rivals.compiled(rows.gather, "gather", lambda call: call().sum().backward())
+    rows.logits.grad = None
+    record(case_of(rows, what), "gather, torch.compile", rows.pass_of(compiled, what))
 
 
 @pytest.mark.parametrize("what", PASSES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ggm_kernels(record, head, size, device, backend, what):
-    skip_unless_served("linear_sigmoid_bce", backend, device)
-    ours = pass_of(head, lambda: head.ours(backend), what)
-    record(case_of(head, what), name_of(backend), ours, role_of(backend))
-    assert_equals_gather(head, size.dtype, backend)
-
-
-@pytest.mark.parametrize("beyond_cache", ["floor", "gather", "cuda", "triton"])
-def test_beyond_cache(record, head, size, device, beyond_cache):
-    """The forward where what it reads comes from memory: at best its bytes take as long as copying them."""
-    case = case_of(head, "forward")
-    if beyond_cache == "floor":
-        record_floor(record, head, size)
-    elif beyond_cache == "gather":
-        record(case, "gather", head.gather)
-    else:
-        skip_unless_served("linear_sigmoid_bce", beyond_cache, device)
-        ours = lambda: head.ours(beyond_cache)  # noqa: E731
-        loss = record(case, name_of(beyond_cache), ours, role_of(beyond_cache))
-        torch.testing.assert_close(loss, head.gather(), rtol=5e-2, atol=5e-2, check_dtype=False)
-
-
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("frequent", ["gather", "cuda", "triton"])
-def test_frequent_tokens(record, head, size, device, what, frequent):
-    """Candidates as in text, one token in a tenth of the rows: some gradients sum many rows."""
-    law = 1 / torch.arange(1, size.vocab_size + 1, device=head.hidden.device)
-    candidates = torch.multinomial(law, size.rows * size.count, replacement=True).view(size.rows, size.count)
-    head = replace(head, candidates=candidates)
-    case = case_of(head, what, "frequent tokens")
-    if frequent == "gather":
-        record(case, "gather", pass_of(head, head.gather, what))
-    else:
-        skip_unless_served("linear_sigmoid_bce", frequent, device)
-        record(case, name_of(frequent), pass_of(head, lambda: head.ours(frequent), what), role_of(frequent))
-
-
-@pytest.mark.parametrize("curve", ["full_logits", "gather", "ggm_kernels"])
-def test_curves(record, head, size, device, curve):
-    """Time against the vocabulary, the rows and the hidden size."""
-    case, backend = case_of(head, "forward+backward"), best_backend(device)
-    if curve == "ggm_kernels":
-        record(case, name_of(backend), head.step(lambda: head.ours(backend)), role_of(backend), rounds=5)
-    else:
-        skip_beyond_memory(size, curve)
-        record(case, curve.replace("_", " "), head.step(getattr(head, curve)), rounds=5)
-
-
-def assert_equals_gather(head: Head, dtype: torch.dtype, backend: str) -> None:
-    leaves = [head.hidden, head.weight]
-    gradients = torch.autograd.grad(head.ours(backend).sum(), leaves)
-    expected = torch.autograd.grad(head.gather().sum(), leaves)
-    tolerance = 1e-4 if dtype == torch.float32 else 5e-2  # the gather itself rounds to half precision
-    near = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
-    torch.testing.assert_close(head.ours(backend), head.gather(), **near)
-    torch.testing.assert_close(gradients, expected, **near)
-
-
-# What a head over the whole vocabulary trains with
-
-
-def cross_entropy_case(head: Head, what: str) -> Case:
-    """Another loss in the same place. It needs all logits, and backward two products of that size more."""
-    ours = case_of(head, what)
-    products = 1 if what == "forward" else 3
-    flops = products * 2 * head.hidden.shape[0] * head.weight.numel()
-    return replace(ours, work=Work(ours.work.bytes, flops, head.hidden.dtype))
-
-
-@pytest.mark.parametrize("what", PASSES)
-def test_full_cross_entropy(record, head, size, what):
-    skip_beyond_memory(size, "full_cross_entropy")
-    call = pass_of(head, head.full_cross_entropy, what)
-    record(cross_entropy_case(head, what), "full cross-entropy", call)
-
-
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("find", rivals.CROSS_ENTROPIES)
-def test_rivals(record, head, size, what, find):
-    summed_loss = find(size.dtype)
-    few = Head(*(part[:64] if part is not head.weight else part for part in vars(head).values()))
-    expected = few.full_cross_entropy().sum()
-    torch.testing.assert_close(
-        few.cross_entropy_by(summed_loss), expected, rtol=1e-2, atol=0, check_dtype=False
-    )
-    call = pass_of(head, lambda: head.cross_entropy_by(summed_loss), what)
-    record(cross_entropy_case(head, what), find.__name__.replace("_", " "), call)
-
-
-# Shapes of their own
-
-
-SMALL, LARGE = Size(vocab_size=4096), Size(vocab_size=262144)
-
-
-@pytest.mark.parametrize("what", PASSES)
-def test_the_vocabulary_costs_no_time_or_memory(record, heads, device, what):
-    """Two vocabularies in one run. A large cache keeps all of the small weight from call to call, and little
-    of the large one: memory then makes a difference that no kernel can undo. So the ratio that counts is that
-    with caches emptied, as a network between two calls empties them; the other is noted, too.
-    """
-    heads.clear()
-    small, large = make_head(SMALL, device), make_head(LARGE, device)
-    calls = [pass_of(head, head.ours, what) for head in (large, small)]
-    backend = best_backend(device)
-    case = case_of(large, what, f"against V={SMALL.vocab_size}")
-    record(case, name_of(backend), calls[0], role_of(backend))
-    # The best of three: work that others do meanwhile makes the ratio larger or smaller, the kernel does not.
-    empty = empty_caches(device)
-    cold = min(times_faster(*calls, seconds=1, before=empty) for _ in range(3))
-    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
-    notes[f"time_over_{name}"] = round(cold, 2)
-    notes[f"time_over_{name}_in_cache"] = round(times_faster(*calls), 2)
-    memory, memory_of_small = (peak_extra_bytes(call) for call in calls)
-    notes[f"peak_extra_MB_beyond_{name}"] = round((memory - memory_of_small) / 1e6, 1)
-    if what == "forward":  # the backward has a gradient [V, d] to return
-        assert cold <= 1.3
-        assert memory <= 1.3 * memory_of_small + 2**20
-
-
-def shared_loss(head: Head, shared: torch.Tensor) -> torch.Tensor:
-    """A candidate of each row's own, and as noise those that all rows share."""
-    arguments = (head.hidden, head.weight, head.candidates, head.signal_weight)
-    return linear_sigmoid_bce(*arguments, shared_candidates=shared, shared_weight=1 / len(shared))
-
-
-@pytest.mark.parametrize("what", PASSES)
-def test_the_vocabulary_costs_shared_candidates_no_time_or_memory(record, heads, device, what):
-    """As above, with 1024 noise tokens that all rows share."""
-    heads.clear()
-    small, large = (make_head(replace(size, rows=1024), device) for size in (SMALL, LARGE))
-    calls = []
-    for head in (large, small):
-        shared = torch.randint(head.weight.shape[0], (1024,), device=device)
-        calls.append(pass_of(head, partial(shared_loss, head, shared), what))
-    backend = best_backend(device)
-    case = case_of(large, what, f"S=1024 shared, against V={SMALL.vocab_size}")
-    case = replace(case, work=None)
-    record(case, name_of(backend), calls[0], role_of(backend), rounds=3)
-    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
-    time = min(times_faster(*calls, seconds=1) for _ in range(3))
-    memory, memory_of_small = (peak_extra_bytes(call) for call in calls)
-    notes[f"time_over_{name}"] = round(time, 2)
-    notes[f"peak_extra_MB_beyond_{name}"] = round((memory - memory_of_small) / 1e6, 1)
-    if what == "forward":  # the backward has a gradient [V, d] to return
-        assert time <= 1.3
-        assert memory <= 1.3 * memory_of_small + 2**20
-
-
-@pytest.mark.parametrize("what", PASSES)
-@pytest.mark.parametrize("form", ["per row", "shared"])
-@pytest.mark.parametrize("count", [16, 256])
-def test_shared_candidates(record, head, size, device, what, form, count):
-    """One list of noise tokens for all rows: gathered row by row, or shared, against PyTorch's product."""
-    shared = torch.randperm(size.vocab_size, device=head.hidden.device)[:count]
-
-    def per_row() -> torch.Tensor:
-        candidates = shared.expand(size.rows, count)
-        return linear_sigmoid_bce(head.hidden, head.weight, candidates, 0.0, 1.0)
-
-    def ours() -> torch.Tensor:
-        none = shared.new_empty(size.rows, 0)
-        return linear_sigmoid_bce(head.hidden, head.weight, none, 0.0, shared_candidates=shared)
-
-    def one_product() -> torch.Tensor:
-        return softplus(linear(head.hidden, head.weight[shared]).float()).sum(1)
-
-    tolerance = 1e-3 if size.dtype == torch.float32 else 5e-2
-    for loss in (ours, one_product):
-        torch.testing.assert_close(loss(), per_row(), rtol=tolerance, atol=tolerance)
-    backend = best_backend(device)
-    shared_head = replace(head, candidates=shared.expand(size.rows, count))
-    case = case_of(shared_head, what, "shared candidates", ("one product", one_product))
-    # The list's rows of the weight are read once, not once per row of hidden.
-    case = replace(case, work=work_of(replace(head, candidates=shared[None]), what))
-    if form == "per row":
-        record(case, name_of(backend), pass_of(head, per_row, what), role_of(backend), rounds=3)
-    else:
-        record(case, f"{name_of(backend)}, shared", pass_of(head, ours, what), role_of(backend), rounds=3)
+def test_ggm_kernels(record, rows, device, backend, what):
+    skip_unless_served("sigmoid_bce", backend, device)
+    ours = rows.pass_of(lambda: rows.ours(backend), what)
+    record(case_of(rows, what), name_of(backend), ours, role_of(backend))
+    losses = rows.ours(backend), rows.gather()
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(loss.sum(), rows.logits) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

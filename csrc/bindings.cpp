@@ -1,11 +1,14 @@
-// Python's way into the core: integers that are addresses, sizes, a thread count or a stream handle.
+// Python's way into the core: integers that are addresses, sizes, a thread count or a stream handle. Integers are
+// given by name: one in the place of another would be a wild pointer.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -22,6 +25,7 @@
 #endif
 
 namespace py = pybind11;
+using namespace pybind11::literals;
 
 namespace {
 
@@ -30,215 +34,97 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-ggm::CorruptArgs corrupt_args(uintptr_t tokens, int64_t token_bytes, uintptr_t keep_prob, bool keep_per_position,
-                              int64_t keep_row_stride, uintptr_t frozen, uintptr_t sample_ids, uintptr_t noise,
-                              int64_t mask_id, uintptr_t noisy, uintptr_t is_signal, int64_t batch, int64_t length,
-                              int64_t vocab_size, int64_t token_bound, uint64_t seed, int64_t step,
-                              uintptr_t step_pointer, uint32_t stream) {
-  return {pointer<const void>(tokens),
-          token_bytes,
-          pointer<const float>(keep_prob),
-          keep_per_position,
-          keep_row_stride,
-          pointer<const uint8_t>(frozen),
-          pointer<const int64_t>(sample_ids),
-          {pointer<const ggm::AliasRow>(noise), mask_id, vocab_size},
-          pointer<void>(noisy),
-          pointer<uint8_t>(is_signal),
-          batch,
-          length,
-          token_bound,
-          seed,
-          step,
-          pointer<const int64_t>(step_pointer),
-          stream};
+// What Python gives for a field: an address for a pointer, a number, or of a small struct a tuple in its order.
+template <class T>
+struct From {
+  static T python(py::handle given) { return given.cast<T>(); }
+};
+
+template <class T>
+struct From<T*> {
+  static T* python(py::handle given) { return pointer<T>(given.cast<uintptr_t>()); }
+};
+
+template <>
+struct From<ggm::Float> {
+  static ggm::Float python(py::handle given) { return static_cast<ggm::Float>(given.cast<int>()); }
+};
+
+template <class T>
+struct From<ggm::RowValues<T>> {
+  static ggm::RowValues<T> python(py::handle given) {
+    const auto [values, sequence_stride, stride] = given.cast<std::tuple<uintptr_t, int64_t, int64_t>>();
+    return {pointer<const T>(values), sequence_stride, stride};
+  }
+};
+
+template <class T>
+struct From<ggm::Matrix<T>> {
+  static ggm::Matrix<T> python(py::handle given) {
+    const auto [data, row_stride, stride] = given.cast<std::tuple<uintptr_t, int64_t, int64_t>>();
+    return {pointer<T>(data), row_stride, stride};
+  }
+};
+
+template <class T>
+struct From<ggm::PerRow<T>> {
+  static ggm::PerRow<T> python(py::handle given) {
+    const auto [value, values, stride] = given.cast<std::tuple<T, uintptr_t, int64_t>>();
+    return {value, pointer<const T>(values), stride};
+  }
+};
+
+template <>
+struct From<ggm::NoiseSource> {
+  static ggm::NoiseSource python(py::handle given) {
+    const auto [table, mask_id, vocab_size] = given.cast<std::tuple<uintptr_t, int64_t, int64_t>>();
+    return {pointer<const ggm::AliasRow>(table), mask_id, vocab_size};
+  }
+};
+
+template <class Struct>
+struct Field {
+  py::str name;
+  std::function<void(Struct&, py::handle)> set;
+};
+
+template <class Struct, class T>
+Field<Struct> field(const char* name, T Struct::*member) {
+  return {py::str(name), [member](Struct& of, py::handle given) { of.*member = From<T>::python(given); }};
 }
 
-ggm::CommitArgs commit_args(
-    uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t proposal,
-    int64_t proposal_bytes, int64_t proposal_row_stride, int64_t proposal_stride, uintptr_t score, int dtype,
-    int64_t score_row_stride, int64_t score_stride, uintptr_t eligible, int64_t eligible_row_stride,
-    int64_t eligible_stride, uintptr_t accepted, int64_t accepted_row_stride, int64_t accepted_stride, int64_t count,
-    uintptr_t counts, int64_t counts_stride, float threshold, uintptr_t thresholds, int64_t thresholds_stride,
-    float budget, uintptr_t budgets, int64_t budgets_stride, bool has_budget, bool noises_rest, uintptr_t noise,
-    int64_t mask_id, int64_t vocab_size, uintptr_t sample_ids, int64_t batch, int64_t length, uint64_t seed,
-    int64_t step, uintptr_t step_pointer) {
-  return {{pointer<void>(tokens), token_row_stride, token_stride},
-          token_bytes,
-          {pointer<const void>(proposal), proposal_row_stride, proposal_stride},
-          proposal_bytes,
-          {pointer<const void>(score), score_row_stride, score_stride},
-          static_cast<ggm::Float>(dtype),
-          {pointer<const uint8_t>(eligible), eligible_row_stride, eligible_stride},
-          {pointer<uint8_t>(accepted), accepted_row_stride, accepted_stride},
-          {count, pointer<const int64_t>(counts), counts_stride},
-          {threshold, pointer<const float>(thresholds), thresholds_stride},
-          {budget, pointer<const float>(budgets), budgets_stride},
-          has_budget,
-          noises_rest,
-          {pointer<const ggm::AliasRow>(noise), mask_id, vocab_size},
-          pointer<const int64_t>(sample_ids),
-          batch,
-          length,
-          seed,
-          step,
-          pointer<const int64_t>(step_pointer)};
-}
+// A field by the one name that it has on both sides: no order that could be mixed up.
+#define GGM_FIELD(name) field(#name, &Struct::name)
 
-ggm::SigmoidBceArgs sigmoid_bce_args(int dtype, bool linear, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight,
-                                     int64_t weight_stride, uintptr_t bias, uintptr_t offset, uintptr_t candidates,
-                                     int64_t candidate_bytes, uintptr_t signal_weight, int64_t signal_row_stride,
-                                     int64_t signal_stride, uintptr_t noise_weight, int64_t noise_row_stride,
-                                     int64_t noise_stride, int64_t rows, int64_t count, int64_t vocab_size,
-                                     int64_t hidden_size) {
-  return {static_cast<ggm::Float>(dtype),
-          linear,
-          pointer<const void>(hidden),
-          hidden_stride,
-          pointer<const void>(weight),
-          weight_stride,
-          pointer<const void>(bias),
-          pointer<const float>(offset),
-          pointer<const void>(candidates),
-          candidate_bytes,
-          pointer<const float>(signal_weight),
-          signal_row_stride,
-          signal_stride,
-          pointer<const float>(noise_weight),
-          noise_row_stride,
-          noise_stride,
-          rows,
-          count,
-          vocab_size,
-          hidden_size};
-}
+[[noreturn]] void refuse(const std::string& name, const std::string& what) { throw py::type_error(name + ": " + what); }
 
-ggm::SigmoidBceGradients sigmoid_bce_gradients(uintptr_t loss, uintptr_t candidate_logits, uintptr_t hidden,
-                                               uintptr_t weight, uintptr_t bias, uintptr_t logits,
-                                               uintptr_t shared_hidden, uintptr_t shared_weight,
-                                               uintptr_t shared_bias, uintptr_t places) {
-  return {pointer<const float>(loss),
-          pointer<const float>(candidate_logits),
-          pointer<void>(hidden),
-          pointer<void>(weight),
-          pointer<void>(bias),
-          pointer<void>(logits),
-          pointer<const float>(shared_hidden),
-          pointer<const float>(shared_weight),
-          pointer<const float>(shared_bias),
-          pointer<const int64_t>(places)};
-}
-
-ggm::SharedTile shared_tile(uintptr_t logits, int64_t row_stride, uintptr_t bias, uintptr_t offset, uintptr_t weight,
-                            int64_t rows, int64_t columns) {
-  return {pointer<const float>(logits), row_stride, pointer<const float>(bias), pointer<const float>(offset),
-          pointer<const float>(weight), rows,       columns};
-}
-
-ggm::SharedGradientTile shared_gradient_tile(int dtype, uintptr_t gradient, int64_t row_stride) {
-  return {static_cast<ggm::Float>(dtype), pointer<void>(gradient), row_stride};
-}
-
-ggm::CrossEntropyTile cross_entropy_tile(uintptr_t products, int dtype, int64_t row_stride, int64_t rows,
-                                         int64_t token_begin, int64_t tokens, uintptr_t bias, float softcap,
-                                         uintptr_t targets, uintptr_t logit_shift, uintptr_t shifted_token) {
-  return {pointer<void>(products),      static_cast<ggm::Float>(dtype), row_stride,
-          rows,                         token_begin,                    tokens,
-          pointer<const float>(bias),   softcap,                        pointer<const int64_t>(targets),
-          pointer<const float>(logit_shift), pointer<const int64_t>(shifted_token)};
-}
-
-ggm::CrossEntropySums cross_entropy_sums(uintptr_t top, uintptr_t mass, uintptr_t target_logit) {
-  return {pointer<float>(top), pointer<float>(mass), pointer<float>(target_logit)};
-}
-
-ggm::CrossEntropyScales cross_entropy_scales(uintptr_t top, uintptr_t log_mass, uintptr_t softmax_scale,
-                                             uintptr_t target_scale, float negligible, uintptr_t bias) {
-  return {pointer<const float>(top),          pointer<const float>(log_mass), pointer<const float>(softmax_scale),
-          pointer<const float>(target_scale), negligible,                     pointer<float>(bias)};
-}
-
-ggm::GlauberArgs glauber_args(
-    uintptr_t tokens, int64_t token_bytes, int64_t token_row_stride, int64_t token_stride, uintptr_t positions,
-    int64_t position_row_stride, uintptr_t sample_ids, uintptr_t frozen, uintptr_t noise_rate, int64_t noise_row_stride,
-    int64_t noise_stride, uintptr_t noise_log_probs, bool normalize, int64_t batch, int64_t length, int64_t count,
-    int64_t vocab_size, uint64_t seed, int64_t step, uintptr_t step_pointer, float temperature, int64_t top_k,
-    double top_p, float log_min_p, uintptr_t log_sum_exp, uintptr_t log_prob, uintptr_t keep_prob,
-    const ggm::RowOptions& options) {
-  return {pointer<void>(tokens),
-          token_bytes,
-          token_row_stride,
-          token_stride,
-          pointer<const int64_t>(positions),
-          position_row_stride,
-          pointer<const int64_t>(sample_ids),
-          pointer<const uint8_t>(frozen),
-          pointer<const float>(noise_rate),
-          noise_row_stride,
-          noise_stride,
-          pointer<const float>(noise_log_probs),
-          normalize,
-          batch,
-          length,
-          count,
-          vocab_size,
-          seed,
-          step,
-          pointer<const int64_t>(step_pointer),
-          temperature,
-          ggm::inverse_of(temperature),
-          temperature <= 0.0f,
-          top_k,
-          top_p,
-          log_min_p,
-          pointer<float>(log_sum_exp),
-          pointer<float>(log_prob),
-          pointer<float>(keep_prob),
-          options};
-}
-
-ggm::LogitsTile logits_tile(uintptr_t logits, int dtype, int64_t group, int64_t group_stride, int64_t row_stride,
-                            int64_t row_begin, uintptr_t row_ids, int64_t rows, int64_t token_begin, int64_t tokens,
-                            uintptr_t bias) {
-  return {pointer<const void>(logits),
-          static_cast<ggm::Float>(dtype),
-          group,
-          group_stride,
-          row_stride,
-          row_begin,
-          pointer<const int64_t>(row_ids),
-          rows,
-          token_begin,
-          tokens,
-          pointer<const void>(bias)};
-}
-
-ggm::Factors factors(int dtype, uintptr_t hidden, int64_t hidden_stride, uintptr_t weight, int64_t weight_stride,
-                     uintptr_t bias, int64_t hidden_size) {
-  return {static_cast<ggm::Float>(dtype), pointer<const void>(hidden), hidden_stride, pointer<const void>(weight),
-          weight_stride,                  pointer<const void>(bias),   hidden_size};
-}
-
-// A class that Python makes by `make`, and that the other module, which has one of the same name, does not share.
-template <class Struct, class Make>
-void bind_struct(py::module_& module, const char* name, Make make) {
+// A class that Python makes by naming every field, and that the other module, which has one of the same name, does not
+// share. `finish` works out the fields that Python does not give.
+template <class Struct>
+void bind_struct(py::module_& module, const char* name, std::vector<Field<Struct>> fields,
+                 void (*finish)(Struct&) = nullptr) {
+  const auto make = [name = std::string(name), fields = std::move(fields), finish](const py::kwargs& given) {
+    Struct made = {};
+    for (const Field<Struct>& field : fields) {
+      PyObject* const value = PyDict_GetItem(given.ptr(), field.name.ptr());
+      if (value == nullptr) refuse(name, "no " + std::string(field.name));
+      try {
+        field.set(made, value);
+      } catch (const py::cast_error&) {
+        refuse(name, std::string(field.name) + " got " + std::string(py::repr(value)));
+      }
+    }
+    if (given.size() != fields.size()) refuse(name, "fields that it does not have");
+    if (finish != nullptr) finish(made);
+    return made;
+  };
   py::class_<Struct>(module, name, py::module_local()).def(py::init(make));
 }
 
-// (address, stride of sequences, stride of rows): a value per row.
-using RowValuesTuple = std::tuple<uintptr_t, int64_t, int64_t>;
-
 template <class T>
-void def_row_values(py::class_<ggm::RowOptions>& options, const char* name, ggm::RowValues<T> ggm::RowOptions::*member) {
-  options.def_property(name, nullptr, [member](ggm::RowOptions& of, const RowValuesTuple& given) {
-    of.*member = {pointer<const T>(std::get<0>(given)), std::get<1>(given), std::get<2>(given)};
-  });
-}
-
-template <class T>
-void def_address(py::class_<ggm::RowOptions>& options, const char* name, T* ggm::RowOptions::*member) {
+void def_field(py::class_<ggm::RowOptions>& options, const char* name, T ggm::RowOptions::*member) {
   options.def_property(name, nullptr,
-                       [member](ggm::RowOptions& of, uintptr_t address) { of.*member = pointer<T>(address); });
+                       [member](ggm::RowOptions& of, py::handle given) { of.*member = From<T>::python(given); });
 }
 
 ggm::RowOptions row_options() {
@@ -250,24 +136,136 @@ ggm::RowOptions row_options() {
 void bind_row_options(py::module_& module) {
   using Options = ggm::RowOptions;
   py::class_<Options> options(module, "RowOptions", py::module_local());
-  options.def(py::init(&row_options))
-      .def_readwrite("softcap", &Options::softcap)
-      .def_readwrite("top_p_first", &Options::top_p_first)
-      .def_readwrite("noise_mask", &Options::noise_mask)
-      .def_readwrite("token_bound", &Options::token_bound);
-  def_row_values(options, "seed", &Options::seed);
-  def_row_values(options, "step", &Options::step);
-  def_row_values(options, "temperature", &Options::temperature);
-  def_row_values(options, "top_k", &Options::top_k);
-  def_row_values(options, "top_p", &Options::top_p);
-  def_row_values(options, "min_p", &Options::min_p);
-  def_row_values(options, "logit_shift", &Options::logit_shift);
-  def_row_values(options, "mixture", &Options::mixture);
-  def_address(options, "noise_table", &Options::noise_table);
-  def_address(options, "raw_log_prob", &Options::raw_log_prob);
-  def_address(options, "entropy", &Options::entropy);
-  def_address(options, "margin", &Options::margin);
-  def_address(options, "argmax", &Options::argmax);
+  options.def(py::init(&row_options));
+  def_field(options, "softcap", &Options::softcap);
+  def_field(options, "top_p_first", &Options::top_p_first);
+  def_field(options, "noise_mask", &Options::noise_mask);
+  def_field(options, "token_bound", &Options::token_bound);
+  def_field(options, "seed", &Options::seed);
+  def_field(options, "step", &Options::step);
+  def_field(options, "temperature", &Options::temperature);
+  def_field(options, "top_k", &Options::top_k);
+  def_field(options, "top_p", &Options::top_p);
+  def_field(options, "min_p", &Options::min_p);
+  def_field(options, "logit_shift", &Options::logit_shift);
+  def_field(options, "mixture", &Options::mixture);
+  def_field(options, "noise_table", &Options::noise_table);
+  def_field(options, "raw_log_prob", &Options::raw_log_prob);
+  def_field(options, "entropy", &Options::entropy);
+  def_field(options, "margin", &Options::margin);
+  def_field(options, "argmax", &Options::argmax);
+}
+
+void bind_corrupt_args(py::module_& module) {
+  using Struct = ggm::CorruptArgs;
+  bind_struct<Struct>(module, "CorruptArgs", {
+    GGM_FIELD(tokens), GGM_FIELD(token_bytes), GGM_FIELD(keep_prob), GGM_FIELD(keep_per_position),
+    GGM_FIELD(keep_row_stride), GGM_FIELD(frozen), GGM_FIELD(sample_ids), GGM_FIELD(noise), GGM_FIELD(noisy),
+    GGM_FIELD(is_signal), GGM_FIELD(batch), GGM_FIELD(length), GGM_FIELD(token_bound), GGM_FIELD(seed),
+    GGM_FIELD(step), GGM_FIELD(step_pointer), GGM_FIELD(stream)
+  });
+}
+
+void bind_commit_args(py::module_& module) {
+  using Struct = ggm::CommitArgs;
+  bind_struct<Struct>(module, "CommitArgs", {
+    GGM_FIELD(tokens), GGM_FIELD(token_bytes), GGM_FIELD(proposal), GGM_FIELD(proposal_bytes), GGM_FIELD(score),
+    GGM_FIELD(dtype), GGM_FIELD(eligible), GGM_FIELD(accepted), GGM_FIELD(count), GGM_FIELD(threshold),
+    GGM_FIELD(budget), GGM_FIELD(has_budget), GGM_FIELD(noises_rest), GGM_FIELD(noise), GGM_FIELD(sample_ids),
+    GGM_FIELD(batch), GGM_FIELD(length), GGM_FIELD(seed), GGM_FIELD(step), GGM_FIELD(step_pointer)
+  });
+}
+
+void bind_sigmoid_bce_args(py::module_& module) {
+  using Struct = ggm::SigmoidBceArgs;
+  bind_struct<Struct>(module, "SigmoidBceArgs", {
+    GGM_FIELD(dtype), GGM_FIELD(linear), GGM_FIELD(hidden), GGM_FIELD(hidden_stride), GGM_FIELD(weight),
+    GGM_FIELD(weight_stride), GGM_FIELD(bias), GGM_FIELD(offset), GGM_FIELD(candidates),
+    GGM_FIELD(candidate_bytes), GGM_FIELD(signal_weight), GGM_FIELD(signal_row_stride), GGM_FIELD(signal_stride),
+    GGM_FIELD(noise_weight), GGM_FIELD(noise_row_stride), GGM_FIELD(noise_stride), GGM_FIELD(rows),
+    GGM_FIELD(count), GGM_FIELD(vocab_size), GGM_FIELD(hidden_size)
+  });
+}
+
+void bind_sigmoid_bce_gradients(py::module_& module) {
+  using Struct = ggm::SigmoidBceGradients;
+  bind_struct<Struct>(module, "SigmoidBceGradients", {
+    GGM_FIELD(loss), GGM_FIELD(candidate_logits), GGM_FIELD(hidden), GGM_FIELD(weight), GGM_FIELD(bias),
+    GGM_FIELD(logits), GGM_FIELD(shared_hidden), GGM_FIELD(shared_weight), GGM_FIELD(shared_bias),
+    GGM_FIELD(places)
+  });
+}
+
+void bind_shared_tile(py::module_& module) {
+  using Struct = ggm::SharedTile;
+  bind_struct<Struct>(module, "SharedTile", {
+    GGM_FIELD(logits), GGM_FIELD(row_stride), GGM_FIELD(bias), GGM_FIELD(offset), GGM_FIELD(weight),
+    GGM_FIELD(rows), GGM_FIELD(columns)
+  });
+}
+
+void bind_shared_gradient_tile(py::module_& module) {
+  using Struct = ggm::SharedGradientTile;
+  bind_struct<Struct>(module, "SharedGradientTile", {
+    GGM_FIELD(dtype), GGM_FIELD(gradient), GGM_FIELD(row_stride)
+  });
+}
+
+void bind_cross_entropy_tile(py::module_& module) {
+  using Struct = ggm::CrossEntropyTile;
+  bind_struct<Struct>(module, "CrossEntropyTile", {
+    GGM_FIELD(products), GGM_FIELD(dtype), GGM_FIELD(row_stride), GGM_FIELD(rows), GGM_FIELD(token_begin),
+    GGM_FIELD(tokens), GGM_FIELD(bias), GGM_FIELD(softcap), GGM_FIELD(targets), GGM_FIELD(logit_shift),
+    GGM_FIELD(shifted_token)
+  });
+}
+
+void bind_cross_entropy_sums(py::module_& module) {
+  using Struct = ggm::CrossEntropySums;
+  bind_struct<Struct>(module, "CrossEntropySums", {
+    GGM_FIELD(top), GGM_FIELD(mass), GGM_FIELD(target_logit)
+  });
+}
+
+void bind_cross_entropy_scales(py::module_& module) {
+  using Struct = ggm::CrossEntropyScales;
+  bind_struct<Struct>(module, "CrossEntropyScales", {
+    GGM_FIELD(top), GGM_FIELD(log_mass), GGM_FIELD(softmax_scale), GGM_FIELD(target_scale),
+    GGM_FIELD(negligible), GGM_FIELD(bias)
+  });
+}
+
+void bind_glauber_args(py::module_& module) {
+  using Struct = ggm::GlauberArgs;
+  bind_struct<Struct>(module, "GlauberArgs", {
+    GGM_FIELD(tokens), GGM_FIELD(token_bytes), GGM_FIELD(token_row_stride), GGM_FIELD(token_stride),
+    GGM_FIELD(positions), GGM_FIELD(position_row_stride), GGM_FIELD(sample_ids), GGM_FIELD(frozen),
+    GGM_FIELD(noise_rate), GGM_FIELD(noise_row_stride), GGM_FIELD(noise_stride), GGM_FIELD(noise_log_probs),
+    GGM_FIELD(normalize), GGM_FIELD(batch), GGM_FIELD(length), GGM_FIELD(count), GGM_FIELD(vocab_size),
+    GGM_FIELD(seed), GGM_FIELD(step), GGM_FIELD(step_pointer), GGM_FIELD(temperature), GGM_FIELD(top_k),
+    GGM_FIELD(top_p), GGM_FIELD(log_min_p), GGM_FIELD(log_sum_exp), GGM_FIELD(log_prob), GGM_FIELD(keep_prob),
+    GGM_FIELD(options)
+  }, [](Struct& args) {
+    args.inverse_temperature = ggm::inverse_of(args.temperature);
+    args.greedy = args.temperature <= 0.0f;
+  });
+}
+
+void bind_logits_tile(py::module_& module) {
+  using Struct = ggm::LogitsTile;
+  bind_struct<Struct>(module, "LogitsTile", {
+    GGM_FIELD(logits), GGM_FIELD(dtype), GGM_FIELD(group), GGM_FIELD(group_stride), GGM_FIELD(row_stride),
+    GGM_FIELD(row_begin), GGM_FIELD(row_ids), GGM_FIELD(rows), GGM_FIELD(token_begin), GGM_FIELD(tokens),
+    GGM_FIELD(bias)
+  });
+}
+
+void bind_factors(py::module_& module) {
+  using Struct = ggm::Factors;
+  bind_struct<Struct>(module, "Factors", {
+    GGM_FIELD(dtype), GGM_FIELD(hidden), GGM_FIELD(hidden_stride), GGM_FIELD(weight), GGM_FIELD(weight_stride),
+    GGM_FIELD(bias), GGM_FIELD(hidden_size)
+  });
 }
 
 #if !defined(GGM_ON_HOST)
@@ -309,13 +307,14 @@ void run_tasks(const py::function& function, int64_t count, int threads) {
   if (task.error) std::rethrow_exception(task.error);
 }
 
-// A plan of calls and what runs it.
+// A plan of calls, the names of their tensors in the order in which it is given their addresses, and what runs it.
 template <class Plan, class... Args>
 void bind_plan(py::module_& module, const char* name, const char* run) {
-  py::class_<Plan>(module, name, py::module_local())
-      .def(py::init([](const Args&... args, const typename Plan::Where::Bytes& bytes) {
-        return Plan{args..., {bytes}};
-      }));
+  py::class_<Plan> plan(module, name, py::module_local());
+  plan.def(py::init([](const Args&... args, const typename Plan::Where::Bytes& bytes) {
+    return Plan{args..., {bytes}};
+  }));
+  plan.attr("names") = py::tuple(py::cast(Plan::names()));
   module.def(run, &ggm::run_planned<Plan>, py::call_guard<py::gil_scoped_release>());
 }
 
@@ -328,8 +327,11 @@ std::vector<std::string> isas() {
 #endif
 
 #if defined(GGM_WITH_CUDA)
-ggm::RaceWork race_work(uintptr_t groups, uintptr_t states, bool is_first, bool is_last) {
-  return {pointer<ggm::GroupRecord>(groups), pointer<ggm::RowState>(states), is_first, is_last};
+void bind_race_work(py::module_& module) {
+  using Struct = ggm::RaceWork;
+  bind_struct<Struct>(module, "RaceWork", {
+    GGM_FIELD(groups), GGM_FIELD(states), GGM_FIELD(is_first), GGM_FIELD(is_last)
+  });
 }
 
 void check_cuda(const char* error) {
@@ -340,20 +342,20 @@ void check_cuda(const char* error) {
 }  // namespace
 
 PYBIND11_MODULE(GGM_MODULE, module) {
-  bind_struct<ggm::CorruptArgs>(module, "CorruptArgs", &corrupt_args);
-  bind_struct<ggm::CommitArgs>(module, "CommitArgs", &commit_args);
-  bind_struct<ggm::SigmoidBceArgs>(module, "SigmoidBceArgs", &sigmoid_bce_args);
-  bind_struct<ggm::SigmoidBceGradients>(module, "SigmoidBceGradients", &sigmoid_bce_gradients);
-  bind_struct<ggm::CrossEntropyTile>(module, "CrossEntropyTile", &cross_entropy_tile);
-  bind_struct<ggm::CrossEntropySums>(module, "CrossEntropySums", &cross_entropy_sums);
-  bind_struct<ggm::CrossEntropyScales>(module, "CrossEntropyScales", &cross_entropy_scales);
-  bind_struct<ggm::SharedTile>(module, "SharedTile", &shared_tile);
-  bind_struct<ggm::SharedGradientTile>(module, "SharedGradientTile", &shared_gradient_tile);
+  bind_corrupt_args(module);
+  bind_commit_args(module);
+  bind_sigmoid_bce_args(module);
+  bind_sigmoid_bce_gradients(module);
+  bind_cross_entropy_tile(module);
+  bind_cross_entropy_sums(module);
+  bind_cross_entropy_scales(module);
+  bind_shared_tile(module);
+  bind_shared_gradient_tile(module);
   bind_row_options(module);
+  bind_glauber_args(module);
+  bind_logits_tile(module);
+  bind_factors(module);
   module.attr("RACE_GROUP") = ggm::kRaceGroup;
-  bind_struct<ggm::GlauberArgs>(module, "GlauberArgs", &glauber_args);
-  bind_struct<ggm::LogitsTile>(module, "LogitsTile", &logits_tile);
-  bind_struct<ggm::Factors>(module, "Factors", &factors);
 
 #if defined(GGM_ON_HOST)
   emulated::bind(module);
@@ -377,13 +379,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
         ggm::cpu::alias_table(pointer<double>(scaled), pointer<ggm::AliasRow>(table), pointer<uint32_t>(stacks),
                               vocab_size);
       },
-      release);
+      py::kw_only(), "scaled"_a, "table"_a, "stacks"_a, "vocab_size"_a, release);
   module.def(
       "cpu_sigmoid_bce",
       [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits, int threads) {
         return ggm::cpu::sigmoid_bce(args, pointer<float>(loss), pointer<float>(candidate_logits), threads);
       },
-      release);
+      "args"_a, py::kw_only(), "loss"_a, "candidate_logits"_a, "threads"_a, release);
   module.def("cpu_sigmoid_bce_backward", &ggm::cpu::sigmoid_bce_backward, release);
   module.def("cpu_linear_cross_entropy", &ggm::cpu::linear_cross_entropy, release);
   module.def("cpu_linear_cross_entropy_backward", &ggm::cpu::linear_cross_entropy_backward, release);
@@ -393,13 +395,13 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       [](const ggm::SharedTile& tile, uintptr_t sums, int threads) {
         ggm::cpu::shared_sigmoid_bce(tile, pointer<double>(sums), threads);
       },
-      release);
+      "tile"_a, py::kw_only(), "sums"_a, "threads"_a, release);
   module.def(
       "cpu_shared_sigmoid_bce_backward",
       [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, int threads) {
         ggm::cpu::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out, threads);
       },
-      release);
+      "tile"_a, "row_gradient"_a, "out"_a, py::kw_only(), "threads"_a, release);
   module.def("cpu_glauber_check", &ggm::cpu::glauber_check, release);
   module.def("cpu_glauber_step", &ggm::cpu::glauber_step, release);
   module.def(
@@ -426,62 +428,90 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {
         ggm::cpu::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed});
       },
-      release);
+      py::kw_only(), "counters"_a, "words"_a, "count"_a, "seed"_a, release);
 #endif
 
 #if defined(GGM_WITH_CUDA)
-  module.def("cuda_corrupt", [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::corrupt(args, pointer<void>(stream), device));
-  });
-  module.def("cuda_commit", [](const ggm::CommitArgs& args, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::commit(args, pointer<void>(stream), device));
-  });
-  module.def("cuda_sigmoid_bce", [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits,
-                                    uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::sigmoid_bce(args, pointer<float>(loss), pointer<float>(candidate_logits),
-                                      pointer<void>(stream), device));
-  });
-  module.def("cuda_sigmoid_bce_backward",
-             [](const ggm::SigmoidBceArgs& args, const ggm::SigmoidBceGradients& gradients, uintptr_t tokens,
-                uintptr_t order, uintptr_t stream, int device) {
-               check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
-                                                          pointer<const int64_t>(order), pointer<void>(stream),
-                                                          device));
-             });
-  module.def("cuda_linear_cross_entropy", [](const ggm::CrossEntropyTile& tile, const ggm::CrossEntropySums& sums,
-                                             uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::linear_cross_entropy(tile, sums, pointer<void>(stream), device));
-  });
-  module.def("cuda_linear_cross_entropy_backward", [](const ggm::CrossEntropyTile& tile,
-                                                      const ggm::CrossEntropyScales& scales, uintptr_t stream,
-                                                      int device) {
-    check_cuda(ggm::cuda::linear_cross_entropy_backward(tile, scales, pointer<void>(stream), device));
-  });
-  module.def("cuda_shared_sigmoid_bce", [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
-  });
-  module.def("cuda_shared_sigmoid_bce_backward",
-             [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out,
-                uintptr_t stream, int device) {
-               check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
-                                                                 pointer<void>(stream), device));
-             });
-  bind_struct<ggm::RaceWork>(module, "RaceWork", &race_work);
+  const auto stream = "stream"_a;
+  const auto device = "device"_a;
+  module.def(
+      "cuda_corrupt",
+      [](const ggm::CorruptArgs& args, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::corrupt(args, pointer<void>(stream), device));
+      },
+      "args"_a, py::kw_only(), stream, device);
+  module.def(
+      "cuda_commit",
+      [](const ggm::CommitArgs& args, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::commit(args, pointer<void>(stream), device));
+      },
+      "args"_a, py::kw_only(), stream, device);
+  module.def(
+      "cuda_sigmoid_bce",
+      [](const ggm::SigmoidBceArgs& args, uintptr_t loss, uintptr_t candidate_logits, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::sigmoid_bce(args, pointer<float>(loss), pointer<float>(candidate_logits),
+                                          pointer<void>(stream), device));
+      },
+      "args"_a, py::kw_only(), "loss"_a, "candidate_logits"_a, stream, device);
+  module.def(
+      "cuda_sigmoid_bce_backward",
+      [](const ggm::SigmoidBceArgs& args, const ggm::SigmoidBceGradients& gradients, uintptr_t tokens, uintptr_t order,
+         uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::sigmoid_bce_backward(args, gradients, pointer<const int64_t>(tokens),
+                                                   pointer<const int64_t>(order), pointer<void>(stream), device));
+      },
+      "args"_a, "gradients"_a, py::kw_only(), "tokens"_a, "order"_a, stream, device);
+  module.def(
+      "cuda_linear_cross_entropy",
+      [](const ggm::CrossEntropyTile& tile, const ggm::CrossEntropySums& sums, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::linear_cross_entropy(tile, sums, pointer<void>(stream), device));
+      },
+      "tile"_a, "sums"_a, py::kw_only(), stream, device);
+  module.def(
+      "cuda_linear_cross_entropy_backward",
+      [](const ggm::CrossEntropyTile& tile, const ggm::CrossEntropyScales& scales, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::linear_cross_entropy_backward(tile, scales, pointer<void>(stream), device));
+      },
+      "tile"_a, "scales"_a, py::kw_only(), stream, device);
+  module.def(
+      "cuda_shared_sigmoid_bce",
+      [](const ggm::SharedTile& tile, uintptr_t sums, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::shared_sigmoid_bce(tile, pointer<double>(sums), pointer<void>(stream), device));
+      },
+      "tile"_a, py::kw_only(), "sums"_a, stream, device);
+  module.def(
+      "cuda_shared_sigmoid_bce_backward",
+      [](const ggm::SharedTile& tile, uintptr_t row_gradient, const ggm::SharedGradientTile& out, uintptr_t stream,
+         int device) {
+        check_cuda(ggm::cuda::shared_sigmoid_bce_backward(tile, pointer<const float>(row_gradient), out,
+                                                          pointer<void>(stream), device));
+      },
+      "tile"_a, "row_gradient"_a, "out"_a, py::kw_only(), stream, device);
+  bind_race_work(module);
   module.attr("GROUP_RECORD_BYTES") = sizeof(ggm::GroupRecord);
   module.attr("ROW_STATE_BYTES") = sizeof(ggm::RowState);
-  module.def("cuda_glauber_threshold", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
-                                          uintptr_t thresholds, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::glauber_threshold(args, tile, pointer<float>(thresholds), pointer<void>(stream), device));
-  });
-  module.def("cuda_glauber_race", [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile,
-                                     const ggm::RaceWork& work, uintptr_t thresholds, uintptr_t stream, int device) {
-    check_cuda(ggm::cuda::glauber_race(args, tile, work, pointer<const float>(thresholds), pointer<void>(stream),
-                                       device));
-  });
-  module.def("cuda_philox", [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream,
-                               int device) {
-    check_cuda(ggm::cuda::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed},
-                                 pointer<void>(stream), device));
-  });
+  module.def(
+      "cuda_glauber_threshold",
+      [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile, uintptr_t thresholds, uintptr_t stream,
+         int device) {
+        check_cuda(
+            ggm::cuda::glauber_threshold(args, tile, pointer<float>(thresholds), pointer<void>(stream), device));
+      },
+      "args"_a, "tile"_a, py::kw_only(), "thresholds"_a, stream, device);
+  module.def(
+      "cuda_glauber_race",
+      [](const ggm::GlauberArgs& args, const ggm::LogitsTile& tile, const ggm::RaceWork& work, uintptr_t thresholds,
+         uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::glauber_race(args, tile, work, pointer<const float>(thresholds), pointer<void>(stream),
+                                           device));
+      },
+      "args"_a, "tile"_a, "work"_a, py::kw_only(), "thresholds"_a, stream, device);
+  module.def(
+      "cuda_philox",
+      [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed, uintptr_t stream, int device) {
+        check_cuda(ggm::cuda::philox({pointer<const uint32_t>(counters), pointer<uint32_t>(words), count, seed},
+                                     pointer<void>(stream), device));
+      },
+      py::kw_only(), "counters"_a, "words"_a, "count"_a, "seed"_a, stream, device);
 #endif
 }

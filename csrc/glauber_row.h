@@ -26,9 +26,9 @@ GGM_HD PhiloxBlock<uint32_t> words_of(const Race& race, uint32_t stream, uint32_
 // The law that a row is drawn from, beside its logits.
 struct Law {
   float inverse_temperature;
-  float cut;      // of z relative to the largest logit of the row: less has no chance
-  bool filtered;  // else there is no cut
-  bool greedy;    // temperature 0
+  float threshold;  // of z relative to the largest logit of the row: less has no chance
+  bool filtered;    // else there is no threshold
+  bool greedy;      // temperature 0
 };
 
 // The filters of one row.
@@ -268,13 +268,13 @@ GGM_HD void note_row(const GlauberArgs& args, int64_t row, const RowState& state
 // By-products of the token drawn, of logit g.
 GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law,
                        const Decision& decision, int64_t token, float g) {
-  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = g - log_sum_exp(state);
+  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = raw_log_prob(state, g);
   if (args.log_prob == nullptr) return;
   float log_prob;
   if (law.greedy) {
     log_prob = token == static_cast<int64_t>(state.winner) ? 0.0f : float_of(0xFF800000u);
   } else {
-    log_prob = law_log_prob(state, g, law.inverse_temperature, law.cut);
+    log_prob = law_log_prob(state, g, law.inverse_temperature, law.threshold);
   }
   if (mixes(args)) log_prob = log_mixture(log_prob, decision.alpha, log_noise_prob(args, token));
   args.log_prob[row] = log_prob;
@@ -289,7 +289,7 @@ GGM_HD bool settle_row(const GlauberArgs& args, int64_t row, const Place& place,
   if (args.noise_rate != nullptr) {
     float h = state.present;
     if (state.has_nan != 0u) h = not_a_number();
-    if (args.normalize) h = has_law(state) ? h - log_sum_exp(state) : not_a_number();
+    if (args.normalize) h = has_law(state) ? raw_log_prob(state, h) : not_a_number();
     f = row_verdict(args, place, h, decision.alpha);
     keeps = keeps_token(f, decision.keep_word);
   }

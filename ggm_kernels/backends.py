@@ -93,6 +93,15 @@ def requested(backend: str | None) -> str:
     return backend
 
 
+def requested_for(values: torch.Tensor, backend: str | None) -> str:
+    """`requested`, of an op that the reference alone does in float64."""
+    if values.dtype != torch.float64:
+        return requested(backend)
+    if backend not in (None, "reference"):
+        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
+    return "reference"
+
+
 def checks_values(device: torch.device) -> bool:
     """Whether ids and ranges held in tensors are checked: always on CPU, on GPU if GGM_KERNELS_CHECK=1."""
     return device.type == "cpu" or checks_rows()

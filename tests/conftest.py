@@ -1,5 +1,6 @@
 """Triton kernels run in its interpreter where there is no GPU; tests may ask for a `backend` to run on."""
 
+import importlib.util
 import os
 
 import torch
@@ -11,6 +12,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import ggm_kernels
+
+if importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1":
+    from triton_interpreter import look_once
+
+    look_once()
 
 # On a busy machine an example takes as long as it takes, to draw and to run.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

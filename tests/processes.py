@@ -1,4 +1,4 @@
-"""Processes that run `ggm` as torchrun starts them, forked from one that has torch loaded: a new one costs little."""
+"""Processes forked from one that has torch loaded, of which a new one costs little: `ggm` as torchrun starts it, and others."""
 
 import multiprocessing
 import os
@@ -33,15 +33,7 @@ def start(words: list[str], log: Path, count: int = 1, *, told: bool = False) ->
 
     With `told` each process prints TRAINS once signals only ask it to end, and which share of weights, averages and moments it holds at the end of a run.
     """
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when the first process loads torch
-    try:
-        forkserver.ensure_running()
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
+    _start_server()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,6 +44,27 @@ def start(words: list[str], log: Path, count: int = 1, *, told: bool = False) ->
     for process in processes:
         process.start()
     return processes
+
+
+def run_together(work: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Call ``work(rank, *arguments)`` in `count` processes; raise what the first that fails says."""
+    import torch
+
+    _start_server()
+    torch.multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")
+
+
+def _start_server() -> None:
+    """Start what processes are forked from, if it does not run yet."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when the first process loads torch
+    try:
+        forkserver.ensure_running()
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def wait_for(condition: Callable[[], bool], processes: list[BaseProcess], log: Path) -> None:

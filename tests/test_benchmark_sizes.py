@@ -9,12 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks import (
+    problems,
     rivals,
     test_commit,
     test_corrupt,
     test_glauber_step,
+    test_linear_sigmoid_bce,
     test_sampling,
-    test_sigmoid_bce,
     test_training_step,
 )
 from ggm.sampling import cuda_graphs
@@ -32,7 +33,7 @@ def every_choice():
             yield on_gpu, full, test_commit.sizes_of(on_gpu, full)
             yield on_gpu, full, test_sampling.runs_of(on_gpu, full)
             yield on_gpu, full, test_training_step.sizes_of(on_gpu, full)
-            for module in (test_glauber_step, test_sigmoid_bce):
+            for module in (test_glauber_step, test_linear_sigmoid_bce):
                 for fixtures in (
                     ["size"],
                     ["size", "curve"],
@@ -49,10 +50,10 @@ def test_no_size_comes_twice():
 
 
 def test_the_cpu_measures_nothing_of_the_gpus():
-    glauber, head = test_glauber_step, test_sigmoid_bce
+    glauber, head = test_glauber_step, test_linear_sigmoid_bce
     assert test_corrupt.sizes_of(False, False) == test_corrupt.SIZES
-    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [glauber.Size()]
-    assert head.sizes_of(["head"], False, False) == [head.Size()]
+    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [problems.glauber_step.Size()]
+    assert head.sizes_of(["head"], False, False) == [problems.linear_sigmoid_bce.Size()]
     assert head.sizes_of(["head", "beyond_cache"], False, True) == []
     assert head.sizes_of(["head", "frequent"], False, True) == []
     assert not any(size.autocast for size in test_training_step.sizes_of(False, True))
@@ -62,8 +63,8 @@ def test_the_cpu_measures_nothing_of_the_gpus():
 def test_few_and_many_rows_of_the_product_on_a_gpu():
     sizes = test_glauber_step.sizes_of(["linear_inputs"], True, False)
     assert {size.rows for size in sizes} >= {1, 16, 64, 256, 1024}
-    assert max(size.vocab_size for size in sizes) * test_glauber_step.HIDDEN_SIZE * 2 > 4 * GPU_CACHE
-    assert test_glauber_step.sizes_of(["inputs"], True, False) == [test_glauber_step.Size()]
+    assert max(size.vocab_size for size in sizes) * problems.glauber_step.HIDDEN_SIZE * 2 > 4 * GPU_CACHE
+    assert test_glauber_step.sizes_of(["inputs"], True, False) == [problems.glauber_step.Size()]
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
@@ -75,7 +76,7 @@ def test_products_ask_for_those_sizes(name):
 def test_some_sizes_are_beyond_a_gpus_cache():
     batch, length = max(test_corrupt.sizes_of(True, False))
     assert batch * length * 17 > 4 * GPU_CACHE
-    (size,) = test_sigmoid_bce.sizes_of(["beyond_cache"], True, False)
+    (size,) = test_linear_sigmoid_bce.sizes_of(["beyond_cache"], True, False)
     assert 2 * size.rows * size.hidden_size * size.dtype.itemsize > 3 * GPU_CACHE
     assert size.vocab_size > 3 * size.rows  # few rows of the weight are read twice
 
@@ -87,7 +88,7 @@ def test_a_gpu_trains_the_smallest_gpt2_in_half_precision():
     rows = size.batch * size.predicted
     assert any(
         head.rows == rows and head.dtype == torch.bfloat16
-        for head in test_sigmoid_bce.sizes_of([], True, False)
+        for head in test_linear_sigmoid_bce.sizes_of([], True, False)
     )
 
 

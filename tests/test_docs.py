@@ -19,14 +19,25 @@ PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "```python" in 
 SHORTER = {"steps = 2000": "steps = 30", "seconds = 120": "seconds = 1"}
 
 
-def source_of(page: Path, shorter: dict[str, str] | None = None) -> str:
-    """The page with everything but its Python blocks blanked out: errors tell the lines of the page."""
-    kept, inside = [], False
-    for line in page.read_text().splitlines():
-        if line.startswith("```"):
-            inside = line == "```python"
-            line = ""
-        kept.append(line if inside else "")
+# No extra of ours brings it: its block has a test of its own, which is skipped where it is missing.
+BESIDE = "import lightning"
+
+
+def source_of(page: Path, shorter: dict[str, str] | None = None, left_out: str | None = BESIDE) -> str:
+    """The page with everything but its Python blocks blanked out: errors tell the lines of the page.
+
+    A block that holds the line `left_out` is blanked out, too.
+    """
+    lines, kept, begun = page.read_text().splitlines(), [], None
+    for number, line in enumerate(lines):
+        kept.append("")
+        if line == "```python":
+            begun = number + 1
+        elif line == "```" and begun is not None:
+            block = lines[begun:number]
+            if left_out not in block:
+                kept[begun:number] = block
+            begun = None
     source = "\n".join(kept)
     for long, short in (shorter or {}).items():
         source = source.replace(long, short)
@@ -57,9 +68,17 @@ def test_the_blocks_run(page, monkeypatch, tmp_path):
     exec(compile(source_of(page, SHORTER), str(page), "exec"), {"__name__": page.stem})
 
 
-def test_what_is_shortened_is_there():
+def test_the_block_of_lightning_runs(monkeypatch, tmp_path):
+    for library in ("lightning", "diffusers", "transformers"):
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "coming-from.md"
+    exec(compile(source_of(page, left_out=None), str(page), "exec"), {"__name__": page.stem})
+
+
+def test_what_is_shortened_or_left_out_is_there():
     text = "".join(page.read_text() for page in PAGES)
-    assert all(text.count(long) == 1 for long in SHORTER)
+    assert all(text.count(long) == 1 for long in [*SHORTER, BESIDE])
 
 
 def test_the_files_named_exist():

@@ -31,12 +31,12 @@ exit 0
 """
 BENCHMARKS = [
     "glauber_step",
-    "sigmoid_bce",
+    "linear_sigmoid_bce",
     "commit",
     "corrupt",
     "training_step",
     "sampling",
-    "sigmoid_bce_from_logits",
+    "sigmoid_bce",
     "linear_cross_entropy",
     "clients",
 ]
@@ -153,7 +153,7 @@ def test_nothing_runs_without_a_build(checkout):
 def test_stages_by_name_and_pattern(checkout):
     status, _, log = run(checkout, STAGES="build bench-s*")
     assert status == 0
-    benchmarks = ["sampling", "sigmoid_bce", "sigmoid_bce_from_logits"]
+    benchmarks = ["sampling", "sigmoid_bce"]
     assert set(heads(log)) & set(STAGES) == {"build", *(f"bench-{name}" for name in benchmarks)}
     assert kept(checkout) == benchmarks
 

@@ -74,6 +74,7 @@ def test_no_core_fails(monkeypatch, capsys):
         ("linear_cross_entropy_sum", guard.linear_cross_entropy_demands),
         ("glauber_step", guard.glauber_step_demands),
         ("linear_glauber_step", guard.linear_glauber_step_demands),
+        ("glauber_step", guard.client_demands),
     ],
 )
 def test_a_lost_fast_path_fails(monkeypatch, op, group):
@@ -92,3 +93,16 @@ def test_a_lost_fast_path_fails(monkeypatch, op, group):
     finally:
         torch.set_num_threads(threads)
     assert missed is not None
+
+
+@needs_core
+@pytest.mark.slow
+def test_a_dense_gradient_of_the_weight_is_not_flat_in_the_vocabulary(monkeypatch):
+    """In place of the rows of its candidates."""
+    whole = guard.problems.linear_sigmoid_bce.Head.ours
+    dense = lambda head, backend=None, **options: whole(head, backend, **{**options, "sparse_grad": False})  # noqa: E731
+    monkeypatch.setattr(guard.problems.linear_sigmoid_bce.Head, "ours", dense)
+    demands = [
+        demand for demand in guard.vocabulary_demands() if "sparse" in demand.op and demand.unit == "time"
+    ]
+    assert not any(guard.judge(demand).passed for demand in demands) and len(demands) == 2

@@ -53,7 +53,7 @@ def test_the_calls_are_what_the_lines_below_them_say():
     positions = torch.tensor([3, 11])
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0]).expand(20_000, 2, 5)
     law = (logits[0, 0] / 0.9).softmax(0)
-    for part in step.replace(", top_p=0.95", "").split("# in law, without the filters:\n"):
+    for part in step.replace(", top_p=0.9", "").split("# in law, without the filters:\n"):
         tokens = torch.zeros(20_000, length, dtype=torch.int64)
         exec(part, {**shared, "tokens": tokens, "logits": logits, "positions": positions})
         shares = torch.bincount(tokens[:, positions].flatten(), minlength=vocab_size) / 40_000

@@ -45,8 +45,8 @@ class Preset:
     budgets: tuple[str, ...] = BUDGETS
     seconds: float = 40.0
     steps: int = 400
-    evaluations: tuple[int, ...] = (4, 16, 64, 256)
-    temperatures: tuple[float, ...] = (0.7, 0.8, 0.9)
+    evaluations: tuple[int, ...] = (4, 16, 64)
+    temperatures: tuple[float, ...] = (0.8, 0.9)
     frontier: int = 64
     samples: int = 256
     bound_times: int = 16

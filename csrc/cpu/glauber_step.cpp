@@ -1,6 +1,6 @@
 // One pass over the logits of a row, a group at a time: its maximum and the sum of its exponentials while it is in
 // cache. The groups race by their masses, then the tokens of the one that won.
-#include "cpu/cut.h"
+#include "cpu/threshold.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 #include "cpu/row_race.h"
@@ -76,14 +76,14 @@ GGM_HD Row row_of(const GlauberArgs& args, const Place& place, const Law& law, c
   return {place.race, &keys, law, wants_of(args), edits_of(args, place), args.vocab_size, present, noise};
 }
 
-// The largest logit of a row and its cut; the state begins at that top.
+// The largest logit of a row and its threshold; the state begins at that top.
 template <class T>
-void find_cut(const Filters& filters, const Span<T>& span, Depths& depths, Law& law, RowState& state) {
+void find_threshold(const Filters& filters, const Span<T>& span, Depths& depths, Law& law, RowState& state) {
   const GroupTop largest = largest_of<T, true>(span.logits, span.tokens);
   state.top = largest.top;
   state.has_nan = largest.has_nan ? 1u : 0u;
   law.filtered = true;
-  if (has_law(state)) law.cut = row_cut(filters, span, law.inverse_temperature, largest.top, depths);
+  if (has_law(state)) law.threshold = row_threshold(filters, span, law.inverse_temperature, largest.top, depths);
 }
 
 template <class T>
@@ -115,7 +115,7 @@ template <class T>
 void race_filtered(Row& row, const Filters& filters, const Span<T>& span, FilterSpace& space, RowState& state) {
   const bool edits = row.edits.softcap > 0.0f || row.edits.shifted_token >= 0;
   if (!edits) {
-    find_cut(filters, span, space.depths, row.law, state);
+    find_threshold(filters, span, space.depths, row.law, state);
     RowRacer(row, state).run(span);
     return;
   }
@@ -127,7 +127,7 @@ void race_filtered(Row& row, const Filters& filters, const Span<T>& span, Filter
   }
   const Span<float> edited = {space.edited, 0, span.tokens};
   row.edits = {0.0f, -1, 0.0f};
-  find_cut(filters, edited, space.depths, row.law, state);
+  find_threshold(filters, edited, space.depths, row.law, state);
   RowRacer(row, state).run(edited);
 }
 

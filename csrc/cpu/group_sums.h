@@ -177,16 +177,16 @@ GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float invers
   return sums_relative<T, kMoment>(logits, count, Exponents<false>(top, slope), ahead);
 }
 
-// The mass of what a cut leaves of a group; the cut is relative to the row's top.
+// The mass of what a threshold leaves of a group; the threshold is relative to the row's top.
 template <class T>
-float mass_above_cut(const T* logits, int64_t count, const Law& law, const Tops& at) {
+float mass_above_threshold(const T* logits, int64_t count, const Law& law, const Tops& at) {
   Chains chains;
   const Floats tops = Floats{} + at.group, slope = Floats{} + law.inverse_temperature * kBinaryLog2E;
   for (int64_t i = 0; i < count; i += kBatch) {
     Floats g[8];
     load_batch(logits + i, count - i, g);
     for (int j = 0; j < 8; ++j) {
-      const Mask is_in = tempered(g[j], Floats{} + at.row, law.inverse_temperature) >= law.cut;
+      const Mask is_in = tempered(g[j], Floats{} + at.row, law.inverse_temperature) >= law.threshold;
       const Floats y = exp2_for_sum(normal_exponent((g[j] - tops) * slope));
       chains.mass[j % 4] += is_in ? y : Floats{};
     }

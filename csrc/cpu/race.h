@@ -115,7 +115,7 @@ __attribute__((noinline)) void enter_batch(const Floats (&z)[8], const BatchWord
   }
 }
 
-// The tokens of one group on their way to a winner: z relative to the group's largest logit, the cut to the row's.
+// The tokens of one group on their way to a winner: z relative to the group's largest logit, the threshold to the row's.
 struct Tops {
   float group, row;
 };
@@ -130,7 +130,7 @@ GGM_HD void race_few(const Span<T>& group, const Race& race, const PhiloxKeys<ui
     const uint32_t words[4] = {block.w0, block.w1, block.w2, block.w3};
     for (int j = 0; j < 4 && i + j < group.tokens; ++j) {
       const float g = to_float(group.logits[i + j]), z = tempered(g, tops.group, law.inverse_temperature);
-      if (law.filtered && !(tempered(g, tops.row, law.inverse_temperature) >= law.cut)) continue;
+      if (law.filtered && !(tempered(g, tops.row, law.inverse_temperature) >= law.threshold)) continue;
       if (may_win(z, words[j], state.score)) enter(state, race_score(z, words[j]), token + j);
     }
   }
@@ -140,7 +140,7 @@ template <class T, bool kFiltered>
 GGM_HD void race_many(const Span<T>& group, const Race& race, const VectorKeys& keys, const Law& law,
                       const Tops& tops, RaceState& state) {
   const RaceCounter counter = race_counter(race);
-  const Floats top = Floats{} + tops.group, row_top = Floats{} + tops.row, cut = Floats{} + law.cut;
+  const Floats top = Floats{} + tops.group, row_top = Floats{} + tops.row, threshold = Floats{} + law.threshold;
   for (int64_t i = 0; i < group.tokens; i += kBatch) {
     Floats z[8];
     load_batch(group.logits + i, group.tokens - i, z);
@@ -150,7 +150,7 @@ GGM_HD void race_many(const Span<T>& group, const Race& race, const VectorKeys& 
     Mask some = {};
     for (int j = 0; j < 8; ++j) {
       Mask is_in = {};
-      if (kFiltered) is_in = tempered(z[j], row_top, law.inverse_temperature) >= cut;
+      if (kFiltered) is_in = tempered(z[j], row_top, law.inverse_temperature) >= threshold;
       z[j] = tempered(z[j], top, law.inverse_temperature);
       if (kFiltered) z[j] = is_in ? z[j] : Floats{} + minus_infinity();
       some |= may_win(z[j], words.words[j], best);

@@ -182,7 +182,7 @@ class RowRacer {
                                                          expf(tempered(top, state_.top, 1.0f)));
     }
     float mass = sums.mass;
-    if (law.filtered && sums_law_) mass = z_top >= law.cut ? law_mass_above_cut(group, top) : 0.0f;
+    if (law.filtered && sums_law_) mass = z_top >= law.threshold ? law_mass_above_threshold(group, top) : 0.0f;
     if (row_.wants.law_mass) state_.law_mass += product(mass, share);
     return mass;
   }
@@ -204,10 +204,10 @@ class RowRacer {
   }
 
   template <class T>
-  GGM_HD_MEMBER float law_mass_above_cut(const Span<T>& group, float top) const {
+  GGM_HD_MEMBER float law_mass_above_threshold(const Span<T>& group, float top) const {
     if (top == minus_infinity()) return 0.0f;
     if (top == -minus_infinity()) return count_infinite(group.logits, group.tokens);
-    return mass_above_cut(group.logits, group.tokens, row_.law, Tops{top, state_.top});
+    return mass_above_threshold(group.logits, group.tokens, row_.law, Tops{top, state_.top});
   }
 
   GGM_HD_MEMBER void enter_race(int64_t group, float top, float mass) {

@@ -140,7 +140,7 @@ __device__ __forceinline__ void race_tokens(RowState& state, const Row<T>& row, 
     for (uint32_t j = 0; j < 4; ++j) {
       const float g = row.logits.or_nothing(at + j);
       z[j] = tempered(g, top, row.law.inverse_temperature);
-      if (row.law.filtered && !(tempered(g, state.top, row.law.inverse_temperature) >= row.law.cut)) {
+      if (row.law.filtered && !(tempered(g, state.top, row.law.inverse_temperature) >= row.law.threshold)) {
         z[j] = minus_infinity();
       }
       may |= may_win(z[j], pick(words, j), bound);

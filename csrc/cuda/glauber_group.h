@@ -135,13 +135,13 @@ __device__ __forceinline__ float moment_of(const Values& group, float top, float
 
 // Of what the filters leave.
 template <class Values>
-__device__ __forceinline__ float mass_above_cut(const Values& group, float top, float row_top, const Law& law) {
+__device__ __forceinline__ float mass_above_threshold(const Values& group, float top, float row_top, const Law& law) {
   const float slope = binary_slope(law.inverse_temperature);
   Chains mass;
 #pragma unroll
   for (int i = 0; i < kOfLane; ++i) {
     const float g = group.value(i), power = exp2_for_sum((g - top) * slope);
-    mass.add(i, tempered(g, row_top, law.inverse_temperature) >= law.cut ? power : 0.0f);
+    mass.add(i, tempered(g, row_top, law.inverse_temperature) >= law.threshold ? power : 0.0f);
   }
   return mass.total();
 }
@@ -175,7 +175,7 @@ __device__ __forceinline__ GroupRecord full_record(const Values& group, const La
   if (wants.entropy) record.moment = moment_of(group, record.top, slope);
   if (wants.raw_mass && law.inverse_temperature != 1.0f) record.raw_mass = mass_of(group, record.top, kBinaryLog2E);
   if (wants.margin) record.second = second_of(group);
-  if (law.filtered) record.law_mass = mass_above_cut(group, record.top, row_top, law);
+  if (law.filtered) record.law_mass = mass_above_threshold(group, record.top, row_top, law);
   return record;
 }
 

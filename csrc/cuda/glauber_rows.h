@@ -172,8 +172,8 @@ __device__ __forceinline__ Law filtered_law(const GlauberArgs& args, const Place
                                             int64_t i) {
   Law law = law_of(args, place);
   if (thresholds != nullptr) {
-    law.cut = thresholds[i].y;
-    law.filtered = law.cut > minus_infinity();
+    law.threshold = thresholds[i].y;
+    law.filtered = law.threshold > minus_infinity();
   }
   return law;
 }

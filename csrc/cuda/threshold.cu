@@ -1,4 +1,4 @@
-// Top-k, top-p and min-p as one cut of the tempered logits: a block a row finds the largest logit, then by radix
+// Top-k, top-p and min-p as one threshold of the tempered logits: a block a row finds the largest logit, then by radix
 // selection the exact depth below it at which the filter ends. Counts and masses are integers, so that atomic
 // additions in any order give the same sums. After the first digit the tokens down to its end stay in shared memory
 // where they fit: then the row has been read three times, however many filters there are.
@@ -204,12 +204,12 @@ __device__ uint32_t select_depth(const Row<T>& row, Shared& shared, const Weight
   return prefix.bits;
 }
 
-// Largest logit and cut, in every thread.
+// Largest logit and threshold, in every thread.
 template <class T>
 __device__ __forceinline__ Threshold threshold_of(const Filters& filters, Row<T>& row, Shared& shared) {
   row.top = row_top(row, shared);
-  float cut = minus_infinity();
-  if (row.top > cut) {
+  float threshold = minus_infinity();
+  if (row.top > threshold) {
     uint32_t limit = kDeepest;
     bool are_held = false;
 #pragma unroll 1
@@ -220,9 +220,9 @@ __device__ __forceinline__ Threshold threshold_of(const Filters& filters, Row<T>
       const Weight weight = {by_mass, static_cast<uint64_t>(filters.top_k), filters.top_p};
       limit = min(limit, select_depth(row, shared, weight, limit, are_held));
     }
-    cut = fmaxf(depth_value(limit), filters.log_min_p);
+    threshold = fmaxf(depth_value(limit), filters.log_min_p);
   }
-  return make_float2(row.top, cut);
+  return make_float2(row.top, threshold);
 }
 
 template <class T>

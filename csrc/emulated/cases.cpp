@@ -362,9 +362,9 @@ void run(const StepCase& c) {
   const ggm::LogitsTile tile = {logits.data(), c.dtype,  c.rows, c.rows * c.vocab, c.vocab,
                                 0,             nullptr, size,   0,                c.vocab, nullptr};
   if (filtered) expect_no_error(ggm::cuda::glauber_threshold(args, tile, thresholds.data(), nullptr, 0));
-  const float* cuts = filtered ? thresholds.data() : nullptr;
+  const float* of_rows = filtered ? thresholds.data() : nullptr;
   std::vector<ggm::GroupRecord> groups(size * ((c.vocab + ggm::kRaceGroup - 1) / ggm::kRaceGroup));
-  expect_no_error(ggm::cuda::glauber_race(args, tile, {groups.data(), nullptr, true, true}, cuts, nullptr, 0));
+  expect_no_error(ggm::cuda::glauber_race(args, tile, {groups.data(), nullptr, true, true}, of_rows, nullptr, 0));
 }
 
 void run_philox() {

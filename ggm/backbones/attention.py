@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,7 +24,7 @@ def check_installed(implementation: str) -> None:
         If flash-attn is asked for and not installed.
     """
     if implementation == "flash":
-        require("flash_attn", extra="flash")
+        _flash_attn_func()
 
 
 def attend(
@@ -42,8 +45,9 @@ def attend(
     key, value : torch.Tensor
         float [B, L, heads, head size].
     implementation : str
-        "sdpa", or "flash": flash-attn, for CUDA tensors. It knows bfloat16 and float16 only; in
-        place of any other dtype it is given bfloat16, and the result is cast back.
+        "sdpa", or "flash": flash-attn or, where that is missing, flash-attn-4, for CUDA tensors. Both
+        know bfloat16 and float16 only; in place of any other dtype they are given bfloat16, and the
+        result is cast back.
     causal : bool
         Whether query i sees keys 0..i only; then Q = L.
     mask : torch.Tensor, optional
@@ -70,13 +74,24 @@ def attend(
 
 
 def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
-    flash_attn_func = require("flash_attn", extra="flash").flash_attn_func
+    flash_attn_func = _flash_attn_func()
     # Under autocast `value` is what a linear layer gave: half precision already.
     half = value.dtype if value.dtype in _HALVES else torch.bfloat16
     try:
         mixed = flash_attn_func(query.to(half), key.to(half), value.to(half), causal=causal)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # flash-attn-4 asserts what it serves
         if value.is_cuda:
             raise
         raise ValueError(f"attention: got 'flash' on {value.device}; allowed there: 'sdpa'") from error
+    if isinstance(mixed, tuple):  # flash-attn-4 gives the sums of exponentials, too
+        mixed = mixed[0]
     return mixed.to(value.dtype)
+
+
+def _flash_attn_func() -> Callable[..., Any]:
+    """Of flash-attn 2; else of flash-attn-4, which is all that its folder then holds."""
+    package = require("flash_attn", extra="flash")
+    if not hasattr(package, "flash_attn_func"):
+        package = require("flash_attn.cute", extra="flash4")
+    found: Callable[..., Any] = package.flash_attn_func
+    return found

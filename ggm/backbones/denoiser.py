@@ -6,20 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 
 from ggm.backbones.layers import (
-    KEEP_FEATURES,
     TIME_FEATURES,
-    AdaptiveNorm,
-    Block,
-    Modulation,
     TransformerConfig,
+    blocks_of,
     cosine_features,
-    initialise,
-    position_turns,
+    through,
     time_network,
 )
+from ggm.backbones.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class DenoiserConfig(TransformerConfig):
     sees_own_token: ClassVar[bool] = True
 
 
-class DenoiserTransformer(nn.Module):
+class DenoiserTransformer(Transformer):
     """Hidden states of the data token's distribution given all noisy tokens, its own among them.
 
     The network is told how likely each token is to be data; the chain time, which follows, it is not.
@@ -64,23 +60,10 @@ class DenoiserTransformer(nn.Module):
     """
 
     def __init__(self, config: DenoiserConfig, vocab_size: int, length: int) -> None:
-        super().__init__()
-        width = config.width
-        turns = position_turns(config.positions, config.grid, length, width // config.heads)
-        self.token = nn.Embedding(vocab_size, width)
-        self.keep = nn.Linear(KEEP_FEATURES, width)
-        self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
-        self.level = time_network(width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, width, config.attention) for _ in range(config.depth)
-        )
-        self.modulation = Modulation(width, width, 2)
-        self.norm = AdaptiveNorm(width)
-        self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
-        self.bias = nn.Parameter(torch.empty(vocab_size))
-        self.turns: torch.Tensor | None
-        self.register_buffer("turns", turns, persistent=False)
-        initialise(self.token, (self.position,), self.head, self.bias)
+        super().__init__(config, vocab_size, length)
+        self.level = time_network(config.width)
+        self.blocks = blocks_of(config)
+        self._add_head(config, length)
 
     def forward(
         self,
@@ -107,23 +90,7 @@ class DenoiserTransformer(nn.Module):
         torch.Tensor
             float [B, K or L, width].
         """
-        dtype = self.bias.dtype
-        x = self.token(tokens) + self.keep(cosine_features(keep_prob, KEEP_FEATURES).to(dtype))
-        if self.position is not None:
-            x = x + self.position
-        condition = self.level(cosine_features(keep_prob.mean(dim=1), TIME_FEATURES).to(dtype))
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, condition, self.turns)
-        x = last(x, condition, self.turns, positions)
+        x = self._placed(self.token(tokens), keep_prob)
+        condition = self.level(cosine_features(keep_prob.mean(dim=1), TIME_FEATURES).to(self.bias.dtype))
+        x = through(self.blocks, x, condition, self.turns, positions)
         return self.norm(x, *self.modulation(condition))
-
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """Weight of the head, [V, width]: logits = hidden @ weight.T + bias."""
-        return self.token.weight if self.head is None else self.head
-
-    @property
-    def head_bias(self) -> torch.Tensor:
-        """Bias of the head, [V]."""
-        return self.bias

@@ -13,18 +13,17 @@ from ggm.backbones.layers import (
     KEEP_FEATURES,
     TIME_FEATURES,
     AdaptiveNorm,
-    Block,
     Modulation,
     Size,
     TransformerConfig,
+    blocks_of,
     cosine_features,
-    initialise,
     mlp,
-    position_turns,
     rotate,
     take,
     time_network,
 )
+from ggm.backbones.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class HollowConfig(TransformerConfig, _Mixing):
             raise ValueError(f"mixing: got {self.mixing}; allowed: 1 or more")
 
 
-class HollowTransformer(nn.Module):
+class HollowTransformer(Transformer):
     """Hidden states of all leave-one-out conditionals in one pass.
 
     A causal stream of blocks runs over x_0, x_1, .. and an anti-causal one over x_{L-1}, x_{L-2},
@@ -98,23 +97,13 @@ class HollowTransformer(nn.Module):
     """
 
     def __init__(self, config: HollowConfig, vocab_size: int, length: int) -> None:
-        super().__init__()
+        super().__init__(config, vocab_size, length)
         width = config.width
-        turns = position_turns(config.positions, config.grid, length, width // config.heads)
-        self.token = nn.Embedding(vocab_size, width)
-        self.keep = nn.Linear(KEEP_FEATURES, width)
-        self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
         self.time = time_network(width)
         self.earlier, self.later = (_Stream(config) for _ in range(2))
         self.merge = nn.Linear(2 * width, width)
         self.mixers = nn.ModuleList(_Mixer(config) for _ in range(config.mixing))
-        self.modulation = Modulation(width, width, 2)
-        self.norm = AdaptiveNorm(width)
-        self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
-        self.bias = nn.Parameter(torch.empty(vocab_size))
-        self.turns: torch.Tensor | None
-        self.register_buffer("turns", turns, persistent=False)
-        initialise(self.token, (self.position,), self.head, self.bias)
+        self._add_head(config, length)
 
     def forward(
         self,
@@ -172,16 +161,6 @@ class HollowTransformer(nn.Module):
         keys = torch.cat([self.turns.roll(1, 0), self.turns.roll(-1, 0)])
         return queries, keys[None]
 
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """Weight of the head, [V, width]: g = hidden @ weight.T + bias."""
-        return self.token.weight if self.head is None else self.head
-
-    @property
-    def head_bias(self) -> torch.Tensor:
-        """Bias of the head, [V]."""
-        return self.bias
-
 
 def shifted(states: torch.Tensor) -> torch.Tensor:
     """States [B, L + 1, width] after 0, 1, .., L tokens, at the positions that they may be shown to."""
@@ -202,10 +181,7 @@ class _Stream(nn.Module):
         super().__init__()
         width = config.width
         self.start = nn.Parameter(0.5 * torch.randn(width))
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, width, config.attention, causal=True)
-            for _ in range(config.depth)
-        )
+        self.blocks = blocks_of(config, causal=True)
         self.modulation = Modulation(width, width, 2)
         self.norm = AdaptiveNorm(width)
 

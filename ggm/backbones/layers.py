@@ -264,6 +264,26 @@ class Block(nn.Module):
         return self.output(mixed.flatten(2))
 
 
+def blocks_of(config: TransformerConfig, *, causal: bool = False) -> nn.ModuleList:
+    """The blocks of a stack, bottom first."""
+    width, make = config.width, (config.heads, config.mlp_ratio, config.width, config.attention)
+    return nn.ModuleList(Block(width, *make, causal=causal) for _ in range(config.depth))
+
+
+def through(
+    blocks: nn.ModuleList,
+    x: torch.Tensor,
+    condition: torch.Tensor,
+    turns: torch.Tensor | None,
+    positions: torch.Tensor | None,
+) -> torch.Tensor:
+    """X [B, L, width] behind all blocks, at `positions` [B, K] or at all: arguments as of `Block`."""
+    *most, last = blocks
+    for block in most:
+        x = block(x, condition, turns)
+    return last(x, condition, turns, positions)
+
+
 def take(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Rows of x [B, L, width] at positions [B, K]: [B, K, width]."""
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))

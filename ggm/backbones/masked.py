@@ -9,17 +9,14 @@ import torch
 from torch import nn
 
 from ggm.backbones.layers import (
-    KEEP_FEATURES,
     TIME_FEATURES,
-    AdaptiveNorm,
-    Block,
-    Modulation,
     TransformerConfig,
+    blocks_of,
     cosine_features,
-    initialise,
-    position_turns,
+    through,
     time_network,
 )
+from ggm.backbones.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class MaskedConfig(TransformerConfig):
     kind: Literal["masked"] = "masked"
 
 
-class MaskedTransformer(nn.Module):
+class MaskedTransformer(Transformer):
     """Hidden states at masked positions, blind to the tokens there.
 
     Besides the tokens the network is told the chain time (adaLN) and, for every position, how
@@ -63,24 +60,11 @@ class MaskedTransformer(nn.Module):
     """
 
     def __init__(self, config: MaskedConfig, vocab_size: int, length: int) -> None:
-        super().__init__()
-        width = config.width
-        turns = position_turns(config.positions, config.grid, length, width // config.heads)
-        self.token = nn.Embedding(vocab_size, width)
-        self.mask = nn.Parameter(torch.empty(width))
-        self.keep = nn.Linear(KEEP_FEATURES, width)
-        self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
-        self.time = time_network(width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, width, config.attention) for _ in range(config.depth)
-        )
-        self.modulation = Modulation(width, width, 2)
-        self.norm = AdaptiveNorm(width)
-        self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
-        self.bias = nn.Parameter(torch.empty(vocab_size))
-        self.turns: torch.Tensor | None
-        self.register_buffer("turns", turns, persistent=False)
-        initialise(self.token, (self.mask, self.position), self.head, self.bias)
+        super().__init__(config, vocab_size, length)
+        self.mask = nn.Parameter(torch.empty(config.width))
+        self.time = time_network(config.width)
+        self.blocks = blocks_of(config)
+        self._add_head(config, length, self.mask)
 
     def forward(
         self,
@@ -111,22 +95,7 @@ class MaskedTransformer(nn.Module):
         masked = masked.scatter(1, positions, True)[..., None]
         dtype = self.mask.dtype
         x = torch.where(masked, self.mask, self.token(tokens))
-        x = x + self.keep(cosine_features(keep_prob, KEEP_FEATURES).to(dtype))
-        if self.position is not None:
-            x = x + self.position
+        x = self._placed(x, keep_prob)
         condition = self.time(cosine_features(time, TIME_FEATURES).to(dtype))
-        *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, condition, self.turns)
-        x = last(x, condition, self.turns, positions)
+        x = through(self.blocks, x, condition, self.turns, positions)
         return self.norm(x, *self.modulation(condition))
-
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """Weight of the head, [V, width]: g = hidden @ weight.T + bias."""
-        return self.token.weight if self.head is None else self.head
-
-    @property
-    def head_bias(self) -> torch.Tensor:
-        """Bias of the head, [V]."""
-        return self.bias

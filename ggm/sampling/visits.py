@@ -1,4 +1,4 @@
-"""Order and groups of visits: which concern each sequence, and which are resampled together."""
+"""Which visits of the chain one pass of the network serves: those of each sequence, and groups of them."""
 
 from __future__ import annotations
 

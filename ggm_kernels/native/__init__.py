@@ -10,10 +10,10 @@ from functools import partial
 
 import torch
 
-from ggm_kernels.native import cuda_glauber_step, glauber_step
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
+from ggm_kernels.native.glauber_step import glauber_step, linear_glauber_step
 from ggm_kernels.native.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_backward,
@@ -44,7 +44,7 @@ __all__ = [
 _KERNELS = {"cpu": CPU, "cuda": CUDA, "emulated": EMULATED}
 
 # Of each op the function that serves it on checked arguments, after the kernels to call.
-_COMMON: dict[str, Callable] = {
+_CALLS: dict[str, Callable] = {
     "commit": commit,
     "corrupt": corrupt,
     "sigmoid_bce": sigmoid_bce,
@@ -58,16 +58,8 @@ _COMMON: dict[str, Callable] = {
     "linear_expected_embedding_backward": linear_expected_embedding_backward,
     "shared_sigmoid_bce": shared_sigmoid_bce,
     "shared_sigmoid_bce_backward": shared_sigmoid_bce_backward,
-}
-_ON_CPU: dict[str, Callable] = {
-    **_COMMON,
-    "glauber_step": glauber_step.glauber_step,
-    "linear_glauber_step": glauber_step.linear_glauber_step,
-}
-_ON_DEVICE: dict[str, Callable] = {
-    **_COMMON,
-    "glauber_step": cuda_glauber_step.glauber_step,
-    "linear_glauber_step": cuda_glauber_step.linear_glauber_step,
+    "glauber_step": glauber_step,
+    "linear_glauber_step": linear_glauber_step,
 }
 
 # Ops that are products of torch on tiles, and need nothing of the core.
@@ -96,8 +88,7 @@ def kernel(backend: str, op: str) -> Callable:
 
     Of csrc/cpu it returns None (a step: False) where a value is out of range, with nothing written.
     """
-    kernels = _KERNELS[backend]
-    return partial((_ON_DEVICE if kernels.are_device_code else _ON_CPU)[op], kernels)
+    return partial(_CALLS[op], _KERNELS[backend])
 
 
 def why_not(backend: str) -> str | None:

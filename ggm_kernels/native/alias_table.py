@@ -15,5 +15,7 @@ def alias_table(scaled: torch.Tensor) -> torch.Tensor:
     scaled = scaled.clone()  # it is worked in
     table = torch.empty(len(scaled), 2, dtype=torch.int32, device="cpu")
     scratch = torch.empty(len(scaled), dtype=torch.int32, device="cpu")
-    core.cpu_alias_table(scaled.data_ptr(), table.data_ptr(), scratch.data_ptr(), len(scaled))
+    core.cpu_alias_table(
+        scaled=scaled.data_ptr(), table=table.data_ptr(), stacks=scratch.data_ptr(), vocab_size=len(scaled)
+    )
     return table

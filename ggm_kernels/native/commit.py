@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops.commit import Choice
 
 _NO_COUNT = 2**63 - 1
 
@@ -18,7 +18,7 @@ def commit(
     """`commit` on checked arguments; of csrc/cpu False, with nothing written, for a value out of range."""
     args = arguments_of(kernels, tokens, proposal, score, choice)
     if kernels.are_device_code:
-        kernels.core.cuda_commit(args, *kernels.queue(tokens.device))
+        kernels.core.cuda_commit(args, **kernels.queue(tokens.device))
         return None
     return kernels.core.cpu_commit(args, torch.get_num_threads())
 
@@ -29,36 +29,36 @@ def arguments_of(
     """In the form of the core."""
     step_value, step_pointer = kernels.step_arguments(choice.step)
     return kernels.core.CommitArgs(
-        tokens.data_ptr(),
-        tokens.element_size(),
-        *tokens.stride(),
-        proposal.data_ptr(),
-        proposal.element_size(),
-        *proposal.stride(),
-        score.data_ptr(),
-        DTYPES[score.dtype],
-        *score.stride(),
-        *_matrix(choice.eligible),
-        *_matrix(choice.accepted),
-        *_per_row(choice.count, _NO_COUNT),
-        *_per_row(choice.threshold, -math.inf),
-        *_per_row(choice.budget, math.inf),
-        choice.budget is not None,
-        choice.noises_rest,
-        address(choice.noise_table),
-        -1 if choice.mask_id is None else choice.mask_id,
-        choice.vocab_size,
-        address(choice.sample_ids),
-        *tokens.shape,
-        choice.seed & 0xFFFFFFFFFFFFFFFF,
-        step_value,
-        step_pointer,
+        tokens=_matrix(tokens),
+        token_bytes=tokens.element_size(),
+        proposal=_matrix(proposal),
+        proposal_bytes=proposal.element_size(),
+        score=_matrix(score),
+        dtype=DTYPES[score.dtype],
+        eligible=_matrix(choice.eligible),
+        accepted=_matrix(choice.accepted),
+        count=_per_row(choice.count, _NO_COUNT),
+        threshold=_per_row(choice.threshold, -math.inf),
+        budget=_per_row(choice.budget, math.inf),
+        has_budget=choice.budget is not None,
+        noises_rest=choice.noises_rest,
+        noise=(
+            address(choice.noise_table),
+            -1 if choice.mask_id is None else choice.mask_id,
+            choice.vocab_size,
+        ),
+        sample_ids=address(choice.sample_ids),
+        batch=tokens.shape[0],
+        length=tokens.shape[1],
+        seed=choice.seed & 0xFFFFFFFFFFFFFFFF,
+        step=step_value,
+        step_pointer=step_pointer,
     )
 
 
-def _matrix(mask: torch.Tensor | None) -> tuple[int, ...]:
+def _matrix(matrix: torch.Tensor | None) -> tuple[int, ...]:
     """Address and strides."""
-    return (0, 0, 0) if mask is None else (mask.data_ptr(), *mask.stride())
+    return (0, 0, 0) if matrix is None else (matrix.data_ptr(), *matrix.stride())
 
 
 def _per_row(limit, otherwise) -> tuple:

@@ -80,11 +80,11 @@ class Kernels:
             return int(step), 0
         return 0, step.data_ptr()
 
-    def queue(self, device: torch.device) -> tuple[int, int]:
+    def queue(self, device: torch.device) -> dict[str, int]:
         """Stream and index of the device."""
         if self is not CUDA:
-            return 0, 0
-        return torch.cuda.current_stream(device).cuda_stream, device.index
+            return {"stream": 0, "device": 0}
+        return {"stream": torch.cuda.current_stream(device).cuda_stream, "device": device.index}
 
 
 CPU = Kernels(core, False)

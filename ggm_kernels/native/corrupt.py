@@ -27,7 +27,7 @@ def corrupt(
         noise_table, mask_id, stream,
     )  # fmt: skip
     if kernels.are_device_code:
-        kernels.core.cuda_corrupt(args, *kernels.queue(tokens.device))
+        kernels.core.cuda_corrupt(args, **kernels.queue(tokens.device))
     elif not kernels.core.cpu_corrupt(args, torch.get_num_threads()):
         return None
     return noisy, is_signal
@@ -45,23 +45,21 @@ def arguments_of(
     """In the form of the core."""
     step_value, step_pointer = kernels.step_arguments(step)
     return kernels.core.CorruptArgs(
-        tokens.data_ptr(),
-        tokens.element_size(),
-        keep_prob.data_ptr(),
-        keep_prob.dim() == 2,
-        min(keep_prob.dim(), 1),
-        address(frozen),
-        address(sample_ids),
-        address(noise_table),
-        -1 if mask_id is None else mask_id,
-        noisy.data_ptr(),
-        is_signal.data_ptr(),
-        tokens.shape[0],
-        tokens.shape[1],
-        vocab_size,
-        vocab_size + (mask_id == vocab_size),
-        seed & 0xFFFFFFFFFFFFFFFF,
-        step_value,
-        step_pointer,
-        stream,
+        tokens=tokens.data_ptr(),
+        token_bytes=tokens.element_size(),
+        keep_prob=keep_prob.data_ptr(),
+        keep_per_position=keep_prob.dim() == 2,
+        keep_row_stride=min(keep_prob.dim(), 1),
+        frozen=address(frozen),
+        sample_ids=address(sample_ids),
+        noise=(address(noise_table), -1 if mask_id is None else mask_id, vocab_size),
+        noisy=noisy.data_ptr(),
+        is_signal=is_signal.data_ptr(),
+        batch=tokens.shape[0],
+        length=tokens.shape[1],
+        token_bound=vocab_size + (mask_id == vocab_size),
+        seed=seed & 0xFFFFFFFFFFFFFFFF,
+        step=step_value,
+        step_pointer=step_pointer,
+        stream=stream,
     )

@@ -1,15 +1,15 @@
-"""`glauber_step` and `linear_glauber_step` in the compiled core, on the CPU."""
+"""`glauber_step` and `linear_glauber_step` in the compiled core; for csrc/cuda see glauber_step_cuda.py."""
 
 from __future__ import annotations
 
-import functools
 import math
-import struct
 
 import torch
 
+from ggm_kernels.arguments.glauber_step import Update
+from ggm_kernels.native import glauber_step_cuda
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.native.step_arguments import Step
 from ggm_kernels.reference.precision import without_autocast
 
 _TILE_TOKENS = 2048  # of a tile of logits, a multiple of RACE_GROUP
@@ -20,8 +20,14 @@ _FILTERED_LOGITS = 6 * 2**20  # held at once where filters need whole rows; one 
 _OUT_OF_RANGE = -1  # and nothing is written
 
 
-def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int:
-    """`glauber_step` on checked arguments; the number of lawless rows, or -1: a value is out of range."""
+def glauber_step(kernels: Kernels, tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
+    """`glauber_step` on checked arguments.
+
+    Of csrc/cpu the number of lawless rows, or -1: a value is out of range. Of csrc/cuda None.
+    """
+    if kernels.are_device_code:
+        glauber_step_cuda.glauber_step(kernels, tokens, logits, update)
+        return None
     step = Step(kernels, tokens, update, logits.shape[2])
     if not step.is_valid:
         return _OUT_OF_RANGE
@@ -34,8 +40,11 @@ def tile_of(step: Step, logits: torch.Tensor):
     return _tile(step, logits, logits.shape[1], logits.stride(0), logits.stride(1))
 
 
-def linear_glauber_step(kernels: Kernels, *arguments) -> int:
+def linear_glauber_step(kernels: Kernels, *arguments) -> int | None:
     """`linear_glauber_step` on checked arguments; as `glauber_step`."""
+    if kernels.are_device_code:
+        glauber_step_cuda.linear_glauber_step(kernels, *arguments)
+        return None
     return _linear_glauber_step(*arguments, kernels)
 
 
@@ -68,9 +77,14 @@ def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
     """Ids of the rows that may draw; the present tokens of the others alone decide that they stay."""
     row_ids = torch.empty(hidden.shape[0], dtype=torch.int64)
     factors = step.core.Factors(
-        DTYPES[hidden.dtype], hidden.data_ptr(), hidden.stride(0), weight.data_ptr(), weight.stride(0),
-        address(bias), hidden.shape[1],
-    )  # fmt: skip
+        dtype=DTYPES[hidden.dtype],
+        hidden=hidden.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        weight=weight.data_ptr(),
+        weight_stride=weight.stride(0),
+        bias=address(bias),
+        hidden_size=hidden.shape[1],
+    )
     return row_ids[: step.core.cpu_glauber_undecided(step.args, factors, row_ids.data_ptr(), step.threads)]
 
 
@@ -126,134 +140,15 @@ def _tile(
 ):
     rows = math.prod(logits.shape[:-1])
     return step.core.LogitsTile(
-        logits.data_ptr(), DTYPES[logits.dtype], max(1, group), group_stride, row_stride, row_begin,
-        address(row_ids), rows, token_begin, logits.shape[-1], 0,
-    )  # fmt: skip
-
-
-class Step:
-    """A step's arguments in the form of the core."""
-
-    def __init__(self, kernels: Kernels, tokens: torch.Tensor, update: Update, vocab_size: int) -> None:
-        self.kernels, self.core = kernels, kernels.core
-        # What the core's arguments point to must live as long as they do.
-        self._kept: list[torch.Tensor] = []
-        self._positions = update.positions.to(torch.int64).contiguous()
-        self._noise_rate = None if update.noise_rate is None else update.noise_rate.to(torch.float32)
-        self.threads = torch.get_num_threads()
-        self.has_filter = _has_filter(update, vocab_size)
-        self.may_skip_rows = (
-            update.noise_rate is not None
-            or update.frozen is not None
-            or update.mixture is not None
-            or update.positions.dim() == 2
-        )
-        self.args = self._arguments(tokens, update, vocab_size)
-        self.is_valid = kernels.are_device_code or self.core.cpu_glauber_check(self.args)
-
-    def _arguments(self, tokens: torch.Tensor, update: Update, vocab_size: int):
-        positions, noise_rate = self._positions, self._noise_rate
-        noise_strides = (0, 0)
-        if noise_rate is not None:
-            noise_strides = (noise_rate.stride(0), noise_rate.stride(1) if noise_rate.dim() == 2 else 0)
-        top_k = _number(update.top_k, vocab_size)
-        min_p = _number(update.min_p, 0.0)
-        return self.core.GlauberArgs(
-            tokens.data_ptr(),
-            tokens.element_size(),
-            *tokens.stride(),
-            positions.data_ptr(),
-            positions.shape[1] if positions.dim() == 2 else 0,  # its stride is anything where it is empty
-            address(update.sample_ids),
-            address(update.frozen),
-            address(noise_rate),
-            *noise_strides,
-            address(update.noise_log_probs),
-            update.normalize,
-            *tokens.shape,
-            positions.shape[-1],
-            vocab_size,
-            _number(update.seed, 0) & 0xFFFFFFFFFFFFFFFF,
-            *self._step_arguments(update.step),
-            _temperature(_number(update.temperature, 1.0)),
-            min(top_k, 2**63 - 1),
-            1.0 if update.top_p is None else _float32(_number(update.top_p, 1.0)),
-            math.log(_float32(min_p)) if min_p and _float32(min_p) > 0 else -math.inf,
-            address(update.log_sum_exp),
-            address(update.log_prob),
-            address(update.keep_prob),
-            self._options(update, vocab_size),
-        )
-
-    def _step_arguments(self, step: int | torch.Tensor) -> tuple[int, int]:
-        return (
-            (0, 0)
-            if isinstance(step, torch.Tensor) and step.dim() == 1
-            else self.kernels.step_arguments(step)
-        )
-
-    def _options(self, update: Update, vocab_size: int):
-        """What few calls ask for."""
-        if _is_plain(update):
-            return _no_options(self.core)
-        options = self.core.RowOptions()
-        for name in ("seed", "step", "temperature", "top_k", "top_p", "min_p", "logit_shift", "mixture"):
-            value = getattr(update, name)
-            if isinstance(value, torch.Tensor):
-                self._kept.append(value)
-                strides = (*value.stride(), 0, 0)[:2]
-                setattr(options, name, (value.data_ptr(), *strides))
-        options.softcap = update.softcap or 0.0
-        options.top_p_first = update.top_p_first
-        options.noise_table = address(update.noise_table)
-        options.noise_mask = -1 if update.noise_mask is None else update.noise_mask
-        options.token_bound = update.token_bound(vocab_size)
-        for name in ("raw_log_prob", "entropy", "margin", "argmax"):
-            setattr(options, name, address(getattr(update, name)))
-        return options
-
-
-def _has_filter(update: Update, vocab_size: int) -> bool:
-    """Whether a filter may leave tokens out of some row."""
-    temperature, top_k, top_p, min_p = update.temperature, update.top_k, update.top_p, update.min_p
-    if not isinstance(temperature, torch.Tensor) and temperature == 0:
-        return False
-    return (
-        (top_k is not None and (isinstance(top_k, torch.Tensor) or top_k < vocab_size))
-        or (top_p is not None and (isinstance(top_p, torch.Tensor) or top_p < 1))
-        or (min_p is not None and (isinstance(min_p, torch.Tensor) or min_p > 0))
+        logits=logits.data_ptr(),
+        dtype=DTYPES[logits.dtype],
+        group=max(1, group),
+        group_stride=group_stride,
+        row_stride=row_stride,
+        row_begin=row_begin,
+        row_ids=address(row_ids),
+        rows=rows,
+        token_begin=token_begin,
+        tokens=logits.shape[-1],
+        bias=0,
     )
-
-
-def _is_plain(update: Update) -> bool:
-    """Whether nothing is given that the options are for."""
-    numbers = (update.seed, update.step, update.temperature, update.top_k, update.top_p, update.min_p)
-    given = (
-        update.softcap, update.logit_shift, update.mixture, update.noise_log_probs,
-        update.raw_log_prob, update.entropy, update.margin, update.argmax,
-    )  # fmt: skip
-    return (
-        not update.top_p_first
-        and not any(isinstance(value, torch.Tensor) for value in numbers if value is not None)
-        and all(value is None for value in given)
-    )
-
-
-@functools.cache
-def _no_options(core):
-    return core.RowOptions()
-
-
-def _number(value, otherwise):
-    """A number; what stands for one where a tensor says it row by row, or nothing does."""
-    return otherwise if value is None or isinstance(value, torch.Tensor) else value
-
-
-def _float32(value: float) -> float:
-    """Rounded as a tensor of numbers is, so that a row is drawn alike whichever it was given by."""
-    return struct.unpack("f", struct.pack("f", value))[0]
-
-
-def _temperature(temperature: float) -> float:
-    """As float32, of which only 0 is 0."""
-    return 0.0 if temperature == 0 else min(max(temperature, 2.0**-126), 3e38)

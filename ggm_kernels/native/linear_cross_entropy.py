@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops import logit_blocks
-from ggm_kernels.ops.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
+from ggm_kernels.products import logit_blocks
+from ggm_kernels.products.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
 from ggm_kernels.reference.precision import without_autocast
 
 _CPU_BUFFER_BYTES = 5 * 2**24  # of the logits of a block, unless that were too few rows for fast products
@@ -151,32 +151,46 @@ class _Between:
 
     def sums(self, tile: Tile, top: torch.Tensor, mass: torch.Tensor, target_logit: torch.Tensor) -> None:
         of_tile = self._tile(tile)
-        sums = self._core.CrossEntropySums(top.data_ptr(), mass.data_ptr(), target_logit.data_ptr())
+        sums = self._core.CrossEntropySums(
+            top=top.data_ptr(), mass=mass.data_ptr(), target_logit=target_logit.data_ptr()
+        )
         if self._kernels.are_device_code:
-            self._core.cuda_linear_cross_entropy(of_tile, sums, *self._kernels.queue(top.device))
+            self._core.cuda_linear_cross_entropy(of_tile, sums, **self._kernels.queue(top.device))
         else:
             self._core.cpu_linear_cross_entropy(of_tile, sums)
 
     def gradients(self, tile: Tile, scales: Scales, bias: torch.Tensor | None) -> bool:
         of_tile = self._tile(tile)
         of_rows = self._core.CrossEntropyScales(
-            scales.top.data_ptr(), scales.log_mass.data_ptr(), scales.softmax_scale.data_ptr(),
-            scales.target_scale.data_ptr(), scales.negligible, address(bias),
-        )  # fmt: skip
+            top=scales.top.data_ptr(),
+            log_mass=scales.log_mass.data_ptr(),
+            softmax_scale=scales.softmax_scale.data_ptr(),
+            target_scale=scales.target_scale.data_ptr(),
+            negligible=scales.negligible,
+            bias=address(bias),
+        )
         if not self._kernels.are_device_code:
             return self._core.cpu_linear_cross_entropy_backward(of_tile, of_rows)
         self._core.cuda_linear_cross_entropy_backward(
-            of_tile, of_rows, *self._kernels.queue(scales.top.device)
+            of_tile, of_rows, **self._kernels.queue(scales.top.device)
         )
         return True
 
     def _tile(self, tile: Tile):
         products, block = tile.products, tile.block
         return self._core.CrossEntropyTile(
-            products.data_ptr(), DTYPES[products.dtype], products.stride(0), products.shape[0], tile.begin,
-            products.shape[1], address(tile.bias), block.softcap, block.targets.data_ptr(),
-            address(block.logit_shift), address(block.shifted_token),
-        )  # fmt: skip
+            products=products.data_ptr(),
+            dtype=DTYPES[products.dtype],
+            row_stride=products.stride(0),
+            rows=products.shape[0],
+            token_begin=tile.begin,
+            tokens=products.shape[1],
+            bias=address(tile.bias),
+            softcap=block.softcap,
+            targets=block.targets.data_ptr(),
+            logit_shift=address(block.logit_shift),
+            shifted_token=address(block.shifted_token),
+        )
 
 
 def _multiple(size: int, least: int, most: int) -> int:

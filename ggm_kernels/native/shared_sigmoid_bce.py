@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
-from ggm_kernels.ops import shared_tiles
+from ggm_kernels.products import shared_tiles
 
 
 def shared_sigmoid_bce(kernels: Kernels, hidden, rows, bias, offset, weight) -> torch.Tensor:
@@ -25,24 +25,32 @@ def _tile_kernels(kernels: Kernels) -> shared_tiles.TileKernels:
     def loss(logits, bias, offset, weight, sums) -> None:
         tile = _tile(kernels, logits, bias, offset, weight)
         if kernels.are_device_code:
-            core.cuda_shared_sigmoid_bce(tile, sums.data_ptr(), *kernels.queue(logits.device))
+            core.cuda_shared_sigmoid_bce(tile, sums=sums.data_ptr(), **kernels.queue(logits.device))
         else:
-            core.cpu_shared_sigmoid_bce(tile, sums.data_ptr(), torch.get_num_threads())
+            core.cpu_shared_sigmoid_bce(tile, sums=sums.data_ptr(), threads=torch.get_num_threads())
 
     def gradient(logits, bias, offset, weight, row_gradient, out) -> None:
         tile = _tile(kernels, logits, bias, offset, weight)
-        gradients = core.SharedGradientTile(DTYPES[out.dtype], out.data_ptr(), out.stride(0))
+        gradients = core.SharedGradientTile(
+            dtype=DTYPES[out.dtype], gradient=out.data_ptr(), row_stride=out.stride(0)
+        )
         if kernels.are_device_code:
             queue = kernels.queue(logits.device)
-            core.cuda_shared_sigmoid_bce_backward(tile, row_gradient.data_ptr(), gradients, *queue)
+            core.cuda_shared_sigmoid_bce_backward(tile, row_gradient.data_ptr(), gradients, **queue)
         else:
             threads = torch.get_num_threads()
-            core.cpu_shared_sigmoid_bce_backward(tile, row_gradient.data_ptr(), gradients, threads)
+            core.cpu_shared_sigmoid_bce_backward(tile, row_gradient.data_ptr(), gradients, threads=threads)
 
     return shared_tiles.TileKernels(loss, gradient)
 
 
 def _tile(kernels: Kernels, logits, bias, offset, weight):
     return kernels.core.SharedTile(
-        logits.data_ptr(), logits.stride(0), address(bias), address(offset), weight.data_ptr(), *logits.shape
+        logits=logits.data_ptr(),
+        row_stride=logits.stride(0),
+        bias=address(bias),
+        offset=address(offset),
+        weight=weight.data_ptr(),
+        rows=logits.shape[0],
+        columns=logits.shape[1],
     )

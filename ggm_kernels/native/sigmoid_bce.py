@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from ggm_kernels.arguments.sigmoid_bce import SharedGradients, entries_by_logit
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous, zeros
-from ggm_kernels.ops.candidates import entries_by_logit
-from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
+
+_NO_GRADIENTS = dict.fromkeys(
+    ("hidden", "weight", "bias", "shared_hidden", "shared_weight", "shared_bias", "places"), 0
+)
 
 
 def sigmoid_bce(kernels: Kernels, logits, candidates, signal_weight, noise_weight, offset):
@@ -33,12 +36,21 @@ def sigmoid_bce_backward(
         kernels, grad_logits, None, candidates, signal_weight, noise_weight, None, None, vocab_size
     )
     gradients = kernels.core.SigmoidBceGradients(
-        grad.data_ptr(), candidate_logits.data_ptr(), 0, 0, 0, grad_logits.data_ptr(), 0, 0, 0, 0
+        **_NO_GRADIENTS
+        | {
+            "loss": grad.data_ptr(),
+            "candidate_logits": candidate_logits.data_ptr(),
+            "logits": grad_logits.data_ptr(),
+        }
     )
     if kernels.are_device_code:
         entries, order = entries_by_logit(candidates, vocab_size)
         kernels.core.cuda_sigmoid_bce_backward(
-            args, gradients, entries.data_ptr(), order.data_ptr(), *kernels.queue(grad.device)
+            args,
+            gradients,
+            tokens=entries.data_ptr(),
+            order=order.data_ptr(),
+            **kernels.queue(grad.device),
         )
     else:
         kernels.core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
@@ -72,21 +84,23 @@ def linear_sigmoid_bce_backward(
         kernels, hidden, weight, candidates, signal_weight, noise_weight, None, None, weight.shape[0]
     )
     gradients = kernels.core.SigmoidBceGradients(
-        grad.data_ptr(),
-        candidate_logits.data_ptr(),
-        address(grad_hidden),
-        address(grad_weight),
-        address(grad_bias),
-        0,
-        *((0, 0, 0) if shared is None else map(address, (shared.hidden, shared.rows, shared.bias))),
-        address(places),
+        loss=grad.data_ptr(),
+        candidate_logits=candidate_logits.data_ptr(),
+        hidden=address(grad_hidden),
+        weight=address(grad_weight),
+        bias=address(grad_bias),
+        logits=0,
+        shared_hidden=0 if shared is None else address(shared.hidden),
+        shared_weight=0 if shared is None else address(shared.rows),
+        shared_bias=0 if shared is None else address(shared.bias),
+        places=address(places),
     )
     if kernels.are_device_code:
         tokens = order = None
         if needs[1] or needs[2]:
             tokens, order = candidates.to(torch.int64).flatten().sort(stable=True)
         kernels.core.cuda_sigmoid_bce_backward(
-            args, gradients, address(tokens), address(order), *kernels.queue(hidden.device)
+            args, gradients, tokens=address(tokens), order=address(order), **kernels.queue(hidden.device)
         )
     else:
         kernels.core.cpu_sigmoid_bce_backward(args, gradients, torch.get_num_threads())
@@ -105,10 +119,10 @@ def _loss(
     args = _sigmoid_bce_args(
         kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
     )
-    outputs = loss.data_ptr(), candidate_logits.data_ptr()
+    outputs = {"loss": loss.data_ptr(), "candidate_logits": candidate_logits.data_ptr()}
     if kernels.are_device_code:
-        kernels.core.cuda_sigmoid_bce(args, *outputs, *kernels.queue(hidden.device))
-    elif not kernels.core.cpu_sigmoid_bce(args, *outputs, torch.get_num_threads()):
+        kernels.core.cuda_sigmoid_bce(args, **outputs, **kernels.queue(hidden.device))
+    elif not kernels.core.cpu_sigmoid_bce(args, **outputs, threads=torch.get_num_threads()):
         return None
     return loss, candidate_logits
 
@@ -117,21 +131,24 @@ def _sigmoid_bce_args(
     kernels: Kernels, hidden, weight, candidates, signal_weight, noise_weight, bias, offset, vocab_size
 ):
     return kernels.core.SigmoidBceArgs(
-        DTYPES[hidden.dtype],
-        weight is not None,
-        hidden.data_ptr(),
-        hidden.stride(0),
-        address(weight),
-        0 if weight is None else weight.stride(0),
-        address(bias),
-        address(offset),
-        candidates.data_ptr(),
-        candidates.element_size(),
-        signal_weight.data_ptr(),
-        *signal_weight.stride(),
-        noise_weight.data_ptr(),
-        *noise_weight.stride(),
-        *candidates.shape,
-        vocab_size,
-        hidden.shape[1],
+        dtype=DTYPES[hidden.dtype],
+        linear=weight is not None,
+        hidden=hidden.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        weight=address(weight),
+        weight_stride=0 if weight is None else weight.stride(0),
+        bias=address(bias),
+        offset=address(offset),
+        candidates=candidates.data_ptr(),
+        candidate_bytes=candidates.element_size(),
+        signal_weight=signal_weight.data_ptr(),
+        signal_row_stride=signal_weight.stride(0),
+        signal_stride=signal_weight.stride(1),
+        noise_weight=noise_weight.data_ptr(),
+        noise_row_stride=noise_weight.stride(0),
+        noise_stride=noise_weight.stride(1),
+        rows=candidates.shape[0],
+        count=candidates.shape[1],
+        vocab_size=vocab_size,
+        hidden_size=hidden.shape[1],
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
 from ggm_kernels import checks, randomness
+from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
 from ggm_kernels.ops.library import register, writing
@@ -22,28 +22,6 @@ _SCHEMA = (
 )
 _MOST = 2**63 - 1
 _READ = ("count", "threshold", "budget", "eligible", "step", "sample_ids")  # besides proposal and score
-
-
-@dataclass(slots=True)
-class Choice:
-    """What is accepted and what becomes of the rest: checked arguments, as backends get them.
-
-    A limit is None, a number, or a tensor [] or [B]: int64 `count`, float32 `threshold` and `budget`. `step`
-    is an int or a 0-d int64 tensor; the rest as in `commit`.
-    """
-
-    count: int | torch.Tensor | None
-    threshold: float | torch.Tensor | None
-    budget: float | torch.Tensor | None
-    eligible: torch.Tensor | None
-    noises_rest: bool
-    noise_table: torch.Tensor | None
-    mask_id: int | None
-    vocab_size: int
-    seed: int
-    step: int | torch.Tensor
-    sample_ids: torch.Tensor | None
-    accepted: torch.Tensor | None
 
 
 def commit(
@@ -124,8 +102,10 @@ def commit(
     Notes
     -----
     Bit-identical on every backend. Limits are taken as float32, as scores are. Costs are summed as integer
-    multiples of a power of two, 2**(e + bits(L) - 61) where the largest cost of the row is below 2**(e + 1):
-    the sum has no order, and is exact but for what a cost has below that unit. Selection is by radix on the
+    multiples of a power of two, 2**(e + bits(L) - 61) where the row's largest score above 0 and its largest
+    cost are below 2**(e + 1); costs beyond the budget and all scores above 0 count as little more than these,
+    since nothing is accepted behind them. The sum has no order, and is exact but for what a cost has below
+    that unit. Selection is by radix on the
     bits of the score, without a sort. The noise at a position is a function of (seed, step, sample id,
     position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and MaskGIT (arXiv 2202.04200);
     threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler (arXiv 2505.24857).

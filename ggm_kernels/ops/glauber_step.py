@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from ggm_kernels import checks
+from ggm_kernels.arguments.glauber_step import Update, idle_rows
 from ggm_kernels.backends import checks_rows, kernel
 from ggm_kernels.noise import NoiseLaw
 from ggm_kernels.ops.glauber_update import (
     UPDATE_SCHEMA,
-    Update,
     check_logits,
     check_update,
     check_values,
-    idle_rows,
     update_of,
 )
 from ggm_kernels.ops.library import register, writing

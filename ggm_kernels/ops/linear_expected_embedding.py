@@ -7,7 +7,7 @@ import math
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import checks_values, kernel, requested
+from ggm_kernels.backends import checks_values, kernel, requested_for
 from ggm_kernels.ops.library import differentiate, register
 
 _FLOATS = (*checks.FLOATS, torch.float64)
@@ -56,9 +56,11 @@ def linear_expected_embedding(
     TypeError, ValueError
         For an argument of wrong type, shape, device or range, or a temperature that requires a gradient.
 
-    Notes ----- Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes
-    (Milakov and Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more.
-    Time is that of the products: two forward, and at most five backward.
+    Notes
+    -----
+    Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes (Milakov and
+    Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more. Time is that
+    of the products: two forward, and at most five backward. Sums have one order on any number of threads.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     checks.tensor("embedding", embedding, dtypes=(hidden.dtype,), dims=(2,))
@@ -72,7 +74,7 @@ def linear_expected_embedding(
     if softcap is not None:
         softcap = checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
     scale = _inverse(temperature, hidden)
-    backend = _choose(backend, hidden)
+    backend = requested_for(hidden, backend)
     mean, _ = _op(hidden, weight, embedding, bias, softcap, scale, backend)
     return mean
 
@@ -90,14 +92,6 @@ def _inverse(temperature: float | torch.Tensor, hidden: torch.Tensor) -> torch.T
             "temperature: got a tensor that requires a gradient; allowed: a constant (detach it)"
         )
     return 1 / temperature.to(dtype)
-
-
-def _choose(backend: str | None, hidden: torch.Tensor) -> str:
-    if hidden.dtype != torch.float64:
-        return requested(backend)
-    if backend not in (None, "reference"):
-        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return "reference"
 
 
 def _check_values(scale: torch.Tensor) -> None:

@@ -2,49 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from ggm_kernels.arguments.sigmoid_bce import SharedGradients
 from ggm_kernels.backends import kernel
 from ggm_kernels.ops.candidates import Shared
-
-
-@dataclass(frozen=True)
-class SharedGradients:
-    """What shared candidates add to each gradient, not yet rounded; None where it is not needed.
-
-    Attributes
-    ----------
-    tokens : torch.Tensor
-        Rows of the weight, ascending, int64 [S].
-    hidden : torch.Tensor or None
-        float [N, d].
-    rows : torch.Tensor or None
-        Of the weight, float [S, d]: the first of equal tokens has all of it, the others have zeros.
-    bias : torch.Tensor or None
-        float [S], likewise.
-    """
-
-    tokens: torch.Tensor
-    hidden: torch.Tensor | None
-    rows: torch.Tensor | None
-    bias: torch.Tensor | None
-
-    def places(self, candidates: torch.Tensor) -> torch.Tensor:
-        """Where among `tokens` each candidate has what is to be added to it, int64; -1 where nowhere."""
-        if len(self.tokens) == 0:
-            return torch.full_like(candidates, -1, dtype=torch.int64)
-        tokens = candidates.to(torch.int64).contiguous()
-        first = torch.searchsorted(self.tokens, tokens)
-        found = self.tokens[first.clamp_max(len(self.tokens) - 1)] == tokens
-        return torch.where(found, first, -1)
-
-    def write(self, grad_weight: torch.Tensor | None, grad_bias: torch.Tensor | None) -> None:
-        """Write the rows of the tokens to gradients that are zero, in their dtype; repeats add zeros."""
-        for gradient, rows in ((grad_weight, self.rows), (grad_bias, self.bias)):
-            if gradient is not None and rows is not None:
-                gradient.index_add_(0, self.tokens, rows.to(gradient.dtype))
 
 
 def merged(

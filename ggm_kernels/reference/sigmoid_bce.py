@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
-from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
+from ggm_kernels.arguments.sigmoid_bce import SharedGradients
 from ggm_kernels.reference.precision import without_autocast
 
 _CHUNK = 2**22  # elements of a gathered block [rows, C, d] held at once

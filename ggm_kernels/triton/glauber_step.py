@@ -12,7 +12,7 @@ import math
 import torch
 import triton
 
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.triton.group_sums import FIELDS, sums_kernel
 from ggm_kernels.triton.settle import settle_kernel
@@ -49,7 +49,7 @@ class Rows:
         self.temperature = inverse_temperature(update.temperature)
         self.filters = Filters(update, vocab_size)
         self.top: torch.Tensor | None = None
-        self.cut: torch.Tensor | None = None
+        self.threshold: torch.Tensor | None = None
 
     def race(self, logits: torch.Tensor, strides: tuple[int, ...]) -> None:
         """Resample from logits of the whole vocabulary; `strides` of sequence, position, token."""
@@ -59,8 +59,8 @@ class Rows:
         self.make_slots(block)
         rows = tile_rows(self.size, block, self.tokens.device, _TILE)
         sums_kernel[(triton.cdiv(self.size, rows) * self.slots,)](
-            *self.arguments(logits, strides), self.top, self.cut, self.sums, self.slots, **self.sum_flags,
-            ROWS=rows, BLOCK=block, num_warps=_WARPS,
+            *self.arguments(logits, strides), self.top, self.threshold, self.sums, self.slots,
+            **self.sum_flags, ROWS=rows, BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip
         self.settle(logits, strides)
 
@@ -94,7 +94,7 @@ class Rows:
         groups = min(_next_power(triton.cdiv(self.slots, parts)), max(_SETTLE_TILE // 4 // parts, 4))
         rows = tile_rows(self.size, max(block, groups * parts), self.tokens.device, _SETTLE_TILE)
         settle_kernel[(triton.cdiv(self.size, rows),)](
-            *self.arguments(logits, strides), self.top, self.cut, self.sums, self.slots,
+            *self.arguments(logits, strides), self.top, self.threshold, self.sums, self.slots,
             update.sample_ids, *by_sequence(update.seed), *by_sequence(update.step),
             *by_row(update.noise_rate), *by_row(update.mixture), update.noise_log_probs,
             -math.log(self.vocab_size), update.token_bound(self.vocab_size), update.noise_table,
@@ -117,13 +117,13 @@ class Rows:
         return not isinstance(self.temperature, torch.Tensor) and self.temperature == 1 and not self.filters
 
     def _find_threshold(self, logits: torch.Tensor, strides: tuple[int, ...]) -> None:
-        self.top, self.cut = self._empty(self.size), self._empty(self.size)
+        self.top, self.threshold = self._empty(self.size), self._empty(self.size)
         device = self.tokens.device
         tile = _INTERPRETED_TILE if device.type == "cpu" else _THRESHOLD_TILE
         block = min(tile, _next_power(self.vocab_size))
         rows = tile_rows(self.size, block, device, _THRESHOLD_TILE)
         threshold_kernel[(triton.cdiv(self.size, rows),)](
-            *self.arguments(logits, strides), self.top, self.cut, *by_row(self.filters.top_k),
+            *self.arguments(logits, strides), self.top, self.threshold, *by_row(self.filters.top_k),
             *by_row(self.filters.top_p_units), *by_row(self.filters.log_min_p),
             TOP_P_FIRST=self.update.top_p_first, ROWS=rows, BLOCK=block, num_warps=_WARPS,
         )  # fmt: skip

@@ -40,12 +40,12 @@ def _bits(g, top, slope):
 
 @triton.jit
 def store_sums(
-    g, sums_ptr, field_stride, at, live, inverse_temperature, row_top, cut,
+    g, sums_ptr, field_stride, at, live, inverse_temperature, row_top, threshold,
     FILTERED: tl.constexpr, WANTS_RAW: tl.constexpr, WANTS_ENTROPY: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of logits g [ROWS, BLOCK] to places `at` of every field that is wanted.
 
-    With FILTERED only what is at least `cut`, tempered and relative to `row_top`, counts in the law.
+    With FILTERED only what is at least `threshold`, tempered and relative to `row_top`, counts in the law.
     """
     top = tl.max(g, axis=1)
     finite_top = tl.maximum(tl.minimum(top, _LARGEST), -_LARGEST)[:, None]
@@ -54,7 +54,7 @@ def store_sums(
     mass = tl.sum(share, axis=1)
     law = mass
     if FILTERED:
-        stays = tempered(g, row_top[:, None], inverse_temperature[:, None]) >= cut[:, None]
+        stays = tempered(g, row_top[:, None], inverse_temperature[:, None]) >= threshold[:, None]
         law = tl.sum(tl.where(stays, share, 0.0), axis=1)
     # A NaN among the logits shows in the sum of all.
     tl.store(sums_ptr + TOP * field_stride + at, tl.where(mass == mass, top, float("nan")), mask=live)
@@ -96,7 +96,7 @@ def sums_kernel(
     shift_batch_stride,
     shift_row_stride,
     top_ptr,
-    cut_ptr,
+    threshold_ptr,
     sums_ptr,
     slots,
     WANTS_RAW: tl.constexpr,
@@ -128,14 +128,14 @@ def sums_kernel(
     # The first row of the logits is that of first_row.
     row_ptr = logits_ptr + local // count * batch_stride + local % count * row_stride
     g = load_logits(row_ptr, vocab_stride, slot * BLOCK, vocab_size, live, softcap, shift, shifted, by, BLOCK)
-    FILTERED: tl.constexpr = cut_ptr is not None
-    row_top, cut = inverse, inverse
+    FILTERED: tl.constexpr = threshold_ptr is not None
+    row_top, threshold = inverse, inverse
     if FILTERED:
         row_top = tl.load(top_ptr + local, mask=live, other=0.0)
-        cut = tl.load(cut_ptr + local, mask=live, other=0.0)
+        threshold = tl.load(threshold_ptr + local, mask=live, other=0.0)
     store_sums(
         g, sums_ptr, rows.to(tl.int64) * slots, local * slots + slot, live, real_inverse(inverse), row_top,
-        cut,
+        threshold,
         FILTERED, WANTS_RAW, WANTS_ENTROPY,
     )  # fmt: skip
 

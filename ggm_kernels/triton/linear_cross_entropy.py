@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops import logit_blocks
-from ggm_kernels.ops.logit_blocks import Scales, Sizes, Tile, device_sizes, problem_of
+from ggm_kernels.products import logit_blocks
+from ggm_kernels.products.logit_blocks import Scales, Sizes, Tile, device_sizes, problem_of
 from ggm_kernels.reference.precision import without_autocast
 
 _TOKENS = 2048  # of a row at a time

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.reference.precision import without_autocast
 from ggm_kernels.triton.glauber_step import Rows, has_positions
 from ggm_kernels.triton.group_sums import real_inverse, store_sums

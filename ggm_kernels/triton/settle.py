@@ -50,7 +50,7 @@ def _margin_and_argmax(g, start, top, second):
 
 @triton.jit
 def _winning_token(
-    g, start, row_top, cut, inverse, is_greedy, seed, step, sample_id, position,
+    g, start, row_top, threshold, inverse, is_greedy, seed, step, sample_id, position,
     FILTERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The winner of the race of one group, logits g [ROWS, BLOCK], and its logit; the first of equals."""
@@ -58,7 +58,7 @@ def _winning_token(
     top = tl.max(g, axis=1)[:, None]
     z = tempered(g, top, inverse[:, None])
     if FILTERED:
-        stays = tempered(g, row_top[:, None], inverse[:, None]) >= cut[:, None]
+        stays = tempered(g, row_top[:, None], inverse[:, None]) >= threshold[:, None]
         z = tl.where(stays, z, float("-inf"))
     word = many_words(seed, step, sample_id, position, start, BLOCK, _RACE)
     score = tl.where(is_greedy[:, None], tl.where(g == top, 0.0, float("-inf")), z - log_exponential(word))
@@ -119,7 +119,7 @@ def settle_kernel(
     shift_batch_stride,
     shift_row_stride,
     top_ptr,
-    cut_ptr,
+    threshold_ptr,
     sums_ptr,
     slots,
     sample_ids_ptr,
@@ -159,7 +159,7 @@ def settle_kernel(
     """
     NAN: tl.constexpr = float("nan")
     SLOTS: tl.constexpr = GROUPS * PARTS
-    FILTERED: tl.constexpr = cut_ptr is not None
+    FILTERED: tl.constexpr = threshold_ptr is not None
     local = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = local < rows
     row, sequence, k, position, live = row_places(
@@ -194,15 +194,16 @@ def settle_kernel(
     top, has_nan = row_tops(sums_ptr, field_stride, row_at, slots, live, ROWS, SLOTS)
     knows = live & (has_nan == 0) & (top > float("-inf"))
     changes = knows
-    cut = top
+    threshold = top
     if FILTERED:
-        cut = tl.load(cut_ptr + local, mask=live, other=0.0)
-    log_sum_exp = top
+        threshold = tl.load(threshold_ptr + local, mask=live, other=0.0)
+    log_sum_exp, log_mass = top, top
     if NORMALIZE or log_sum_exp_ptr is not None or raw_log_prob_ptr is not None:
         one = tl.full([ROWS], 1.0, dtype=tl.float32)
         FIELD: tl.constexpr = LAW if RAW_IS_LAW else RAW
         mass = row_sum(sums_ptr, field_stride, row_at, slots, live, top, one, FIELD, ROWS, SLOTS)
-        log_sum_exp = tl.where(knows, top + tl.log(mass).to(tl.float32), NAN)
+        log_mass = tl.where(knows, tl.log(mass).to(tl.float32), NAN)
+        log_sum_exp = top + log_mass
     if log_sum_exp_ptr is not None:
         tl.store(log_sum_exp_ptr + row, log_sum_exp, mask=inside)
     if entropy_ptr is not None:
@@ -231,7 +232,7 @@ def settle_kernel(
         h = logit_of(row_ptr, vocab_stride, token, vocab_size, live, softcap, shift, shifted, by)
         h = tl.where(has_nan, NAN, h)
         if NORMALIZE:
-            h -= log_sum_exp
+            h = (h - top) - log_mass  # a log-sum-exp far from 0 is rounded
         log_pi = _log_pi(noise_log_probs_ptr, uniform_log_prob, token, token_bound, live)
         if mixture is not None:
             h = log_mixture(h, alpha, log_pi)
@@ -251,7 +252,7 @@ def settle_kernel(
     start = group.to(tl.int64) * _RACE_GROUP
     g = load_own_logits(row_ptr, vocab_stride, start, vocab_size, changes, softcap, shift, shifted, by, BLOCK)
     winner, drawn_logit = _winning_token(
-        g, start, top, cut, inverse, is_greedy, seeds, steps, sample_id, position, FILTERED, BLOCK
+        g, start, top, threshold, inverse, is_greedy, seeds, steps, sample_id, position, FILTERED, BLOCK
     )
     drawn = winner
     if mixture is not None:
@@ -270,13 +271,13 @@ def settle_kernel(
         z = tempered(drawn_logit, top, inverse)
         log_prob = z - tl.log(law).to(tl.float32)
         if FILTERED:
-            log_prob = tl.where(z >= cut, log_prob, float("-inf"))
+            log_prob = tl.where(z >= threshold, log_prob, float("-inf"))
         log_prob = tl.where(is_greedy, tl.where(drawn == winner, 0.0, float("-inf")), log_prob)
         if mixture is not None:
             log_pi = _log_pi(noise_log_probs_ptr, uniform_log_prob, drawn, token_bound, changes)
             log_prob = log_mixture(log_prob, alpha, log_pi)
         tl.store(log_prob_ptr + row, tl.where(changes, log_prob, NAN), mask=inside)
     if raw_log_prob_ptr is not None:
-        tl.store(raw_log_prob_ptr + row, tl.where(changes, drawn_logit - log_sum_exp, NAN), mask=inside)
+        tl.store(raw_log_prob_ptr + row, tl.where(changes, (drawn_logit - top) - log_mass, NAN), mask=inside)
     token_at, _ = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
     tl.store(token_at, drawn.to(tokens_ptr.dtype.element_ty), mask=changes)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops import shared_tiles
+from ggm_kernels.products import shared_tiles
 from ggm_kernels.triton.sigmoid_bce import _candidate_loss, _derivative
 
 _ROWS = 4  # of one program

@@ -12,8 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ggm_kernels.ops.candidates import entries_by_logit
-from ggm_kernels.ops.shared_sigmoid_bce import SharedGradients
+from ggm_kernels.arguments.sigmoid_bce import SharedGradients, entries_by_logit
 
 _ROWS = 8  # rows of one program
 _MAX_COLUMNS = 512  # elements of hidden handled at once

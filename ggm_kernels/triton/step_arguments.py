@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.arguments.glauber_step import Update
 
 _LARGEST_INVERSE = 3e38
 

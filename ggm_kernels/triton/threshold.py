@@ -127,7 +127,7 @@ def threshold_kernel(
     shift_batch_stride,
     shift_row_stride,
     top_ptr,
-    cut_ptr,
+    threshold_ptr,
     top_k,
     top_k_batch_stride,
     top_k_row_stride,
@@ -200,10 +200,10 @@ def threshold_kernel(
             OF_MASS=True, ROWS=ROWS, BLOCK=BLOCK,
         )  # fmt: skip
         deepest = tl.where(share < 1.0, tl.minimum(nucleus, _ALL), deepest)
-    cut = -tl.minimum(deepest, largest).to(tl.float32, bitcast=True)
+    threshold = -tl.minimum(deepest, largest).to(tl.float32, bitcast=True)
     if log_min_p is not None:
-        cut = tl.maximum(
-            cut, row_value(log_min_p, min_p_batch_stride, min_p_row_stride, sequence, k, tl.float32)
+        threshold = tl.maximum(
+            threshold, row_value(log_min_p, min_p_batch_stride, min_p_row_stride, sequence, k, tl.float32)
         )
     tl.store(top_ptr + local, top, mask=local < rows)
-    tl.store(cut_ptr + local, cut, mask=local < rows)
+    tl.store(threshold_ptr + local, threshold, mask=local < rows)

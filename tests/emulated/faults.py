@@ -135,8 +135,8 @@ FAULTS = [
     Fault(
         "mass of other tokens",
         "glauber_group.h",
-        ">= law.cut ? power : 0.0f",
-        ">= law.cut ? power : power",
+        ">= law.threshold ? power : 0.0f",
+        ">= law.threshold ? power : power",
         "check_filters",
         "glauber_step.cu",
     ),

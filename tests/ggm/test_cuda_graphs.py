@@ -1,12 +1,13 @@
 """Sampling by replayed steps gives the samples of sampling step by step.
 
-Without a GPU, the recorder is PyTorch's tracer: like a CUDA graph, what it gives runs the recorded operations on
-the recorded buffers, and every number that was Python's at recording stays what it was.
+Without a GPU, operations are recorded as PyTorch dispatches them: like a CUDA graph, what the recorder gives runs
+them again on the recorded buffers, and every number that was Python's at recording stays what it was.
 """
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ggm import (
     GGM,
@@ -76,6 +77,31 @@ def assert_same(backbone: str, settings: dict, device: str) -> None:
         assert torch.equal(replayed, plain)
 
 
+class Tape(TorchDispatchMode):
+    """The operations that were run under it, to be run again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.calls.append((operation, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        made = {}  # by the id of the recorded tensor in whose place it is; the calls keep them all alive
+
+        def now(value):
+            return made.get(id(value), value)
+
+        for operation, args, kwargs, result in self.calls:
+            again = operation(*tree_map(now, args), **tree_map(now, kwargs))
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor):
+                    made[id(old)] = new
+
+
 class Recorder:
     """`ggm.sampling.cuda_graphs.record` for the CPU."""
 
@@ -84,11 +110,11 @@ class Recorder:
 
     def __call__(self, step, tokens):
         before = tokens.clone()
-        with torch.no_grad():
-            traced = make_fx(step, _error_on_data_dependent_ops=False)()
+        with torch.no_grad(), Tape() as tape:
+            step()
         tokens.copy_(before)
         self.recordings += 1
-        return traced
+        return tape.replay
 
 
 @pytest.fixture
@@ -118,11 +144,13 @@ def test_a_number_that_stays_as_recorded_is_seen(name, recorder, monkeypatch):
     real = cuda_graphs.GraphedSteps._step
 
     def faulty(self, steps):
+        buffer = self._coordinate
         if name == "coordinate":
-            self._coordinate = torch.tensor(int(self._coordinate))
+            self._coordinate = torch.tensor(int(buffer))
         else:
             steps = torch.tensor(steps.tolist())
         real(self, steps)
+        self._coordinate = buffer
 
     monkeypatch.setattr(cuda_graphs.GraphedSteps, "_step", faulty)
     with pytest.raises(AssertionError):

@@ -28,7 +28,32 @@ tracker: none
 @pytest.fixture
 def dtypes(monkeypatch) -> set[torch.dtype]:
     """Dtypes that flash-attn was called with."""
-    seen = set()
+    seen: set[torch.dtype] = set()
+    package = ModuleType("flash_attn")
+    package.flash_attn_func = stand_in(seen)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    return seen
+
+
+@pytest.fixture
+def dtypes_of_4(monkeypatch) -> set[torch.dtype]:
+    """The same of flash-attn-4: a folder without a module of its own, and a second result."""
+    seen: set[torch.dtype] = set()
+    attention = stand_in(seen)
+
+    def flash_attn_func(query, *others, causal=False):
+        mixed = attention(query, *others, causal=causal)
+        return mixed, mixed.new_zeros(())
+
+    package, cute = ModuleType("flash_attn"), ModuleType("flash_attn.cute")
+    cute.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", cute)
+    return seen
+
+
+def stand_in(seen: set[torch.dtype]):
+    """A function with the demands of the packages, that notes dtypes."""
 
     def flash_attn_func(query, key, value, causal=False):
         if not query.dtype == key.dtype == value.dtype:
@@ -39,10 +64,7 @@ def dtypes(monkeypatch) -> set[torch.dtype]:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         return scaled_dot_product_attention(query, key, value, is_causal=causal).transpose(1, 2)
 
-    package = ModuleType("flash_attn")
-    package.flash_attn_func = flash_attn_func
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    return seen
+    return flash_attn_func
 
 
 def backbone(kind, **options):
@@ -73,9 +95,38 @@ def test_it_is_the_attention_of_pytorch(causal, dtype, dtypes):
     torch.testing.assert_close(got, attend(query, key, value, "sdpa", causal=causal), rtol=2e-2, atol=2e-2)
 
 
-def test_a_device_that_it_does_not_serve(dtypes, monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attn_4_is_taken_where_it_stands_alone(causal, dtypes_of_4):
+    query, key, value = torch.randn(3, 2, 5, 2, 8)
+    got = attend(query, key, value, "flash", causal=causal)
+    assert dtypes_of_4 == {torch.bfloat16}
+    torch.testing.assert_close(got, attend(query, key, value, "sdpa", causal=causal), rtol=2e-2, atol=2e-2)
+
+
+def test_of_both_flash_attn_is_taken(dtypes_of_4, dtypes):
+    query = torch.randn(1, 5, 2, 8)
+    attend(query, query, query, "flash")
+    assert dtypes and not dtypes_of_4
+
+
+def test_a_folder_without_either_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ggm-kernels\[flash4\]'"):
+        GGM(GGMConfig(3, ChainConfig(4, sweeps=1), backbone("masked", attention="flash")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("Could not run 'flash_attn::_flash_attn_forward'"),
+        AssertionError("q must be on CUDA"),
+    ],
+    ids=["flash-attn", "flash-attn-4"],
+)
+def test_a_device_that_it_does_not_serve(error, dtypes, monkeypatch):
     def refuse(*_, **__):
-        raise NotImplementedError("Could not run 'flash_attn::_flash_attn_forward'")
+        raise error
 
     monkeypatch.setattr(sys.modules["flash_attn"], "flash_attn_func", refuse)
     query = torch.randn(1, 5, 2, 8)

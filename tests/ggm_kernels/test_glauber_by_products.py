@@ -66,7 +66,8 @@ def from_hidden(arguments):
 def test_every_by_product_of_every_option(backend, vocab_size):
     cases = list(itertools.product(LAWS, DECISIONS))
     if backend == "triton" and not torch.cuda.is_available():
-        cases = cases[vocab_size % 7 :: 7]  # interpreted: a seventh each, every case at some size
+        # Interpreted: every case at one of the sizes.
+        cases = cases[VOCAB_SIZES.index(vocab_size) :: len(VOCAB_SIZES)]
     for law, decision in cases:
         arguments = {**arguments_of(vocab_size, decision), **law}
         expected = by_products_of(arguments, "reference")
@@ -143,3 +144,42 @@ def test_expected_logits_are_the_product():
     arguments = arguments_of(17, {})
     factors = from_hidden(arguments)
     torch.testing.assert_close(linear(factors["hidden"], factors["weight"]), arguments["logits"])
+
+
+@pytest.mark.parametrize("vocab_size", [7, 3000])
+def test_no_by_product_but_the_sum_knows_how_far_logits_lie_from_zero(backend, vocab_size):
+    arguments = arguments_of(vocab_size, {"noise_rate", "normalize"})
+    arguments["logits"] = (16 * arguments["logits"]).round() / 16  # exact at both distances
+    results = []
+    for distance in (0.0, 1e6):
+        names = ["log_prob", "raw_log_prob", "entropy", "margin", "keep_prob"]
+        filled = {name: torch.full((2, 4), 77.0) for name in names}
+        moved = {
+            **arguments,
+            "logits": arguments["logits"] + distance,
+            "tokens": arguments["tokens"].clone(),
+        }
+        tokens = glauber_step(**moved, temperature=0.8, **filled, backend=backend)
+        results.append({"tokens": tokens, **filled})
+    near, far = results
+    for name, value in near.items():
+        torch.testing.assert_close(
+            far[name], value, rtol=2e-6, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("shift", [-1e4, -712.0, -705.0, 300.0, 705.0, 712.0, 1e4])
+def test_sums_of_logits_far_from_zero(backend, shift, temperature):
+    """On both sides of where a backend may come to compute exponents in another way."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2, 2100, generator=generator) * 2 + shift
+    log_sum_exp, entropy = torch.empty(1, 2), torch.empty(1, 2)
+    glauber_step(
+        torch.zeros(1, 2, dtype=torch.int64), logits, None, seed=1, step=0, temperature=temperature,
+        log_sum_exp=log_sum_exp, entropy=entropy, backend=backend,
+    )  # fmt: skip
+    law = (logits.double() / temperature).log_softmax(-1)
+    expected = -(law.exp() * law).sum(-1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(log_sum_exp.double(), logits.double().logsumexp(-1), rtol=2e-7, atol=2e-6)

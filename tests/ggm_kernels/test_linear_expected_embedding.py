@@ -124,3 +124,22 @@ def test_errors_name_the_argument():
     ]:
         with pytest.raises(error, match=words):
             linear_expected_embedding(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "size", [(140, 600, 1030, 20), (16, 300, 1030, 40), (3, 300, 70, 9), (520, 4200, 33, 20)], ids=str
+)
+def test_results_are_the_same_to_the_bit_on_any_number_of_threads(size, dtype):
+    """Shapes whose products a library cuts up by the number of threads among them."""
+    leaves, threads, found = problem(size, dtype), torch.get_num_threads(), []
+    hidden, weight, embedding, bias = leaves
+    grad = torch.randn(size[0], size[3], generator=torch.Generator().manual_seed(3)).to(dtype)
+    for number in (1, 2, 3, 8):
+        torch.set_num_threads(number)
+        try:
+            mean = linear_expected_embedding(hidden, weight, embedding, bias=bias, softcap=3.0, backend="cpu")
+            found.append([mean, *torch.autograd.grad(mean, leaves, grad)])
+        finally:
+            torch.set_num_threads(threads)
+    assert all(all(map(torch.equal, results, found[0])) for results in found)

@@ -48,7 +48,8 @@ def test_known_answers_of_every_lane_of_every_instruction_set(isa, counter, key,
     before = native.core.isa()
     assert native.core.select_isa(isa)
     try:
-        native.core.cpu_philox(counters.data_ptr(), out.data_ptr(), len(counters), seed_of(key))
+        arrays = {"counters": counters.data_ptr(), "words": out.data_ptr(), "count": len(counters)}
+        native.core.cpu_philox(**arrays, seed=seed_of(key))
     finally:
         native.core.select_isa(before)
     assert torch.equal(out, as_int32([words] * 32))
@@ -86,8 +87,9 @@ def test_known_answers_on_the_gpu(counter, key, words):
     check_triton(counter, key, words, "cuda")
     counters = as_int32([counter] * 100).cuda()
     out = torch.zeros_like(counters)
-    queue = torch.cuda.current_stream().cuda_stream
-    native.core.cuda_philox(counters.data_ptr(), out.data_ptr(), 100, seed_of(key), queue, 0)
+    arrays = {"counters": counters.data_ptr(), "words": out.data_ptr(), "count": 100}
+    queue = {"stream": torch.cuda.current_stream().cuda_stream, "device": 0}
+    native.core.cuda_philox(**arrays, seed=seed_of(key), **queue)
     assert torch.equal(out.cpu(), as_int32([words] * 100))
 
 

@@ -9,8 +9,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import ggm_kernels
 from ggm_kernels import NoiseLaw, commit, corrupt, glauber_step
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
 from ggm_kernels.native import plans
-from ggm_kernels.ops.glauber_update import BY_PRODUCTS
 from ggm_kernels.ops.plans import Plans
 
 pytestmark = pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="plans are of the compiled core")

@@ -46,13 +46,11 @@ class Exact(HollowTransformer):
         if positions is None:
             positions = torch.arange(4).expand(len(tokens), -1)
         result = torch.empty(*positions.shape, 3)
-        rows = torch.cat([keep_prob, positions.double()], dim=1)
-        kinds, kind_of = rows.unique(dim=0, return_inverse=True)
-        for kind, row in enumerate(kinds):
-            of = kind_of == kind
-            asked = row[4:].long().tolist()
+        for of in alike(torch.cat([keep_prob, positions.double()], dim=1)):
+            row = keep_prob[of[0]]
+            asked = positions[of[0]].tolist()
             for place, position in enumerate(asked):
-                keep = row[:4].clone()
+                keep = row.clone()
                 alpha = float(keep[position])
                 keep[position] = 1.0 if self.of_data else alpha
                 law = DATA.noised(keep.tolist(), PI)
@@ -69,6 +67,16 @@ class Exact(HollowTransformer):
                     )
                 result[of, place] = probs.log().float()
         return result
+
+
+def alike(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Indices of the rows of each kind."""
+    left, groups = torch.arange(len(rows)), []
+    while len(left):
+        same = (rows[left] == rows[left[0]]).all(1)
+        groups.append(left[same])
+        left = left[~same]
+    return groups
 
 
 def conditional(law: Law, position: int, hidden: set[int]) -> torch.Tensor:

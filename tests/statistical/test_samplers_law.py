@@ -23,7 +23,7 @@ from ggm.sampling.config import ReDenoise
 from ggm.sampling.event_driven import denoise_by_events
 from ggm.sampling.stepwise import SamplingConfig, denoise, initial_tokens
 
-COUNT = 160_000
+COUNT = 40_000
 PROCESSES = {"heat bath": False, "keep or replace": True}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -30,11 +31,9 @@ class EntropyBoundSchedulerOutput(scheduling_entropy_bound.EntropyBoundScheduler
     """
 
     def __post_init__(self) -> None:
-        # That of diffusers looks at every field, which would make what is to be made later.
+        """Enter the fields as diffusers does, which would look at `pred_logits`."""
         for field in fields(self):
-            value = super().__getattribute__(field.name)
-            if value is not None:
-                self[field.name] = value
+            OrderedDict.__setitem__(self, field.name, object.__getattribute__(self, field.name))
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

@@ -51,8 +51,10 @@ def install(
     RuntimeError
         If it is in already, or this version of transformers is built differently.
 
-    Notes ----- Entropies and self-conditioning are summed in float32, where transformers rounds logits to
-    the dtype of the embeddings first. With a compiled cache the decoder is compiled without the head.
+    Notes
+    -----
+    Entropies and self-conditioning are summed in float32, where transformers rounds logits to the dtype of
+    the embeddings first. With a compiled cache the decoder is compiled without the head.
     """
     if not isinstance(model, DiffusionGemmaForBlockDiffusion):
         raise TypeError(f"model: got {type(model).__name__}; allowed: a DiffusionGemmaForBlockDiffusion")

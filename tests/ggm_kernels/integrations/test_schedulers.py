@@ -94,14 +94,15 @@ def test_entropy_bound_tuples_and_outputs_hold_the_quotient():
     assert torch.equal(flat[4], expected[4])
 
 
-def test_entropy_bound_divides_logits_only_where_somebody_looks():
+def test_the_entropy_bound_divides_no_logits_before_they_are_asked_for():
+    """Nothing of [B, L, V] is made: what is asked for late is of the logits as they are then."""
     hidden, weight, sample = factors()
-    _, mine = pair("EntropyBoundScheduler")
-    given = mine.step(logits_of(hidden, weight), 3, sample)
-    kept = lambda: object.__getattribute__(given, "pred_logits")  # noqa: E731
-    assert given.prev_sample.shape == sample.shape
-    assert not isinstance(kept(), torch.Tensor)
-    assert kept() is not given.pred_logits is kept()
+    logits = logits_of(hidden, weight)
+    output = pair("EntropyBoundScheduler")[1].step(logits, 3, sample)
+    assert not any(torch.is_tensor(value) and value.shape == logits.shape for value in vars(output).values())
+    _ = output.prev_sample, output.accepted_index, list(output.keys())
+    logits.zero_()
+    assert (output.pred_logits == 0).all() and output["pred_logits"] is output.pred_logits
 
 
 def test_entropy_bound_law():

@@ -1,5 +1,5 @@
-// Top-k, top-p and min-p as one cut of the tempered logits, by radix selection: no sort, and equal logits share one
-// fate. Internal to each instruction set.
+// Top-k, top-p and min-p as one threshold of the tempered logits, by radix selection: no sort, and equal logits share
+// one fate. Internal to each instruction set.
 #pragma once
 
 #include <cstdlib>
@@ -97,14 +97,14 @@ GGM_HD uint32_t depth_limit(const Filters& filters, const Depths& depths, int64_
 
 // Of a row whose largest logit is `top`: the least z that stays.
 template <class T>
-float row_cut(const Filters& filters, const Span<T>& row, float inverse_temperature, float top, Depths& depths) {
+float row_threshold(const Filters& filters, const Span<T>& row, float inverse_temperature, float top, Depths& depths) {
   uint32_t limit = kDepthOfMinusInfinity;
   if (filters.top_k < row.tokens || filters.top_p < 1.0) {
     fill(depths, row, top, inverse_temperature);
     limit = depth_limit(filters, depths, row.tokens);
   }
-  const float cut = depth_value(limit);
-  return cut > filters.log_min_p ? cut : filters.log_min_p;
+  const float threshold = depth_value(limit);
+  return threshold > filters.log_min_p ? threshold : filters.log_min_p;
 }
 
 }  // namespace

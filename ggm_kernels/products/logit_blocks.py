@@ -13,11 +13,14 @@ from typing import Protocol
 
 import torch
 
-from ggm_kernels.ops.linear_cross_entropy import held_dtype
-
 Needs = tuple[bool, bool, bool]  # of the gradients of hidden, weight and bias
 LossOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 GradientOutputs = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def held_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of gradients between forward and backward: float16 would lose what a scaler is to enlarge."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.native.glauber_step import Step
-from ggm_kernels.ops.glauber_update import Update
+from ggm_kernels.native.step_arguments import Step
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
 
@@ -146,18 +146,29 @@ class _Step(Step):
         """Logits [groups, group, tokens] of rows from `row_begin` on, tokens from `token_begin` on."""
         groups, group, tokens = logits.shape
         return self.core.LogitsTile(
-            logits.data_ptr(), DTYPES[logits.dtype], max(1, group), logits.stride(0), logits.stride(1),
-            row_begin, 0, groups * group, token_begin, tokens, address(bias),
-        )  # fmt: skip
+            logits=logits.data_ptr(),
+            dtype=DTYPES[logits.dtype],
+            group=max(1, group),
+            group_stride=logits.stride(0),
+            row_stride=logits.stride(1),
+            row_begin=row_begin,
+            row_ids=0,
+            rows=groups * group,
+            token_begin=token_begin,
+            tokens=tokens,
+            bias=address(bias),
+        )
 
     def race(self, tile, rows: int, work: _Work, is_first: bool, is_last: bool) -> None:
         """Race the groups of a tile; the last tile of its `rows` rows writes tokens and by-products."""
         thresholds = None
         if self.has_filter:
             thresholds = torch.empty(rows, 2, dtype=torch.float32, device=self._device)
-            self.core.cuda_glauber_threshold(self.args, tile, thresholds.data_ptr(), *self._queue)
-        memory = self.core.RaceWork(address(work.groups), address(work.states), is_first, is_last)
-        self.core.cuda_glauber_race(self.args, tile, memory, address(thresholds), *self._queue)
+            self.core.cuda_glauber_threshold(self.args, tile, thresholds=thresholds.data_ptr(), **self._queue)
+        memory = self.core.RaceWork(
+            groups=address(work.groups), states=address(work.states), is_first=is_first, is_last=is_last
+        )
+        self.core.cuda_glauber_race(self.args, tile, memory, thresholds=address(thresholds), **self._queue)
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8, device=self._device)

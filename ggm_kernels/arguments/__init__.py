@@ -1,0 +1,1 @@
+"""Per op: checked arguments, in the form in which backends take them."""
