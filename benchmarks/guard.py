@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import linear
 
 import ggm_kernels
-from benchmarks import problems
+from benchmarks import problems, rivals
 from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
 
@@ -99,6 +99,7 @@ def demands() -> Iterator[Demand]:
     yield from linear_cross_entropy_demands()
     yield from glauber_step_demands()
     yield from linear_glauber_step_demands()
+    yield from client_demands()
 
 
 def corrupt_demands() -> Iterator[Demand]:
@@ -311,6 +312,33 @@ def linear_glauber_step_demands() -> Iterator[Demand]:
         20,
         lambda: times_faster(product, lambda: rows.linear_step(noise_rate=rate), 1),
     )
+
+
+def client_demands() -> Iterator[Demand]:
+    """Entropy-bound step of diffusers, where that is installed; memory at a size that theirs may not fit."""
+    theirs = rivals.rival("diffusers", "diffusers")
+    if theirs is None:
+        return
+    from ggm_kernels.integrations import diffusers as ours
+
+    name, size = "EntropyBoundScheduler", f"B=1 L=32 V={problems.clients.VOCAB_SIZE}"
+    canvas = problems.clients.make_canvas((1, 32), CPU)
+    logits, few = (
+        canvas.logits(),
+        [problems.clients.scheduler_step(module, name) for module in (theirs, ours)],
+    )
+    rival, call = (lambda step=step: step(logits, 3, canvas.tokens) for step in few)
+    yield Demand(name, size, "diffusers", 50, lambda: times_faster(rival, call, seconds=3), least=25)
+    product = lambda: linear(canvas.hidden, canvas.weight)  # noqa: E731
+    step = problems.clients.hidden_step(ours, canvas)
+    time = lambda: times_faster(product, step, seconds=2)  # noqa: E731
+    yield Demand(f"{name}, hidden", size, "the bare F.linear", 1 / 0.9, time, least=0.8)
+    many = problems.clients.make_canvas((8, 256), CPU)
+    step_of_many = problems.clients.hidden_step(ours, many)
+    all_logits = 4 * many.tokens.numel() * problems.clients.VOCAB_SIZE
+    memory = lambda: all_logits / max(peak_extra_bytes(step_of_many), MIB)  # noqa: E731
+    goal, words = all_logits / (64 * MIB), f"B=8 L=256 V={problems.clients.VOCAB_SIZE}"
+    yield Demand(f"{name}, hidden", words, "its logits", goal, memory, unit="memory")
 
 
 COLUMNS = ("op", "size", "against", "ratio of", "goal", "least", "seen", "")

@@ -4,24 +4,19 @@ A step of the whole is what a request waits for beside the network: head, sampli
 that the next step is conditioned on.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from benchmarks import rivals
+from benchmarks.problems.clients import SOFTCAP, Canvas, hidden_step, make_canvas, scheduler_step
 from benchmarks.recording import Case
 from ggm_kernels import linear_expected_embedding
 
-VOCAB_SIZE = 262144
-HIDDEN_SIZE = 256
 # Requests and positions of a canvas; the last takes gigabytes of the originals, and minutes.
 SIZES = [(1, 32), (1, 64)]
 FULL_SIZES = [*SIZES, (1, 256), (8, 256)]
 STEPS = ["EntropyBoundScheduler", "DiscreteDDIMScheduler", "step_correct", "BlockRefinementScheduler"]
-SOFTCAP = 30.0
 
 
 def sizes_of(full: bool) -> list[tuple[int, int]]:
@@ -35,41 +30,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("size", sizes, ids=lambda size: f"B={size[0]}-L={size[1]}")
 
 
-@dataclass
-class Canvas:
-    """Tokens of a canvas, what the head is given for them, and the head."""
-
-    tokens: torch.Tensor
-    hidden: torch.Tensor
-    weight: torch.Tensor
-
-    @property
-    def size(self) -> dict[str, int]:
-        batch, length = self.tokens.shape
-        return {"B": batch, "L": length, "V": VOCAB_SIZE, "d": HIDDEN_SIZE}
-
-    def logits(self) -> torch.Tensor:
-        """What the model's forward makes: the head, float32, the soft cap."""
-        logits = linear(self.hidden, self.weight).float()
-        return torch.tanh(logits / SOFTCAP) * SOFTCAP
-
-
 @pytest.fixture
 def canvas(device, size) -> Canvas:
-    generator = torch.Generator(device).manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
-    tokens = torch.randint(VOCAB_SIZE, size, device=device, generator=generator)
-    return Canvas(tokens, draw(*size, HIDDEN_SIZE), draw(VOCAB_SIZE, HIDDEN_SIZE) / 4)
-
-
-def scheduler_step(module, name: str) -> Callable:
-    """A call of a scheduler of `module`, theirs or ours, at a temperature above 0."""
-    if name == "step_correct":
-        return module.DiscreteDDIMScheduler(corrector_k=8).step_correct
-    scheduler = getattr(module, name)()
-    if name == "EntropyBoundScheduler":
-        return scheduler.step
-    return lambda *arguments, **options: scheduler.step(*arguments, temperature=0.8, **options)
+    return make_canvas(size, device)
 
 
 def libraries():
@@ -116,12 +79,7 @@ def test_entropy_bound_from_hidden_states(record, canvas, implementation):
         call, role = scheduler_step(theirs, "EntropyBoundScheduler"), "rival"
         run = lambda: call(canvas.logits(), step, canvas.tokens).prev_sample  # noqa: E731
     else:
-        call, role = scheduler_step(ours, "EntropyBoundScheduler"), "ours"
-        run = lambda: (  # noqa: E731
-            call(
-                None, step, canvas.tokens, hidden=canvas.hidden, lm_head=canvas.weight, softcap=SOFTCAP
-            ).prev_sample
-        )
+        run, role = hidden_step(ours, canvas), "ours"
     assert record(case, implementation, run, role, rounds=3).shape == canvas.tokens.shape
 
 

@@ -268,7 +268,7 @@ GGM_HD void note_row(const GlauberArgs& args, int64_t row, const RowState& state
 // By-products of the token drawn, of logit g.
 GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law,
                        const Decision& decision, int64_t token, float g) {
-  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = g - log_sum_exp(state);
+  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = raw_log_prob(state, g);
   if (args.log_prob == nullptr) return;
   float log_prob;
   if (law.greedy) {
@@ -289,7 +289,7 @@ GGM_HD bool settle_row(const GlauberArgs& args, int64_t row, const Place& place,
   if (args.noise_rate != nullptr) {
     float h = state.present;
     if (state.has_nan != 0u) h = not_a_number();
-    if (args.normalize) h = has_law(state) ? h - log_sum_exp(state) : not_a_number();
+    if (args.normalize) h = has_law(state) ? raw_log_prob(state, h) : not_a_number();
     f = row_verdict(args, place, h, decision.alpha);
     keeps = keeps_token(f, decision.keep_word);
   }

@@ -74,6 +74,7 @@ def test_no_core_fails(monkeypatch, capsys):
         ("linear_cross_entropy_sum", guard.linear_cross_entropy_demands),
         ("glauber_step", guard.glauber_step_demands),
         ("linear_glauber_step", guard.linear_glauber_step_demands),
+        ("glauber_step", guard.client_demands),
     ],
 )
 def test_a_lost_fast_path_fails(monkeypatch, op, group):

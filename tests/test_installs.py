@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from clients import pins
 
 pytestmark = pytest.mark.slow
 
@@ -143,13 +144,45 @@ def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
     assert str(checkout) not in told
 
 
+@pytest.fixture(scope="module")
+def mypy_cache(tmp_path_factory) -> Path:
+    """What mypy knows of torch, which it takes half a minute to read; files of ours that differ it reads anew."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.parametrize("editable", [False, True])
-def test_mypy_sees_types(checkout, fresh_python, tmp_path, editable):
+def test_mypy_sees_types(checkout, fresh_python, tmp_path, mypy_cache, editable):
     pytest.importorskip("mypy")
     pip_install(fresh_python, *["-e"][: int(editable)], str(checkout), GGM_CUDA="0", GGM_NATIVE="0")
     program = tmp_path / "program.py"
     program.write_text("import ggm, ggm_kernels\nreveal_type(ggm_kernels.corrupt)\nggm_kernels.corrupt(1)\n")
     command = [sys.executable, "-m", "mypy", "--python-executable", str(fresh_python), str(program)]
+    command += ["--cache-dir", str(mypy_cache)]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert 'Revealed type is "def (tokens: torch' in told and "import-untyped" not in told, told
     assert "program.py:3: error: Missing positional arguments" in told
+
+
+def test_integrations_with_the_oldest_versions(tmp_path):
+    """The newest that are allowed are what the other tests have."""
+    oldest = {library: f"{pins(library)[0]}.0" for library in ("diffusers", "transformers")}
+    wanted = [f"{library}=={version}" for library, version in oldest.items()]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--no-deps",
+        "--target",
+        str(tmp_path),
+    ]
+    subprocess.run([*pip, *wanted], check=True)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    code = "import diffusers, transformers; print(diffusers.__version__, transformers.__version__)"
+    found = subprocess.check_output([sys.executable, "-c", code], env=env, text=True).split()
+    assert found == list(oldest.values())
+    tests = [sys.executable, "-m", "pytest", "-q", "tests/ggm_kernels/integrations"]
+    done = subprocess.run(tests, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout

@@ -1,6 +1,7 @@
 """Per op: inputs of a size, what PyTorch users write, and ours; benchmarks and the guard time them."""
 
 from benchmarks.problems import (
+    clients,
     commit,
     corrupt,
     glauber_step,
@@ -10,6 +11,7 @@ from benchmarks.problems import (
 )
 
 __all__ = [
+    "clients",
     "commit",
     "corrupt",
     "glauber_step",

@@ -102,8 +102,10 @@ def commit(
     Notes
     -----
     Bit-identical on every backend. Limits are taken as float32, as scores are. Costs are summed as integer
-    multiples of a power of two, 2**(e + bits(L) - 61) where the largest cost of the row is below 2**(e + 1):
-    the sum has no order, and is exact but for what a cost has below that unit. Selection is by radix on the
+    multiples of a power of two, 2**(e + bits(L) - 61) where the row's largest score above 0 and its largest
+    cost are below 2**(e + 1); costs beyond the budget and all scores above 0 count as little more than these,
+    since nothing is accepted behind them. The sum has no order, and is exact but for what a cost has below
+    that unit. Selection is by radix on the
     bits of the score, without a sort. The noise at a position is a function of (seed, step, sample id,
     position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and MaskGIT (arXiv 2202.04200);
     threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler (arXiv 2505.24857).

@@ -96,7 +96,7 @@ class _Rows:
         if update.mixture is not None:
             log_prob = _log_mixture(log_prob, alpha, self._log_pi(drawn, g))
         self._note("log_prob", part, log_prob, changes)
-        self._note("raw_log_prob", part, _at(g, drawn) - g.logsumexp(1), changes)
+        self._note("raw_log_prob", part, _raw_log_prob(g, drawn), changes)
         self._note("log_sum_exp", part, g.logsumexp(1), knows)
         self._note("entropy", part, self._entropy(part, g), knows)
         if update.margin is not None:
@@ -149,9 +149,7 @@ class _Rows:
 
     def _log_odds(self, part: slice, g, present, alpha) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
-        h = _at(g, present)
-        if self.update.normalize:
-            h = h - g.logsumexp(1)
+        h = _raw_log_prob(g, present) if self.update.normalize else _at(g, present)
         h = torch.where(g.isnan().any(1), math.nan, h)
         log_pi = self._log_pi(present.clamp_max(self._last_token(g)), g)
         if self.update.mixture is not None:
@@ -209,6 +207,16 @@ class _Rows:
             return column
         threshold, alias = (table.long() & 0xFFFFFFFF)[column].unbind(1)
         return torch.where(accept_word < threshold, column, alias)
+
+
+def _raw_log_prob(g: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log softmax of a token per row, less the top first: a log-sum-exp far from 0 is rounded.
+
+    Infinite logits share the mass.
+    """
+    top = g.amax(1, keepdim=True)
+    z = torch.where(top == math.inf, torch.where(g == math.inf, 0.0, -math.inf), g - top)
+    return (_at(g, tokens) - top.squeeze(1)) - z.logsumexp(1)
 
 
 def _at(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -144,3 +144,25 @@ def test_expected_logits_are_the_product():
     arguments = arguments_of(17, {})
     factors = from_hidden(arguments)
     torch.testing.assert_close(linear(factors["hidden"], factors["weight"]), arguments["logits"])
+
+
+@pytest.mark.parametrize("vocab_size", [7, 3000])
+def test_no_by_product_but_the_sum_knows_how_far_logits_lie_from_zero(backend, vocab_size):
+    arguments = arguments_of(vocab_size, {"noise_rate", "normalize"})
+    arguments["logits"] = (16 * arguments["logits"]).round() / 16  # exact at both distances
+    results = []
+    for distance in (0.0, 1e6):
+        names = ["log_prob", "raw_log_prob", "entropy", "margin", "keep_prob"]
+        filled = {name: torch.full((2, 4), 77.0) for name in names}
+        moved = {
+            **arguments,
+            "logits": arguments["logits"] + distance,
+            "tokens": arguments["tokens"].clone(),
+        }
+        tokens = glauber_step(**moved, temperature=0.8, **filled, backend=backend)
+        results.append({"tokens": tokens, **filled})
+    near, far = results
+    for name, value in near.items():
+        torch.testing.assert_close(
+            far[name], value, rtol=2e-6, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )

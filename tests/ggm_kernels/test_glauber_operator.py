@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
-from ggm_kernels.ops.glauber_update import BY_PRODUCTS, UPDATE_SCHEMA
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
+from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA
 
 OP = "glauber_step"
 

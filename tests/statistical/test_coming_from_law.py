@@ -320,7 +320,7 @@ def test_vllm():
     [
         ("budget=entropy_bound", "budget=0.0"),
         ('"temperature": temperature, ', ""),
-        ("vocab_size=V", "vocab_size=V - 1"),
+        ('"vocab_size": V}', '"vocab_size": V - 1}'),
     ],
 )
 def test_vllm_fault(old, new):

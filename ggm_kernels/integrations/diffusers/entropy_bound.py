@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import diffusers
@@ -28,6 +29,11 @@ class EntropyBoundSchedulerOutput(scheduling_entropy_bound.EntropyBoundScheduler
     A division of all logits takes several times as long as the step: where nobody conditions on them it is
     left out. Until then the logits that the step was given must stay as they are.
     """
+
+    def __post_init__(self) -> None:
+        """Enter the fields as diffusers does, which would look at `pred_logits`."""
+        for field in fields(self):
+            OrderedDict.__setitem__(self, field.name, object.__getattribute__(self, field.name))
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

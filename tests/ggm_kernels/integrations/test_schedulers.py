@@ -94,6 +94,17 @@ def test_entropy_bound_tuples_and_outputs_hold_the_quotient():
     assert torch.equal(flat[4], expected[4])
 
 
+def test_the_entropy_bound_divides_no_logits_before_they_are_asked_for():
+    """Nothing of [B, L, V] is made: what is asked for late is of the logits as they are then."""
+    hidden, weight, sample = factors()
+    logits = logits_of(hidden, weight)
+    output = pair("EntropyBoundScheduler")[1].step(logits, 3, sample)
+    assert not any(torch.is_tensor(value) and value.shape == logits.shape for value in vars(output).values())
+    _ = output.prev_sample, output.accepted_index, list(output.keys())
+    logits.zero_()
+    assert (output.pred_logits == 0).all() and output["pred_logits"] is output.pred_logits
+
+
 def test_entropy_bound_law():
     """Tokens follow softmax(logits / temperature), and uniform noise stands where they are not accepted."""
     logits = torch.tensor([[[3.0, 0.0, -1.0, 0.5, 0.0], [0.2, 0.0, 0.4, -0.3, 0.1]]]).expand(20_000, 2, 5)
