@@ -3,8 +3,8 @@
     python -m benchmarks.checkouts OTHER [--rounds 5] [--seconds 4] [--threads 2]
 
 OTHER is another checkout, its core built for this interpreter: `python setup.py build_ext --inplace`. Both
-are timed in turns, each time in a process of its own, and of each call the least time counts: other work on
-a machine adds to times, and never takes from them. A ratio above 1: the call is faster here.
+are timed in turns, each time in a process of its own, and of each call the least time counts: other work on a
+machine adds to times, and never takes from them. A ratio above 1: the call is faster here.
 """
 
 from __future__ import annotations
