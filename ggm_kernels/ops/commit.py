@@ -11,7 +11,7 @@ from ggm_kernels import checks, randomness
 from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
-from ggm_kernels.ops.library import register, writing
+from ggm_kernels.ops.library import refuse_shared_copies, register, writing
 from ggm_kernels.ops.plans import NOT_RUN, Plans, look
 
 _SCHEMA = (
@@ -135,7 +135,12 @@ def commit(
     source = _check_rest(rest, noise, vocab_size, tokens.device)
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
-    sample_ids = randomness.check_sample_ids(sample_ids, tokens)
+    ids, sample_ids = sample_ids, randomness.check_sample_ids(sample_ids, tokens)
+    copies = (
+        ("count", count, limits[1]), ("threshold", threshold, limits[3]), ("budget", budget, limits[5]),
+        ("sample_ids", ids, sample_ids),
+    )  # fmt: skip
+    refuse_shared_copies({"tokens": tokens, "accepted": accepted}, copies)
     choice = (*limits, eligible, *source, seed, step, step_tensor, sample_ids, accepted)
     _op(tokens, proposal, score.detach(), *choice, requested(backend))
     _PLANS.remember(looks, backend, lambda native: native.commit(given, _choice_of(*choice)))

@@ -132,20 +132,11 @@ def linear_cross_entropy(
 def _check_factors(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
+    hidden, weight, bias = checks.autocast(hidden), checks.autocast(weight), checks.autocast(bias)
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     if weight.shape[0] == 0:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, d) with V of at least 1")
     return hidden, weight, bias
-
-
-def _autocast(value):
-    """As autocast has it for products: every operand but float64 in its dtype."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in checks.FLOATS:
-        return value
-    if type(value).__name__ == "DTensor" or not torch.is_autocast_enabled(value.device.type):
-        return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 # The rows' losses: any gradient of them, which the backward computes the logits for again

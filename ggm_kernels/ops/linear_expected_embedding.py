@@ -33,7 +33,8 @@ def linear_expected_embedding(
     hidden : torch.Tensor
         float32, bfloat16 or float16 (float64 with ``backend="reference"``), shape [N, d].
     weight : torch.Tensor
-        Output embedding, dtype of `hidden`, shape [V, d].
+        Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden`, `weight`, `embedding` and
+        `bias` are cast as those of ``linear`` are.
     embedding : torch.Tensor
         What the mean is of, dtype of `hidden`, shape [V, e]; may be `weight` itself.
     bias : torch.Tensor, optional
@@ -48,7 +49,8 @@ def linear_expected_embedding(
     Returns
     -------
     torch.Tensor
-        dtype of `hidden`, shape [N, e]. Differentiable in `hidden`, `weight`, `embedding` and `bias`, once.
+        dtype of `hidden`, under autocast autocast's, shape [N, e]. Differentiable in `hidden`, `weight`,
+        `embedding` and `bias`, once.
         NaN for a row of logits with a NaN or nothing but -inf.
 
     Raises
@@ -62,6 +64,9 @@ def linear_expected_embedding(
     Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more. Time is that
     of the products: two forward, and at most five backward. Sums have one order on any number of threads.
     """
+    is_tied = embedding is weight
+    hidden, weight, bias = checks.autocast(hidden), checks.autocast(weight), checks.autocast(bias)
+    embedding = weight if is_tied else checks.autocast(embedding)
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     checks.tensor("embedding", embedding, dtypes=(hidden.dtype,), dims=(2,))
     if embedding.shape[0] != weight.shape[0]:

@@ -79,6 +79,8 @@ def sigmoid_bce(
     the noise, noise ratio) are derived in docs/mathematics.md.
     """
     checks.tensor("logits", logits, dtypes=FLOATS, dims=(2,))
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits: got shape {tuple(logits.shape)}; allowed: (N, V) with V of at least 1")
     candidates = checked_candidates(candidates, "logits", logits)
     signal, noise = checked_weights(signal_weight, noise_weight, candidates, logits.dtype)
     offset = checked_offset(offset, candidates)
@@ -142,6 +144,8 @@ def linear_sigmoid_bce(
     it again. A shared candidate costs a row d multiply-adds, as one of its own does, but no gather.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=FLOATS, dim=2)
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, d) with V of at least 1")
     candidates = checked_candidates(candidates, "hidden", hidden)
     signal, noise = checked_weights(signal_weight, noise_weight, candidates, hidden.dtype)
     offset = checked_offset(offset, candidates)

@@ -230,7 +230,6 @@ def settle_kernel(
     if rate is not None:
         _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
         h = logit_of(row_ptr, vocab_stride, token, vocab_size, live, softcap, shift, shifted, by)
-        h = tl.where(has_nan, NAN, h)
         if NORMALIZE:
             h = (h - top) - log_mass  # a log-sum-exp far from 0 is rounded
         log_pi = _log_pi(noise_log_probs_ptr, uniform_log_prob, token, token_bound, live)
@@ -242,7 +241,7 @@ def settle_kernel(
         f = tl.where(is_legal, log_odds(h, eps, log_pi), NAN)
         changes &= keeps_token(f, keep_word) == 0
         if keep_prob_ptr is not None:
-            tl.store(keep_prob_ptr + row, sigmoid(f), mask=inside)
+            tl.store(keep_prob_ptr + row, tl.where(knows, sigmoid(f), NAN), mask=inside)
 
     group = winning_group(
         sums_ptr, field_stride, row_at, slots, live, top, inverse, is_greedy, seeds, steps, sample_id,

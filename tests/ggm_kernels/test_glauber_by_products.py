@@ -113,6 +113,34 @@ def test_keep_probability_where_noise_or_signal_is_impossible(backend, normalize
     assert out[0, [0, 2, 3]].tolist() == [0, 3, 1] and out[0, 1] != 0
 
 
+@pytest.mark.parametrize(
+    "asked", [["keep_prob"], ["log_prob"], ["keep_prob", "argmax"], [*BY_PRODUCTS, "margin"]]
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_without_a_law_say_nothing(backend, normalize, asked):
+    """Nor of the probability of keeping a token, which one logit seems to tell, whether it is kept or not."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 40, 30, generator=generator)
+    logits[:, ::4] = -math.inf
+    logits[:, 1::4, 7] = math.nan
+    tokens = torch.randint(30, (2, 40), generator=generator)
+    tokens[:, 1::8] = 7
+    by_products = {name: torch.full((2, 40), 7.0) for name in asked if name != "argmax"}
+    by_products |= {name: torch.full((2, 40), 7) for name in asked if name == "argmax"}
+    rate = torch.rand(2, 40, generator=generator).round(decimals=1)  # 0 and 1 among them
+    out = glauber_step(
+        tokens.clone(), logits, None, seed=1, step=0, noise_rate=rate, normalize=normalize, backend=backend,
+        **by_products,
+    )  # fmt: skip
+    lawless = torch.arange(40) % 4 < 2
+    assert torch.equal(out[:, lawless], tokens[:, lawless])
+    for name, values in by_products.items():
+        nothing = values == -1 if name == "argmax" else values.isnan()
+        assert nothing[:, lawless].all(), name
+        assert not nothing[:, ~lawless].all(), name
+        assert name.endswith("_prob") and name != "keep_prob" or not nothing[:, ~lawless].any(), name
+
+
 def test_frozen_rows_say_nothing(backend):
     """By-products of frozen rows are NaN from logits and from hidden states, lawful or not."""
     arguments = arguments_of(50, {"noise_rate", "normalize"})
