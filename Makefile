@@ -27,14 +27,15 @@ help:  ## show this list
 demo: $(VENV)/.demo  ## train on handwritten digits, sample, infill, write the pictures (minutes)
 	$(BIN)/ggm demo
 
-# Two processes of one thread each: twice as fast as one process of two threads, most tests are small.
+# Two processes of one thread each: twice as fast as one process of two threads, most tests are small. Each begins with
+# a half of its own, so that what tests of one file share is made once, and takes from the other's when it is done.
 test: $(VENV)/.test  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Each test of a GPU's backends that needs no real device, on the device code itself. The second run takes the branches
 # that only a GPU's compiler sees.
 EMULATED = GGM_KERNELS_EMULATED=$$(echo $(CURDIR)/build/emulated/$(1)/_emulated*.so) OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 emulated: $(VENV)/.test  ## run csrc/cuda on the CPU: suites, sanitizers, planted faults, counts (5 minutes)
 	$(BIN)/python -m build_native.emulated

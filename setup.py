@@ -60,6 +60,7 @@ class BuildNative(build_ext):
             replace_file(outcome.library, target)
         build_info = load_build_info_module()
         info = {"version": self.distribution.get_version(), **outcome.info}
+        info["native"]["sources"] = build_info.digest_of_sources(ROOT)
         build_info.write(info, target.parent)
         print(f"ggm-kernels {info['version']}\n{build_info.align(build_info.describe(info))}")
         if outcome.library is None:

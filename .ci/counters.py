@@ -30,7 +30,7 @@ from ggm_kernels import (  # noqa: E402
     linear_sigmoid_bce,
     sigmoid_bce,
 )
-from ggm_kernels.native import cuda_glauber_step  # noqa: E402
+from ggm_kernels.native import glauber_step_cuda  # noqa: E402
 from ggm_kernels.native.compiled import emulated as module  # noqa: E402
 
 REPORT = ROOT / ".ci" / "counters.json"
@@ -254,12 +254,12 @@ def commit_cases() -> Iterator[tuple[str, int, Callable[[], object]]]:
 @contextmanager
 def buffer_of(size: int) -> Iterator[None]:
     """A product's buffer of so many bytes."""
-    before = cuda_glauber_step._BUFFER_BYTES
-    cuda_glauber_step._BUFFER_BYTES = size
+    before = glauber_step_cuda._BUFFER_BYTES
+    glauber_step_cuda._BUFFER_BYTES = size
     try:
         yield
     finally:
-        cuda_glauber_step._BUFFER_BYTES = before
+        glauber_step_cuda._BUFFER_BYTES = before
 
 
 def integers(bound: int, *shape: int, seed: int = 0) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it the table in
 ``docs/gpu-notes.md``. ``machine_code.py check`` compiles, compares with that file and says what got worse: a
 kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
-that fewer of its blocks fit on a processor; of two architectures, unless ``--archs 80,100`` names others.
+that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels, unless
+``--archs 80,100`` names others.
 ``--only cuda`` or ``--only triton`` looks at one kind.
 """
 
@@ -78,8 +79,14 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=("cuda", "triton"))
     options = parser.parse_args()
-    archs = options.archs.split(",") if options.archs else ARCHS if options.what == "write" else CHECKED_ARCHS
-    found = measure(archs, options.only)
+    cuda_archs = ARCHS if options.what == "write" else CHECKED_ARCHS
+    triton_archs = TRITON_ARCHS
+    if options.archs:
+        cuda_archs = options.archs.split(",")
+        triton_archs = tuple(arch for arch in TRITON_ARCHS if arch in cuda_archs)
+    if options.only:
+        cuda_archs, triton_archs = (cuda_archs, ()) if options.only == "cuda" else ((), triton_archs)
+    found = measure(cuda_archs, triton_archs)
     before = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     if options.what == "write":
         report = {**before, **found}
@@ -106,16 +113,14 @@ def with_table(page: str, report: dict[str, Kernels]) -> str:
     return replace_table(page, REPORT.name, rows)
 
 
-def measure(archs: Sequence[str], only: str | None) -> dict[str, Kernels]:
+def measure(cuda_archs: Sequence[str], triton_archs: Sequence[str]) -> dict[str, Kernels]:
     """Kernels of each kind and architecture, as ``cuda sm_90``."""
-    tasks = {}
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        for arch in archs:
-            if only != "triton":
-                sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-                tasks[f"cuda sm_{arch}"] = [pool.submit(of_cuda, source, arch) for source in sources]
-            if only != "cuda" and arch in TRITON_ARCHS:
-                tasks[f"triton sm_{arch}"] = [pool.submit(of_triton, arch)]
+        # Triton's first: of each architecture one process, which takes longer than any file.
+        tasks = {f"triton sm_{arch}": [pool.submit(of_triton, arch)] for arch in triton_archs}
+        for arch in cuda_archs:
+            tasks[f"cuda sm_{arch}"] = [pool.submit(of_cuda, source, arch) for source in sources]
         return {name: merged([task.result() for task in parts]) for name, parts in tasks.items()}
 
 

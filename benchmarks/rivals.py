@@ -9,13 +9,23 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pytest
 import torch
 
-# Of hidden states [N, d], weight [V, d] and targets [N]: the loss of all rows, summed.
-CrossEntropy = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+class CrossEntropy(Protocol):
+    """Losses of hidden states [N, d], weight [V, d] and targets [N], summed; each by its row's weight [N]."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        row_weight: torch.Tensor | None = None,
+    ) -> torch.Tensor: ...
+
 
 _absent: dict[str, str] = {}
 
@@ -99,24 +109,55 @@ def flashinfer() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def liger_kernel(dtype: torch.dtype) -> CrossEntropy:
+    """The loss fused with its head."""
     module = require("liger-kernel", "liger_kernel.transformers.functional", needs_cuda=True)
-    return lambda *inputs: module.liger_fused_linear_cross_entropy(*inputs, reduction="sum")
+    return _summed(module.liger_fused_linear_cross_entropy)
+
+
+def liger_kernel_chunked(dtype: torch.dtype) -> CrossEntropy:
+    """Log-probabilities as its GRPO loss has them: plain PyTorch, a tile of logits at a time, twice."""
+    name = "liger-kernel"
+    module = require(name, "liger_kernel.chunked_loss.fused_linear_ppo")
+    base = module.LigerFusedLinearPPOBase
+
+    def losses(hidden, weight, targets, reduction):
+        losses = -base.chunk_forward(hidden[None], weight, targets[None])[0]
+        return losses.sum() if reduction == "sum" else losses
+
+    try:
+        losses(torch.zeros(1, 2), torch.zeros(3, 2), torch.zeros(1, dtype=torch.int64), "sum")
+    except Exception as error:  # the parts of a loss: not what a release keeps as it is
+        skip(f"{name}, chunked", f"does not work here: {_first_line(error)}")
+    return _summed(losses)
 
 
 def cut_cross_entropy(dtype: torch.dtype) -> CrossEntropy:
+    """Its own kernels."""
     module = require("cut-cross-entropy", "cut_cross_entropy", needs_cuda=True)
     if dtype == torch.float32:
         skip("cut-cross-entropy in float32", "its backward takes bfloat16 and float16 only")
-    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum")
+    return _summed(module.linear_cross_entropy)
 
 
 def cut_cross_entropy_torch_compile(dtype: torch.dtype) -> CrossEntropy:
+    """Full logits, product and loss compiled as one."""
     module = require("cut-cross-entropy", "cut_cross_entropy")
-    return lambda *inputs: module.linear_cross_entropy(*inputs, reduction="sum", impl="torch_compile")
+    return _summed(partial(module.linear_cross_entropy, impl="torch_compile"))
+
+
+def _summed(losses: Callable[..., torch.Tensor]) -> CrossEntropy:
+    """Of a loss with a `reduction`: weights of rows are those of the losses that "none" gives."""
+
+    def summed(hidden, weight, targets, row_weight=None):
+        if row_weight is None:
+            return losses(hidden, weight, targets, reduction="sum")
+        return (row_weight * losses(hidden, weight, targets, reduction="none")).sum()
+
+    return summed
 
 
 # Each gives the rival's cross-entropy of a head, or skips the benchmark that asks.
-CROSS_ENTROPIES = [liger_kernel, cut_cross_entropy, cut_cross_entropy_torch_compile]
+CROSS_ENTROPIES = [liger_kernel, liger_kernel_chunked, cut_cross_entropy, cut_cross_entropy_torch_compile]
 
 
 def _first_line(error: Exception) -> str:

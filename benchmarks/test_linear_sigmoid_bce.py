@@ -6,7 +6,6 @@ same shapes. Liger-Kernel and cut-cross-entropy compute it without holding all l
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -14,9 +13,19 @@ from torch.nn.functional import linear, softplus
 
 from benchmarks import rivals
 from benchmarks.ceilings import Work
-from benchmarks.problems.linear_sigmoid_bce import Head, Size, make_head, pass_of, shared_loss, work_of
+from benchmarks.problems.linear_sigmoid_bce import (
+    FLAT_PASSES,
+    SHARED,
+    SMALL,
+    Flatness,
+    Head,
+    Size,
+    make_head,
+    pass_of,
+    work_of,
+)
 from benchmarks.recording import BACKENDS, Case, best_backend, name_of, role_of, skip_unless_served
-from benchmarks.timing import empty_caches, peak_extra_bytes, times_faster
+from benchmarks.timing import times_faster
 from ggm_kernels import linear_sigmoid_bce
 
 SIZES = [Size()]
@@ -215,54 +224,25 @@ def test_rivals(record, head, size, what, find):
 # Shapes of their own
 
 
-SMALL, LARGE = Size(vocab_size=4096), Size(vocab_size=262144)
-
-
-@pytest.mark.parametrize("what", PASSES)
-def test_the_vocabulary_costs_no_time_or_memory(record, heads, device, what):
-    """Two vocabularies in one run. A large cache keeps all of the small weight from call to call, and little
-    of the large one: memory then makes a difference that no kernel can undo. So the ratio that counts is that
-    with caches emptied, as a network between two calls empties them; the other is noted, too.
-    """
+@pytest.mark.parametrize("what", [*PASSES, FLAT_PASSES[1]])
+@pytest.mark.parametrize("shared", [0, SHARED])
+def test_the_vocabulary_costs_no_time_or_memory(record, heads, device, what, shared):
+    """Of one candidate per row, and of one beside those that all rows share."""
     heads.clear()
-    small, large = make_head(SMALL, device), make_head(LARGE, device)
-    calls = [pass_of(head, head.ours, what) for head in (large, small)]
-    backend = best_backend(device)
-    case = case_of(large, what, f"against V={SMALL.vocab_size}")
-    record(case, name_of(backend), calls[0], role_of(backend))
+    flatness = Flatness.of(device, what, shared)
+    backend, form = best_backend(device), f"S={shared} shared, " if shared else ""
+    case = case_of(flatness.large, what.partition(",")[0], f"{form}against V={SMALL.vocab_size}")
+    case = replace(case, op=f"{case.op}{', sparse' * ('sparse' in what)}", work=None if shared else case.work)
+    record(case, name_of(backend), flatness.calls[0], role_of(backend), rounds=3)
+    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
     # The best of three: work that others do meanwhile makes the ratio larger or smaller, the kernel does not.
-    empty = empty_caches(device)
-    cold = min(times_faster(*calls, seconds=1, before=empty) for _ in range(3))
-    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
+    cold = min(flatness.time(device) for _ in range(3))
     notes[f"time_over_{name}"] = round(cold, 2)
-    notes[f"time_over_{name}_in_cache"] = round(times_faster(*calls), 2)
-    memory, memory_of_small = (peak_extra_bytes(call) for call in calls)
+    notes[f"time_over_{name}_in_cache"] = round(times_faster(*flatness.calls), 2)
+    memory, memory_of_small = flatness.memory()
     notes[f"peak_extra_MB_beyond_{name}"] = round((memory - memory_of_small) / 1e6, 1)
-    if what == "forward":  # the backward has a gradient [V, d] to return
+    if what in FLAT_PASSES:
         assert cold <= 1.3
-        assert memory <= 1.3 * memory_of_small + 2**20
-
-
-@pytest.mark.parametrize("what", PASSES)
-def test_the_vocabulary_costs_shared_candidates_no_time_or_memory(record, heads, device, what):
-    """As above, with 1024 noise tokens that all rows share."""
-    heads.clear()
-    small, large = (make_head(replace(size, rows=1024), device) for size in (SMALL, LARGE))
-    calls = []
-    for head in (large, small):
-        shared = torch.randint(head.weight.shape[0], (1024,), device=device)
-        calls.append(pass_of(head, partial(shared_loss, head, shared), what))
-    backend = best_backend(device)
-    case = case_of(large, what, f"S=1024 shared, against V={SMALL.vocab_size}")
-    case = replace(case, work=None)
-    record(case, name_of(backend), calls[0], role_of(backend), rounds=3)
-    notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
-    time = min(times_faster(*calls, seconds=1) for _ in range(3))
-    memory, memory_of_small = (peak_extra_bytes(call) for call in calls)
-    notes[f"time_over_{name}"] = round(time, 2)
-    notes[f"peak_extra_MB_beyond_{name}"] = round((memory - memory_of_small) / 1e6, 1)
-    if what == "forward":  # the backward has a gradient [V, d] to return
-        assert time <= 1.3
         assert memory <= 1.3 * memory_of_small + 2**20
 
 

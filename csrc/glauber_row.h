@@ -193,11 +193,12 @@ GGM_HD Wants wants_of(const GlauberArgs& args) {
           options.argmax != nullptr};
 }
 
-// Whether something is asked of a row that its logits must be read for, whoever keeps or draws its token.
+// Whether something is asked of a row that its logits must be read for, whoever keeps or draws its token. The
+// probability of keeping it follows from one logit, but only of a row that has a law.
 GGM_HD bool must_be_read(const GlauberArgs& args) {
   const RowOptions& options = args.options;
-  return args.log_sum_exp != nullptr || options.entropy != nullptr || options.margin != nullptr ||
-         options.argmax != nullptr;
+  return args.log_sum_exp != nullptr || args.keep_prob != nullptr || options.entropy != nullptr ||
+         options.margin != nullptr || options.argmax != nullptr;
 }
 
 // By-products of a row that nothing is known of.
@@ -221,7 +222,6 @@ GGM_HD void note_kept(const GlauberArgs& args, int64_t row) {
 struct Early {
   bool settles;  // the rest says how, and no race is needed
   bool is_idle, keeps;
-  float f;  // log-odds of keeping
   int64_t noise_token;
 };
 
@@ -229,7 +229,7 @@ struct Early {
 // seen from the logit of the present token alone, and nothing else is asked of it.
 template <class PresentLogit>
 GGM_HD Early early_of(const GlauberArgs& args, const Place& place, const PresentLogit& present_logit) {
-  Early early = {true, is_idle(args, place), false, 0.0f, -1};
+  Early early = {true, is_idle(args, place), false, -1};
   if (early.is_idle) return early;
   early.settles = false;
   const bool decides = args.noise_rate != nullptr;
@@ -240,8 +240,7 @@ GGM_HD Early early_of(const GlauberArgs& args, const Place& place, const Present
     const int64_t token = token_at(args, place.token_at);
     const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))
                                             : float_of(0xFF800000u);
-    early.f = row_verdict(args, place, h, decision.alpha);
-    early.keeps = keeps_token(early.f, decision.keep_word);
+    early.keeps = keeps_token(row_verdict(args, place, h, decision.alpha), decision.keep_word);
   }
   const bool asks_of_drawn = args.log_prob != nullptr || args.options.raw_log_prob != nullptr;
   early.settles = early.keeps || (early.noise_token >= 0 && !asks_of_drawn);
@@ -251,7 +250,6 @@ GGM_HD Early early_of(const GlauberArgs& args, const Place& place, const Present
 // Writes what an early settlement brings.
 GGM_HD void note_early(const GlauberArgs& args, int64_t row, const Place& place, const Early& early) {
   if (early.is_idle) return note_nothing(args, row);
-  if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(early.f);
   note_kept(args, row);
   if (!early.keeps) write_token(args, place.token_at, early.noise_token);
 }
@@ -268,7 +266,7 @@ GGM_HD void note_row(const GlauberArgs& args, int64_t row, const RowState& state
 // By-products of the token drawn, of logit g.
 GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& state, const Law& law,
                        const Decision& decision, int64_t token, float g) {
-  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = g - log_sum_exp(state);
+  if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = raw_log_prob(state, g);
   if (args.log_prob == nullptr) return;
   float log_prob;
   if (law.greedy) {
@@ -283,19 +281,18 @@ GGM_HD void note_drawn(const GlauberArgs& args, int64_t row, const RowState& sta
 // What is left to do once the race of a row is run. False where it has no law.
 GGM_HD bool settle_row(const GlauberArgs& args, int64_t row, const Place& place, const RowState& state,
                        const Law& law) {
+  if (!has_law(state)) {
+    note_nothing(args, row);
+    return false;
+  }
   const Decision decision = decision_of(args, place);
   bool keeps = false;
-  float f = 0.0f;
   if (args.noise_rate != nullptr) {
-    float h = state.present;
-    if (state.has_nan != 0u) h = not_a_number();
-    if (args.normalize) h = has_law(state) ? h - log_sum_exp(state) : not_a_number();
-    f = row_verdict(args, place, h, decision.alpha);
+    const float h = args.normalize ? raw_log_prob(state, state.present) : state.present;
+    const float f = row_verdict(args, place, h, decision.alpha);
     keeps = keeps_token(f, decision.keep_word);
+    if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
   }
-  if (!has_law(state)) note_nothing(args, row);
-  if (args.keep_prob != nullptr) args.keep_prob[row] = sigmoid(f);
-  if (!has_law(state)) return false;
   note_row(args, row, state, law);
   if (keeps) {
     note_kept(args, row);

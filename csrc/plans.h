@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -33,11 +35,18 @@ void move_to(T*& pointer, uintptr_t address) {
   pointer = reinterpret_cast<T*>(address);
 }
 
+// The tensors of a plan, as an enumeration and by name: Python gives addresses in the order of `names`.
+#define GGM_PLAN_ENUMERATOR(name) name,
+#define GGM_PLAN_NAME(name) #name,
+#define GGM_PLAN_FIELDS(FIELDS) \
+  enum Field { FIELDS(GGM_PLAN_ENUMERATOR) kFields }; \
+  static std::vector<std::string> names() { return {FIELDS(GGM_PLAN_NAME)}; }
+
 struct StepPlan {
-  enum Field {
-    tokens, log_sum_exp, log_prob, keep_prob, raw_log_prob, entropy, margin, argmax,
-    logits, positions, sample_ids, frozen, noise_rate, noise_log_probs, kFields
-  };
+#define GGM_STEP_FIELDS(F) \
+  F(tokens) F(log_sum_exp) F(log_prob) F(keep_prob) F(raw_log_prob) F(entropy) F(margin) F(argmax) \
+  F(logits) F(positions) F(sample_ids) F(frozen) F(noise_rate) F(noise_log_probs)
+  GGM_PLAN_FIELDS(GGM_STEP_FIELDS)
   using Where = Extents<kFields, logits>;
 
   GlauberArgs args;
@@ -68,7 +77,9 @@ struct StepPlan {
 };
 
 struct CommitPlan {
-  enum Field { tokens, accepted, proposal, score, eligible, count, threshold, budget, sample_ids, kFields };
+#define GGM_COMMIT_FIELDS(F) \
+  F(tokens) F(accepted) F(proposal) F(score) F(eligible) F(count) F(threshold) F(budget) F(sample_ids)
+  GGM_PLAN_FIELDS(GGM_COMMIT_FIELDS)
   using Where = Extents<kFields, proposal>;
 
   CommitArgs args;
@@ -92,7 +103,8 @@ struct CommitPlan {
 };
 
 struct CorruptPlan {
-  enum Field { noisy, is_signal, tokens, keep_prob, sample_ids, frozen, kFields };
+#define GGM_CORRUPT_FIELDS(F) F(noisy) F(is_signal) F(tokens) F(keep_prob) F(sample_ids) F(frozen)
+  GGM_PLAN_FIELDS(GGM_CORRUPT_FIELDS)
   using Where = Extents<kFields, tokens>;
 
   CorruptArgs args;

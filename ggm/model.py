@@ -14,7 +14,8 @@ from ggm.draws import integers, uniforms
 from ggm.hub import HubWeights
 from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.model_config import GGMConfig
-from ggm.objective import Predictions, Visits
+from ggm.objective import Visits
+from ggm.predictions import Predictions
 from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
 from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
@@ -88,10 +89,9 @@ class GGM(nn.Module, Sampler, HubWeights):
         frozen = self._draw_frozen(sample_ids, positions, seed, step)
         coordinates: dict[str, Any] = {"seed": seed, "step": step, "sample_ids": sample_ids}
         predictions = self.predictions(tokens, times, steps, frozen=frozen, **coordinates)
-        losses = predictions.losses(self.config.objective)
-        if frozen is not None:  # the chain never visits them: nothing to learn there
-            losses = losses.masked_fill(frozen.gather(1, positions).flatten(), 0.0)
-        return losses.mean()
+        # The chain never visits frozen ones: nothing to learn there.
+        counts = None if frozen is None else ~frozen.gather(1, positions).flatten()
+        return predictions.mean_loss(self.config.objective, counts)
 
     # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
     forward = loss

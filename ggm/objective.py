@@ -8,17 +8,12 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cached_property
-from typing import cast
 
 import torch
-from torch.nn.functional import linear
 
 from ggm.chain import log_odds
-from ggm.mixture import log_mixture, noise_probs
 from ggm_kernels import (
     NoiseLaw,
     Stream,
@@ -125,16 +120,13 @@ class Visits:
 class WeightedCandidates:
     """Arguments of the loss kernels: candidate tokens and weights [R, C], offset [R].
 
-    `shared` are noise tokens [S] of all rows, `shared_noise` is their weight per row [R, 1]. `softmax`
-    tells that the signal weights are probabilities in a cross-entropy instead; then noise weights and
-    offset are 0.
+    `shared` are noise tokens [S] of all rows, `shared_noise` is their weight per row [R, 1].
     """
 
     tokens: torch.Tensor
     signal: torch.Tensor
     noise: torch.Tensor
     offset: torch.Tensor
-    softmax: bool = False
     shared: torch.Tensor | None = None
     shared_noise: torch.Tensor | None = None
 
@@ -148,12 +140,12 @@ def weighted_candidates(
     step: int,
     noise: NoiseLaw | None = None,
 ) -> WeightedCandidates:
-    """Candidates and weights whose cross-entropy, sigmoid or softmax, is the configured loss.
+    """Candidates and weights whose binary cross-entropy is the configured loss.
 
     Parameters
     ----------
     config : ObjectiveConfig
-        Form, number of candidates and noise ratio.
+        Form, one of `BINARY_FORMS`, numbers of candidates and noise ratio.
     visits : Visits
         The positions to be predicted.
     vocab_size : int
@@ -169,19 +161,23 @@ def weighted_candidates(
     WeightedCandidates
         int64 and float32 tensors for R = B * K rows. The offset is the log-odds without -log pi(a).
 
+    Raises
+    ------
+    ValueError
+        If the form is none of these.
+
     Notes
     -----
     Source: the binary classification of arXiv 2405.17035; the sums and the noise ratio
     are our derivation (docs/mathematics.md).
     """
+    if config.form not in BINARY_FORMS:
+        raise ValueError(f"config.form: got {config.form!r}; allowed: {', '.join(BINARY_FORMS)}")
     if config.form == "observed":
         return _observed(visits, vocab_size, seed, step, noise)
     rate = visits.noise_rate.flatten()
     signal_total, noise_total, offset = 1.0 - rate, rate, log_odds(rate)
-    if config.form == "cross_entropy":
-        signal_total, noise_total = torch.ones_like(rate), torch.zeros_like(rate)
-        offset = torch.zeros_like(rate)
-    elif config.noise_ratio is not None:
+    if config.noise_ratio is not None:
         signal_total = torch.ones_like(rate)
         noise_total = torch.full_like(rate, config.noise_ratio)
         offset = -noise_total.log()
@@ -200,7 +196,6 @@ def weighted_candidates(
         signal=(signal_total[:, None] * torch.cat(signal, dim=1)).float(),
         noise=torch.cat([nothing, noise_total[:, None] * noise_share], dim=1).float(),
         offset=offset.float(),
-        softmax=config.form == "cross_entropy",
         shared=shared,
         shared_noise=None if shared is None else (noise_total / drawn)[:, None].float(),
     )
@@ -284,89 +279,6 @@ def _shared_candidates(
     )[0]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a network says at the positions to be predicted: losses and calibration are made of it.
-
-    Attributes
-    ----------
-    visits : Visits
-        The positions, R = B * K rows.
-    hidden : torch.Tensor
-        Hidden states there, float [R, d].
-    weight, bias : torch.Tensor
-        Head: g = hidden @ weight.T + bias, [V, d] and [V].
-    noise : NoiseLaw or None
-        pi; None is uniform.
-    seed, step : int
-        Coordinates of what a loss draws.
-    predicts : str
-        "state" or "data", as in `GGMConfig`.
-    shift : torch.Tensor or None
-        Of a network that has seen the tokens X_t there: what takes out what each tells, float64 [R].
-    """
-
-    visits: Visits
-    hidden: torch.Tensor
-    weight: torch.Tensor
-    bias: torch.Tensor
-    noise: NoiseLaw | None
-    seed: int
-    step: int
-    predicts: str = "state"
-    shift: torch.Tensor | None = None
-
-    @cached_property
-    def logits(self) -> torch.Tensor:
-        """All logits g, float [R, V]."""
-        return linear(self.hidden, self.weight, self.bias)
-
-    def losses(self, objective: ObjectiveConfig) -> torch.Tensor:
-        """Loss per row, float32 [R], from all logits or from those of the candidates alone."""
-        if objective.form == "cross_entropy" and self.predicts == "data":
-            data = self.visits.data.flatten()
-            return cast(torch.Tensor, linear_cross_entropy(self.hidden, self.weight, data, bias=self.bias))
-        if objective.form == "cross_entropy":
-            return cross_entropy_from_hidden(self.hidden, self.weight, self.bias, self.visits, self.noise)
-        coordinates = {"seed": self.seed, "step": self.step}
-        targets = self.visits
-        if self.predicts == "data":  # the same losses of a token without noise
-            targets = dataclasses.replace(targets, keep_prob=torch.ones_like(targets.keep_prob))
-        candidates = weighted_candidates(
-            objective, targets, len(self.weight), noise=self.noise, **coordinates
-        )
-        if objective.sums_vocabulary:
-            return loss_from_logits(self.logits, candidates, self.noise)
-        return loss_from_hidden(self.hidden, self.weight, self.bias, candidates, self.noise)
-
-    def cross_entropy(self) -> torch.Tensor:
-        """-log of the conditional of X_t at the token that it has there, averaged over its noise, [R]."""
-        logits, vocab_size = self.logits, len(self.weight)
-        if self.predicts == "data":
-            logits = self._log_conditionals()
-        candidates = weighted_candidates(
-            ObjectiveConfig("cross_entropy"), self.visits, vocab_size, seed=0, step=0, noise=self.noise
-        )
-        return loss_from_logits(logits, candidates)
-
-    def _log_conditionals(self) -> torch.Tensor:
-        """Logarithm of alpha p0 + (1 - alpha) pi, float64 [R, V]."""
-        logits = self.logits.double()
-        if self.shift is not None:
-            logits = logits.scatter_add(1, self.visits.current.flatten()[:, None], self.shift[:, None])
-        every = torch.arange(logits.shape[1], device=logits.device)
-        keep_prob = self.visits.keep_prob.flatten()[:, None]
-        return log_mixture(
-            logits.log_softmax(dim=1), keep_prob, noise_probs(self.noise, every, len(self.weight))
-        )
-
-    def calibration(self) -> torch.Tensor:
-        """Sum over the vocabulary of exp g per row, float32 [R], in full precision under autocast, too."""
-        with torch.autocast(self.hidden.device.type, enabled=False):
-            factors = (self.hidden, self.weight, self.bias)
-            return linear(*(factor.float() for factor in factors)).exp().sum(dim=-1)
-
-
 def loss_from_hidden(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -383,7 +295,7 @@ def loss_from_hidden(
     weight, bias : torch.Tensor
         Head: g = hidden @ weight.T + bias, [V, d] and [V].
     candidates : WeightedCandidates
-        Of the R rows, of a binary form: cross-entropy needs all logits.
+        Of the R rows.
     noise : NoiseLaw, optional
         pi; None is uniform.
 
@@ -451,10 +363,6 @@ def loss_from_logits(
     logits: torch.Tensor, candidates: WeightedCandidates, noise: NoiseLaw | None = None
 ) -> torch.Tensor:
     """Loss per row from all logits g, float [R, V]; otherwise as `loss_from_hidden`."""
-    if candidates.softmax:
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        log_probs = logits.log_softmax(dim=1, dtype=wide)
-        return -(candidates.signal * log_probs.gather(1, candidates.tokens)).sum(dim=1)
     shifted = logits + minus_log_noise(logits.shape[1], noise, logits)
     return sigmoid_bce(
         shifted,

@@ -18,7 +18,10 @@ def main() -> None:
     """Print the record of the build, then the live state of every backend."""
     print(f"ggm-kernels {ggm_kernels.__version__} in {Path(ggm_kernels.__file__).parent}")
     print("\nBuild")
-    print(build_info.align(build_rows(build_info.read(), _library())))
+    info = build_info.read()
+    rows = build_rows(info, _library())
+    stale = build_info.why_stale(info, Path(ggm_kernels.__file__).parents[1])
+    print(build_info.align([*rows, ("stale", stale)] if stale else rows))
     print("\nNow")
     print(build_info.align([("torch", _torch_text()), *backend_rows(ggm_kernels.backends())]))
 

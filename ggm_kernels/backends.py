@@ -93,6 +93,22 @@ def requested(backend: str | None) -> str:
     return backend
 
 
+def requested_for(values: torch.Tensor, backend: str | None) -> str:
+    """`requested`, of an op that the reference alone does in float64."""
+    if values.dtype != torch.float64:
+        return requested(backend)
+    if backend not in (None, "reference"):
+        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
+    return "reference"
+
+
+def check_name(backend: str, hint: str = "") -> None:
+    """Raise ValueError where no backend has that name."""
+    if backend not in _MODULES:
+        allowed = ", ".join(map(repr, _MODULES))
+        raise ValueError(f"backend: got {backend!r}; allowed: {allowed} or None (the best){hint}")
+
+
 def checks_values(device: torch.device) -> bool:
     """Whether ids and ranges held in tensors are checked: always on CPU, on GPU if GGM_KERNELS_CHECK=1."""
     return device.type == "cpu" or checks_rows()
@@ -142,9 +158,7 @@ def _best(op: str, device: torch.device) -> tuple[str, Callable]:
 
 @cache
 def _named(op: str, name: str, device: torch.device, hint: str) -> tuple[str, Callable]:
-    if name not in _MODULES:
-        allowed = ", ".join(map(repr, _MODULES))
-        raise ValueError(f"backend: got {name!r}; allowed: {allowed} or None (the best){hint}")
+    check_name(name, hint)
     state = _state(name)
     if not state:
         raise BackendError(f"backend {name!r} is not available: {state.reason}{hint}")

@@ -6,6 +6,7 @@ but the standard library.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,26 @@ def write(info: dict[str, Any], folder: Path) -> None:
     """Leave a record in a package folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_text(json.dumps(info, indent=2) + "\n")
+
+
+def digest_of_sources(checkout: Path) -> str | None:
+    """Digest of what the native core is compiled from; None in a folder without it."""
+    folder = checkout / "csrc"
+    if not folder.is_dir():
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix in (".h", ".cpp", ".cu"):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def why_stale(info: dict[str, Any] | None, checkout: Path) -> str | None:
+    """What to do about a core that was built from other sources than stand beside it; None if it was not."""
+    sources = digest_of_sources(checkout)
+    if info is None or not info["native"]["built"] or sources in (None, info["native"].get("sources")):
+        return None
+    return f"the compiled core is not that of {checkout / 'csrc'} as it is now: pip install -e {checkout}"
 
 
 def describe(info: dict[str, Any]) -> list[tuple[str, str]]:

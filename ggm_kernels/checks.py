@@ -169,7 +169,7 @@ def factors(
     """Check what logits are the product of; return hidden, under autocast in the dtype of the weight."""
     tensor("hidden", hidden, dtypes=dtypes, dims=(dim,))
     tensor("weight", weight, dtypes=dtypes, dims=(2,))
-    if weight.dtype != hidden.dtype and torch.is_autocast_enabled(hidden.device.type):
+    if weight.dtype != hidden.dtype and autocasts(hidden):
         hidden = hidden.to(weight.dtype)
     if weight.dtype != hidden.dtype:
         raise TypeError(f"weight: got dtype {weight.dtype}; allowed: {hidden.dtype}")
@@ -180,6 +180,21 @@ def factors(
         tensor("bias", bias, dtypes=(hidden.dtype,), shapes=[weight.shape[:1]])
         same_device("bias", bias, "hidden", hidden)
     return hidden
+
+
+def autocasts(value: torch.Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor: some, as meta, know none and would raise."""
+    device = value.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def autocast(value):
+    """As autocast has it for products: every operand but float64 in its dtype."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in FLOATS:
+        return value
+    if type(value).__name__ == "DTensor" or not autocasts(value):
+        return value
+    return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 def boolean_mask(name: str, mask: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
@@ -198,16 +213,17 @@ def values_in_range(
     high: float,
     error: type[Exception],
     closed: bool = False,
+    allowed: str | None = None,
 ) -> None:
     """Raise `error` naming the first element outside [low, high), or [low, high] if `closed` (synchronises).
 
-    NaN is outside every range.
+    NaN is outside every range. `allowed` says the range in other words.
     """
     inside = (value >= low) & ((value <= high) if closed else (value < high))
     if bool(inside.all()):
         return
     flat = int((~inside).flatten().to(torch.uint8).argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), value.shape))
-    end = "]" if closed else ")"
+    allowed = allowed or f"[{low}, {high}{']' if closed else ')'}"
     where = f"{name}[{', '.join(map(str, index))}]" if index else name
-    raise error(f"{where}: got {value[index].item()}; allowed: [{low}, {high}{end}")
+    raise error(f"{where}: got {value[index].item()}; allowed: {allowed}")

@@ -276,6 +276,25 @@ def test_record_survives_the_file(tmp_path):
     assert build_info.read(tmp_path) is None
 
 
+def test_a_core_of_other_sources_is_told(tmp_path):
+    folder = tmp_path / "csrc" / "cpu"
+    folder.mkdir(parents=True)
+    (folder / "op.cpp").write_text("int op;")
+    (folder / "notes.txt").write_text("not compiled")
+    native = {"built": True, "seconds": 1.0, "sources": build_info.digest_of_sources(tmp_path)}
+    record = {**RECORD, "native": native}
+    assert build_info.why_stale(record, tmp_path) is None
+    assert build_info.why_stale(None, tmp_path) is None  # nothing is known of it
+    assert build_info.why_stale(record, tmp_path / "csrc") is None  # an installation: no sources
+    (folder / "notes.txt").write_text("nor now")
+    assert build_info.why_stale(record, tmp_path) is None
+    (folder / "op.cpp").write_text("int Op;")
+    assert f"pip install -e {tmp_path}" in build_info.why_stale(record, tmp_path)
+    (folder / "op.cpp").rename(folder / "other.cpp")
+    assert build_info.why_stale(record, tmp_path)
+    assert build_info.why_stale(RECORD, tmp_path)  # by a build from before digests were noted
+
+
 @pytest.mark.parametrize(
     ("info", "library", "told"),
     [

@@ -1,5 +1,7 @@
 """The regression guard: its verdicts, and that it sees a lost fast path of every op."""
 
+import dataclasses
+import itertools
 from importlib import import_module
 
 import pytest
@@ -93,3 +95,21 @@ def test_a_lost_fast_path_fails(monkeypatch, op, group):
     finally:
         torch.set_num_threads(threads)
     assert missed is not None
+
+
+@needs_core
+@pytest.mark.slow
+def test_a_copy_of_the_weight_is_not_flat_in_the_vocabulary(monkeypatch):
+    """As a cast of it would make one."""
+    head = guard.problems.linear_sigmoid_bce.Head
+    ours = head.ours
+
+    def copying(self, *arguments, **options):
+        return ours(dataclasses.replace(self, weight=self.weight * 1), *arguments, **options)
+
+    monkeypatch.setattr(head, "ours", copying)
+    forward = list(itertools.islice(guard.vocabulary_demands(), 2))
+    assert [(demand.op, demand.unit) for demand in forward] == [
+        ("linear_sigmoid_bce, forward", unit) for unit in ("time", "memory")
+    ]
+    assert not any(guard.judge(demand).passed for demand in forward)

@@ -13,7 +13,7 @@ FLOORS = [
     {"commands"},
     {"training", "evaluation"},
     {"model", "converted"},
-    {"model_config"},
+    {"model_config", "predictions"},
     {"sampling"},
     {"backbones", "objective"},
     {"chain", "hub", "arguments", "mixture"},

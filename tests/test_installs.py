@@ -144,13 +144,20 @@ def test_sdist_holds_what_a_build_needs(checkout, fresh_python, tmp_path):
     assert str(checkout) not in told
 
 
+@pytest.fixture(scope="module")
+def mypy_cache(tmp_path_factory) -> Path:
+    """What mypy knows of torch, which it takes half a minute to read; files of ours that differ it reads anew."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.parametrize("editable", [False, True])
-def test_mypy_sees_types(checkout, fresh_python, tmp_path, editable):
+def test_mypy_sees_types(checkout, fresh_python, tmp_path, mypy_cache, editable):
     pytest.importorskip("mypy")
     pip_install(fresh_python, *["-e"][: int(editable)], str(checkout), GGM_CUDA="0", GGM_NATIVE="0")
     program = tmp_path / "program.py"
     program.write_text("import ggm, ggm_kernels\nreveal_type(ggm_kernels.corrupt)\nggm_kernels.corrupt(1)\n")
     command = [sys.executable, "-m", "mypy", "--python-executable", str(fresh_python), str(program)]
+    command += ["--cache-dir", str(mypy_cache)]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert 'Revealed type is "def (tokens: torch' in told and "import-untyped" not in told, told
     assert "program.py:3: error: Missing positional arguments" in told

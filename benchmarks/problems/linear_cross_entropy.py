@@ -39,6 +39,13 @@ class Head:
         losses = cross_entropy(logits.float(), self.targets, reduction="none")
         return (self.row_weight * losses).sum() / self.row_weight.sum()
 
+    def mean_by(self, summed: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """By a rival's sum of losses, each by its row's weight."""
+        return summed(self.hidden, self.weight, self.targets, self.row_weight) / self.row_weight.sum()
+
+    def first(self, rows: int) -> "Head":
+        return Head(self.hidden[:rows], self.weight, self.targets[:rows], self.row_weight[:rows])
+
     def ours(self, backend: str | None = None, reduction: str = "mean") -> torch.Tensor:
         rows = {"row_weight": self.row_weight, "reduction": reduction}
         return linear_cross_entropy(self.hidden, self.weight, self.targets, **rows, backend=backend)

@@ -78,8 +78,8 @@ struct End {
   int64_t bound;
 };
 
-Prefix up_to(const uint32_t* keys, int64_t count, uint32_t high, double scale, bool has_budget) {
-  return {count_up_to(keys, count, high), has_budget ? units_up_to(keys, count, high, scale) : 0};
+Prefix up_to(const uint32_t* keys, int64_t count, uint32_t high, const CostUnit& unit, bool has_budget) {
+  return {count_up_to(keys, count, high), has_budget ? units_up_to(keys, count, high, unit) : 0};
 }
 
 // The position behind the first `equals` of a key.
@@ -109,11 +109,11 @@ End find_end(const CommitArgs& args, int64_t row, const Keys& keys) {
   constexpr End kAll = {kNoCandidate, 0}, kNone = {0, 0};
   Limits limits = {of_row(args.count, row), 0, args.has_budget, false};
   if (limits.count >= args.length && !limits.has_budget) return kAll;
-  double scale = 0.0;
+  CostUnit unit = {0.0, 0.0};
   if (limits.has_budget) {
     const float budget = of_row(args.budget, row);
-    scale = row_scale(keys.all, args.length);
-    limits.budget_units = budget_units(budget, scale);
+    unit = cost_unit(largest_magnitudes(keys.all, args.length), budget, args.length);
+    limits.budget_units = budget_units(budget, unit);
     limits.is_unbounded = !is_finite(budget);
   }
   Prefix before = {0, 0};
@@ -124,7 +124,7 @@ End find_end(const CommitArgs& args, int64_t row, const Keys& keys) {
   if (limits.count >= count && !limits.has_budget) return kAll;
   for (int round = 0; count > 1 && low < high; ++round) {
     const uint32_t pivot = pivot_of(keys.open, count, low, high, round);
-    const Prefix lower = up_to(keys.open, count, pivot, scale, limits.has_budget);
+    const Prefix lower = up_to(keys.open, count, pivot, unit, limits.has_budget);
     const Prefix next = {before.count + lower.count, before.units + lower.units};
     if (lower.count < count && is_open(limits, next)) {
       before = next;
@@ -136,7 +136,7 @@ End find_end(const CommitArgs& args, int64_t row, const Keys& keys) {
   }
   const uint32_t key = keys.open[0];
   const float score = key_score(key);
-  const int64_t equals = equals_accepted(limits, before, score, cost_units(score, scale));
+  const int64_t equals = equals_accepted(limits, before, score, cost_units(score, unit));
   return {key, equals >= count ? args.length : bound_of(keys.all, key, equals)};
 }
 

@@ -44,15 +44,17 @@ GGM_HD Words finite_bits(Words keys) {
   return bits & (Words)((bits & 0x7FFFFFFFu) < 0x7F800000u);
 }
 
-inline double row_scale(const uint32_t* keys, int64_t length) {
-  Words largest = {};
+inline Magnitudes largest_magnitudes(const uint32_t* keys, int64_t length) {
+  Words gains = {}, costs = {};
   for (int64_t i = 0; i < length; i += kLanes) {
-    const Words magnitudes = finite_bits(load_keys(keys + i)) & 0x7FFFFFFFu;
-    largest = magnitudes > largest ? magnitudes : largest;
+    const Words bits = finite_bits(load_keys(keys + i)), is_cost = (Words)((bits >> 31) != 0u);
+    const Words gain = bits & ~is_cost, cost = bits & is_cost & 0x7FFFFFFFu;
+    gains = gain > gains ? gain : gains;
+    costs = cost > costs ? cost : costs;
   }
-  uint32_t of_row = 0;
-  for (int lane = 0; lane < kLanes; ++lane) of_row = largest[lane] > of_row ? largest[lane] : of_row;
-  return cost_scale(of_row, length);
+  Magnitudes largest = {0u, 0u};
+  for (int lane = 0; lane < kLanes; ++lane) largest.take({gains[lane], costs[lane]});
+  return largest;
 }
 
 GGM_HD int64_t count_up_to(const uint32_t* keys, int64_t count, uint32_t high) {
@@ -71,14 +73,15 @@ GGM_HD Doubles to_doubles(HalfFloats floats) {
 }
 
 // cost_units of all keys that are `high` or less.
-GGM_HD int64_t units_up_to(const uint32_t* keys, int64_t count, uint32_t high, double scale) {
+GGM_HD int64_t units_up_to(const uint32_t* keys, int64_t count, uint32_t high, const CostUnit& unit) {
   WideInts sums[2] = {};
   for (int64_t i = 0; i < count; i += kLanes) {
     const Words words = load_keys(keys + i), scores = finite_bits(words) & (Words)(words <= high);
     HalfFloats halves[2];
     memcpy(halves, &scores, sizeof halves);
     for (int half = 0; half < 2; ++half) {
-      sums[half] += __builtin_convertvector(-to_doubles(halves[half]) * scale, WideInts);
+      const Doubles units = -to_doubles(halves[half]) * unit.scale;
+      sums[half] += __builtin_convertvector(units < unit.most ? units : unit.most + Doubles{}, WideInts);
     }
   }
   int64_t total = 0;

@@ -26,6 +26,7 @@ struct Shared {
   Histogram histogram;
   uint32_t keys[kHeld];
   uint32_t of_warp[kMostThreads / kWarp];
+  Magnitudes magnitudes_of_warp[kMostThreads / kWarp];
   Prefix before;  // the candidates before the digits chosen so far
   uint32_t digit;
   uint32_t equals;  // candidates of the digit
@@ -61,28 +62,26 @@ __device__ __forceinline__ Row<T> row_of(const CommitArgs& args, Shared& shared,
           of_row(args.threshold, row)};
 }
 
-// Makes the keys; the largest magnitude of a score, in every thread.
+// Makes the keys; the largest magnitudes of scores, in every thread.
 template <class T>
-__device__ __forceinline__ uint32_t fill_keys(const Row<T>& row, Shared& shared) {
-  uint32_t largest = 0;
+__device__ __forceinline__ Magnitudes fill_keys(const Row<T>& row, Shared& shared) {
+  Magnitudes largest = {0u, 0u};
 #pragma unroll 1
   for (int64_t i = threadIdx.x; i < row.args.length; i += blockDim.x) {
     const uint32_t key = row.make_key(i);
     if (i < kHeld) shared.keys[i] = key;
-    const uint32_t bits = magnitude_bits(key);
-    largest = bits > largest ? bits : largest;
+    largest.take(magnitudes_of(key));
   }
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const uint32_t other = __shfl_xor_sync(kAllLanes, largest, distance);
-    largest = other > largest ? other : largest;
+    const uint32_t gain = __shfl_xor_sync(kAllLanes, largest.gain, distance);
+    const uint32_t cost = __shfl_xor_sync(kAllLanes, largest.cost, distance);
+    largest.take({gain, cost});
   }
-  if (threadIdx.x % kWarp == 0) shared.of_warp[threadIdx.x / kWarp] = largest;
+  if (threadIdx.x % kWarp == 0) shared.magnitudes_of_warp[threadIdx.x / kWarp] = largest;
   __syncthreads();
   const int warps = blockDim.x / kWarp;
-  for (int warp = 0; warp < warps; ++warp) {
-    largest = shared.of_warp[warp] > largest ? shared.of_warp[warp] : largest;
-  }
+  for (int warp = 0; warp < warps; ++warp) largest.take(shared.magnitudes_of_warp[warp]);
   return largest;
 }
 
@@ -100,13 +99,13 @@ __device__ __forceinline__ void add(Histogram& histogram, int bin, uint64_t unit
 
 template <class T>
 __device__ __forceinline__ void fill_histogram(const Row<T>& row, Histogram& histogram, uint32_t prefix,
-                                               uint32_t prefix_mask, int shift, double scale) {
+                                               uint32_t prefix_mask, int shift, const CostUnit& unit) {
   for (int64_t i = threadIdx.x; i < row.args.length; i += blockDim.x) {
     const uint32_t key = row.key(i);
     if (key == kNoCandidate || (key & prefix_mask) != prefix) continue;
     const int bin = static_cast<int>(key >> shift & (kDigits - 1)) * kCopies + threadIdx.x % kCopies;
     atomicAdd(&histogram.count[bin], 1u);
-    if (row.args.has_budget) add(histogram, bin, static_cast<uint64_t>(cost_units(key_score(key), scale)));
+    if (row.args.has_budget) add(histogram, bin, static_cast<uint64_t>(cost_units(key_score(key), unit)));
   }
 }
 
@@ -166,17 +165,17 @@ struct End {
 
 template <class T>
 __device__ __forceinline__ End find_end(const Row<T>& row, Shared& shared, Limits limits, float budget,
-                                        uint32_t largest) {
+                                        const Magnitudes& largest) {
   if (!limits.has_budget && limits.count >= row.args.length) return {kNoCandidate, 0, 0};
-  const double scale = cost_scale(largest, row.args.length);
-  if (limits.has_budget) limits.budget_units = budget_units(budget, scale);
+  const CostUnit unit = cost_unit(largest, budget, row.args.length);
+  if (limits.has_budget) limits.budget_units = budget_units(budget, unit);
   uint32_t prefix = 0, prefix_mask = 0;
   if (threadIdx.x == 0) shared.before = {0, 0};
 #pragma unroll 1
   for (int shift = 24; shift >= 0; shift -= 8) {
     clear(shared.histogram);
     __syncthreads();
-    fill_histogram(row, shared.histogram, prefix, prefix_mask, shift, scale);
+    fill_histogram(row, shared.histogram, prefix, prefix_mask, shift, unit);
     __syncthreads();
     if (threadIdx.x < kWarp) choose_digit(shared, limits);
     __syncthreads();
@@ -185,7 +184,7 @@ __device__ __forceinline__ End find_end(const Row<T>& row, Shared& shared, Limit
     prefix_mask |= uint32_t{kDigits - 1} << shift;
   }
   const float score = key_score(prefix);
-  return {prefix, equals_accepted(limits, shared.before, score, cost_units(score, scale)), shared.equals};
+  return {prefix, equals_accepted(limits, shared.before, score, cost_units(score, unit)), shared.equals};
 }
 
 // How many threads before this one, in the block, say yes; in `total` how many of all.
@@ -255,7 +254,7 @@ __global__ void __launch_bounds__(kMostThreads) commit_kernel(const __grid_const
   __shared__ Shared shared;
   for (int64_t row = blockIdx.x; row < args.batch; row += gridDim.x) {
     const Row<T> inputs = row_of<T>(args, shared, row);
-    const uint32_t largest = fill_keys(inputs, shared);
+    const Magnitudes largest = fill_keys(inputs, shared);
     const float budget = of_row(args.budget, row);
     const Limits limits = {of_row(args.count, row), 0, args.has_budget, !is_finite(budget)};
     const End end = find_end(inputs, shared, limits, budget, largest);

@@ -30,10 +30,19 @@ GGM_HD uint32_t candidate_key(float score, bool is_eligible, float threshold) {
   return is_eligible && score >= threshold ? score_key(score) : kNoCandidate;
 }
 
-// Bits of |score| as they count for the unit of the row's costs.
-GGM_HD uint32_t magnitude_bits(uint32_t key) {
-  const uint32_t magnitude = float_bits(key_score(key)) & 0x7FFFFFFFu;
-  return magnitude < 0x7F800000u ? magnitude : 0u;
+// Bits of the largest finite gain (a score above 0) and of the largest finite cost (one below 0, without its sign).
+struct Magnitudes {
+  uint32_t gain, cost;
+  GGM_HD_MEMBER void take(const Magnitudes& other) {
+    gain = other.gain > gain ? other.gain : gain;
+    cost = other.cost > cost ? other.cost : cost;
+  }
+};
+
+GGM_HD Magnitudes magnitudes_of(uint32_t key) {
+  const uint32_t bits = float_bits(key_score(key)), magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude >= 0x7F800000u) return {0u, 0u};
+  return bits >> 31 != 0 ? Magnitudes{0u, magnitude} : Magnitudes{magnitude, 0u};
 }
 
 GGM_HD double power_of_two(int exponent) {
@@ -49,24 +58,41 @@ GGM_HD int bit_length(uint64_t value) {
   return bits;
 }
 
-// Units per nat, a power of two so large that the costs of `length` candidates, none larger than `largest`, stay below
-// 2^62 together.
-GGM_HD double cost_scale(uint32_t largest_magnitude_bits, int64_t length) {
-  const int field = static_cast<int>(largest_magnitude_bits >> 23);
-  const int exponent = (field > 0 ? field : 1) - 127;  // the largest is below 2^(exponent + 1)
-  return power_of_two(61 - exponent - bit_length(static_cast<uint64_t>(length)));
+// Units per nat, a power of two, and the largest cost in units, which larger ones count as: no sum reaches 2^62.
+struct CostUnit {
+  double scale, most;
+};
+
+// The largest magnitude that the unit must have room for, as bits: behind a cost beyond the budget and all gains nothing
+// is open, and how far beyond it is makes no difference.
+GGM_HD uint32_t counted_bits(const Magnitudes& largest, float budget, int64_t length) {
+  const double gains = static_cast<double>(float_of(largest.gain)) * static_cast<double>(length);
+  const double reach = gains + (budget > 0.0f ? static_cast<double>(budget) : 0.0);
+  const bool is_bounded = reach < 0x1p127;
+  const uint32_t of_reach = is_bounded ? float_bits(static_cast<float>(reach)) | 0x7FFFFFu : 0x7F7FFFFFu;
+  const uint32_t cost = largest.cost < of_reach ? largest.cost : of_reach;
+  return largest.gain > cost ? largest.gain : cost;
+}
+
+GGM_HD CostUnit cost_unit(const Magnitudes& largest, float budget, int64_t length) {
+  const int field = static_cast<int>(counted_bits(largest, budget, length) >> 23);
+  const int exponent = (field > 0 ? field : 1) - 127;  // what counts is below 2^(exponent + 1)
+  const int bits = bit_length(static_cast<uint64_t>(length));
+  return {power_of_two(61 - exponent - bits), power_of_two(62 - bits)};
 }
 
 // Cost, -score, in units: exact but for its bits below one unit. Infinite costs count nothing here: a score of inf is
 // certain, and behind one of -inf, which is the last, nothing is open.
-GGM_HD int64_t cost_units(float score, double scale) {
-  return is_finite(score) ? static_cast<int64_t>(-static_cast<double>(score) * scale) : 0;
+GGM_HD int64_t cost_units(float score, const CostUnit& unit) {
+  if (!is_finite(score)) return 0;
+  const double units = -static_cast<double>(score) * unit.scale;
+  return static_cast<int64_t>(units < unit.most ? units : unit.most);
 }
 
 // Largest sum that is within the budget; a negative one, or NaN, is below that of no candidate at all.
-GGM_HD int64_t budget_units(float budget, double scale) {
+GGM_HD int64_t budget_units(float budget, const CostUnit& unit) {
   if (!(budget >= 0.0f)) return -1;
-  const double units = static_cast<double>(budget) * scale;
+  const double units = static_cast<double>(budget) * unit.scale;
   return units < 0x1p62 ? static_cast<int64_t>(units) : int64_t{1} << 62;
 }
 

@@ -67,6 +67,11 @@ GGM_HD bool has_law(const RowState& state) { return state.has_nan == 0u && state
 
 GGM_HD float log_sum_exp(const RowState& state) { return state.top + static_cast<float>(log(state.raw_mass)); }
 
+// log softmax of a logit g, before temperature and filters. Less the top first: a log-sum-exp far from 0 is rounded.
+GGM_HD float raw_log_prob(const RowState& state, float g) {
+  return (g - state.top) - static_cast<float>(log(state.raw_mass));
+}
+
 // In nats, of the tempered law before the filters.
 GGM_HD float entropy_of(const RowState& state) {
   const double entropy = log(state.tempered_mass) - state.moment / state.tempered_mass;

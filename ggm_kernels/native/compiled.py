@@ -7,7 +7,9 @@ import importlib.util
 import math
 import mmap
 import os
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,9 @@ def _load() -> tuple[Any, str | None]:
         return None, missing_core.cause(build_info.read(), str(error))
     if _native.isa() is None:
         return None, "this processor has none of the instruction sets that the core was built for"
+    stale = build_info.why_stale(build_info.read(), Path(build_info.__file__).parents[1])
+    if stale is not None:
+        warnings.warn(f"{stale}; until then calls may fail or take arguments for others", stacklevel=2)
     wanted = os.environ.get("GGM_KERNELS_ISA")
     if wanted and not _native.select_isa(wanted):
         raise ValueError(f"GGM_KERNELS_ISA: got {wanted!r}; allowed here: {', '.join(_native.isas())}")

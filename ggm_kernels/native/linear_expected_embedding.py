@@ -1,4 +1,7 @@
-"""`linear_expected_embedding` by products of the library, on tiles of rows and tokens."""
+"""`linear_expected_embedding` by products of the library, on tiles of rows and tokens.
+
+All sums have one order, those of products on the CPU, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from ggm_kernels.native.compiled import Kernels
+from ggm_kernels.products.ordered import add_product
 from ggm_kernels.reference.precision import without_autocast
 
 _TILE = 2**21  # logits at once: 8 MB, so that what is done to a product finds it in the cache
@@ -130,17 +134,21 @@ class _TileSums:
 
 def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T`` in float32; on a GPU half precision is left to its matrix units."""
-    if rows.dtype != torch.float32 and rows.is_cuda:
+    if rows.is_cuda:
         return (rows @ weight.T).float()
-    return rows.float() @ weight.float().T
+    product = rows.new_zeros(len(rows), len(weight), dtype=torch.float32)
+    add_product(product, rows.float(), weight.float().T)
+    return product
 
 
 def _add_product(total: torch.Tensor, factor: torch.Tensor, rows: torch.Tensor) -> None:
     """Add ``factor @ rows`` to a float32 total; on a GPU likewise."""
-    if rows.dtype != torch.float32 and rows.is_cuda:
-        total.add_(factor.to(rows.dtype) @ rows)
+    if not rows.is_cuda:
+        add_product(total, factor, rows.float())
+    elif rows.dtype == torch.float32:
+        total.addmm_(factor, rows)
     else:
-        total.addmm_(factor, rows.float())
+        total.add_(factor.to(rows.dtype) @ rows)
 
 
 def _column(scale: torch.Tensor, rows: slice) -> torch.Tensor:

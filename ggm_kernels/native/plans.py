@@ -26,12 +26,14 @@ class Plan:
     ----------
     run : callable
         Runs a plan of the core on addresses, seed, step and threads; less than 0: something is amiss.
-    make : callable
-        Makes the plan of the core from the bytes that each tensor spans.
+    kind : type
+        The plan of the core, made from `arguments` and the bytes that each tensor spans.
+    arguments : tuple
+        Structs of the core.
     given : dict of str to object
         The arguments that may be tensors, as they were given.
     used : dict of str to torch.Tensor or None
-        What the checks made of them, in the order of csrc/plans.h.
+        What the checks made of them: the tensors that csrc/plans.h names.
     counted : sequence of str
         Those whose writes autograd is told of.
     """
@@ -39,13 +41,17 @@ class Plan:
     def __init__(
         self,
         run: Callable,
-        make: Callable,
+        kind: Any,
+        arguments: tuple,
         given: dict[str, Any],
         used: dict[str, torch.Tensor | None],
         counted: tuple[str, ...],
     ) -> None:
+        used = {name: used[name] for name in kind.names}
         self._run = run
-        self._plan = make([0 if value is None else checks.extent(value) for value in used.values()])
+        self._plan = kind(
+            *arguments, [0 if value is None else checks.extent(value) for value in used.values()]
+        )
         self._addresses = [address(value) for value in used.values()]
         self._moving = [
             (place, name) for place, name in enumerate(used) if isinstance(given.get(name), torch.Tensor)
@@ -84,7 +90,7 @@ def glauber_step(given: dict[str, Any], update: Update) -> Plan | None:
     step = Step(CPU, tokens, update, logits.shape[2])
     tile = tile_of(step, logits)
     counted = ("tokens", *BY_PRODUCTS)
-    return Plan(core.planned_step, lambda spans: core.StepPlan(step.args, tile, spans), given, used, counted)
+    return Plan(core.planned_step, core.StepPlan, (step.args, tile), given, used, counted)
 
 
 def commit(given: dict[str, Any], choice: Choice) -> Plan | None:
@@ -96,9 +102,7 @@ def commit(given: dict[str, Any], choice: Choice) -> Plan | None:
     if isinstance(choice.step, torch.Tensor) or _converts(given, used):
         return None
     args = commit_arguments(CPU, given["tokens"], given["proposal"], given["score"], choice)
-    return Plan(
-        core.planned_commit, lambda spans: core.CommitPlan(args, spans), given, used, ("tokens", "accepted")
-    )
+    return Plan(core.planned_commit, core.CommitPlan, (args,), given, used, ("tokens", "accepted"))
 
 
 def corrupt(given: dict[str, Any], keep_prob: torch.Tensor, *rest) -> Plan | None:
@@ -110,7 +114,7 @@ def corrupt(given: dict[str, Any], keep_prob: torch.Tensor, *rest) -> Plan | Non
     if keep_prob.dtype != torch.float32 or not contiguous or _converts(given, used):
         return None
     args = corrupt_arguments(CPU, given["noisy"], given["is_signal"], given["tokens"], keep_prob, *rest)
-    return Plan(core.planned_corrupt, lambda spans: core.CorruptPlan(args, spans), given, used, ())
+    return Plan(core.planned_corrupt, core.CorruptPlan, (args,), given, used, ())
 
 
 def _converts(given: dict[str, Any], used: dict[str, torch.Tensor | None]) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from numbers import Real
 from typing import NamedTuple
 
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import checks_values, requested
+from ggm_kernels.backends import checks_values
 
 FLOATS = (*checks.FLOATS, torch.float64)
 _WEIGHT_DTYPES = (*FLOATS, torch.bool)
 Weight = torch.Tensor | float
+_CHUNK = 2**20  # candidates, shared ones among them, of the rows that go through a kernel at once
 
 
 class Shared(NamedTuple):
@@ -31,15 +33,6 @@ class Shared(NamedTuple):
     candidates: torch.Tensor
     row_weight: torch.Tensor | None
     candidate_weight: torch.Tensor
-
-
-def backend_of(backend: str | None, values: torch.Tensor) -> str:
-    """The argument `backend` of a loss: float64 is the reference's alone."""
-    if values.dtype != torch.float64:
-        return requested(backend)
-    if backend not in (None, "reference"):
-        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return "reference"
 
 
 def checked_candidates(candidates: torch.Tensor, rows_name: str, rows: torch.Tensor) -> torch.Tensor:
@@ -129,3 +122,23 @@ def checked_shared(
     if weight.dim() == 0 or weight.shape in ((count,), (1, count), (1,), (1, 1)):
         return Shared(shared, None, weight.flatten().expand(count))
     return Shared(shared, weight.flatten(), torch.ones(count, dtype=accumulate, device=shared.device))
+
+
+def with_shared(
+    candidates: torch.Tensor, signal_weight: torch.Tensor, noise_weight: torch.Tensor, shared: Shared
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Some rows at a time, those with all candidates and their weights: a row's own, then the shared ones."""
+    count = candidates.shape[1] + len(shared.candidates)
+    size = max(1, _CHUNK // max(1, count))
+    for start in range(0, len(candidates), size):
+        rows = slice(start, start + size)
+        own = candidates[rows]
+        noise = shared.candidate_weight.expand(len(own), -1)
+        if shared.row_weight is not None:
+            noise = noise * shared.row_weight[rows, None]
+        yield (
+            rows,
+            torch.cat([own, shared.candidates.to(own.dtype).expand(len(own), -1)], dim=1),
+            torch.cat([signal_weight[rows], torch.zeros_like(noise)], dim=1),
+            torch.cat([noise_weight[rows], noise], dim=1),
+        )

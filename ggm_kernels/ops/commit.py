@@ -11,7 +11,7 @@ from ggm_kernels import checks, randomness
 from ggm_kernels.arguments.commit import Choice
 from ggm_kernels.backends import checks_values, kernel, requested
 from ggm_kernels.noise import NoiseLaw, check_noise, drawn_by
-from ggm_kernels.ops.library import register, writing
+from ggm_kernels.ops.library import refuse_shared_copies, register, writing
 from ggm_kernels.ops.plans import NOT_RUN, Plans, look
 
 _SCHEMA = (
@@ -102,8 +102,10 @@ def commit(
     Notes
     -----
     Bit-identical on every backend. Limits are taken as float32, as scores are. Costs are summed as integer
-    multiples of a power of two, 2**(e + bits(L) - 61) where the largest cost of the row is below 2**(e + 1):
-    the sum has no order, and is exact but for what a cost has below that unit. Selection is by radix on the
+    multiples of a power of two, 2**(e + bits(L) - 61) where the row's largest score above 0 and its largest
+    cost are below 2**(e + 1); costs beyond the budget and all scores above 0 count as little more than these,
+    since nothing is accepted behind them. The sum has no order, and is exact but for what a cost has below
+    that unit. Selection is by radix on the
     bits of the score, without a sort. The noise at a position is a function of (seed, step, sample id,
     position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and MaskGIT (arXiv 2202.04200);
     threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler (arXiv 2505.24857).
@@ -133,7 +135,12 @@ def commit(
     source = _check_rest(rest, noise, vocab_size, tokens.device)
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
-    sample_ids = randomness.check_sample_ids(sample_ids, tokens)
+    ids, sample_ids = sample_ids, randomness.check_sample_ids(sample_ids, tokens)
+    copies = (
+        ("count", count, limits[1]), ("threshold", threshold, limits[3]), ("budget", budget, limits[5]),
+        ("sample_ids", ids, sample_ids),
+    )  # fmt: skip
+    refuse_shared_copies({"tokens": tokens, "accepted": accepted}, copies)
     choice = (*limits, eligible, *source, seed, step, step_tensor, sample_ids, accepted)
     _op(tokens, proposal, score.detach(), *choice, requested(backend))
     _PLANS.remember(looks, backend, lambda native: native.commit(given, _choice_of(*choice)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch.nn.functional import linear
 
 from ggm_kernels import checks, randomness
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS, Update
+from ggm_kernels.backends import check_name, kernel, requested
 from ggm_kernels.noise import NoiseLaw
-from ggm_kernels.ops.glauber_update import check_update, check_values, update_of
+from ggm_kernels.ops.glauber_step import checked_kernel, checked_run
+from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA, check_update, check_values, update_of
+from ggm_kernels.ops.library import register
 
 
 def glauber_race(
@@ -68,20 +70,27 @@ def glauber_race(
         As `glauber_step`.
     """
     _check_backend(backend)
-    if weight is not None:
-        hidden = checks.factors(logits, weight, bias, dtypes=checks.FLOATS, dim=3)
-        logits = linear(hidden.detach(), weight.detach(), None if bias is None else bias.detach())
-    checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
+    if weight is None:
+        checks.tensor("logits", logits, dtypes=checks.FLOATS, dims=(3,))
+        if bias is not None:
+            raise ValueError("bias: got a tensor without weight; allowed: with weight")
+        name, size = "logits", logits.shape[2]
+    else:
+        logits = checks.factors(logits, weight, bias, dtypes=checks.FLOATS, dim=3)
+        name, size = "weight", weight.shape[0]
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_RACE_VOCAB + 1)
-    size = logits.shape[2]
     vocab_offset = checks.integer("vocab_offset", vocab_offset, low=0, high=max(1, vocab_size - size + 1))
     if not 1 <= size <= vocab_size:
-        raise ValueError(f"logits: got v = {size}; allowed: 1 to vocab_size = {vocab_size}")
-    rows = _Rows(
+        raise ValueError(f"{name}: got v = {size}; allowed: 1 to vocab_size = {vocab_size}")
+    update = _checked(
         tokens, positions, logits, "logits", vocab_size, seed=seed, step=step, temperature=temperature,
         sample_ids=sample_ids, softcap=softcap, logit_shift=logit_shift,
     )  # fmt: skip
-    return rows.race(logits, vocab_offset)
+    of_race = (vocab_offset, vocab_size, *(update[place] for place in _RACE_PLACES), "reference")
+    if weight is None:
+        return _race_op(tokens, logits.detach(), *of_race)
+    bias = None if bias is None else bias.detach()
+    return _linear_race_op(tokens, logits.detach(), weight.detach(), bias, *of_race)
 
 
 def glauber_settle(
@@ -136,117 +145,143 @@ def glauber_settle(
     TypeError, ValueError, IndexError
         As `glauber_step`.
     """
-    from ggm_kernels.reference.glauber_shards import FIELDS
-
     _check_backend(backend)
-    if not isinstance(states, torch.Tensor):
-        states = torch.stack(list(states))
-    checks.tensor("states", states, dtypes=(torch.float64,), dims=(4,))
-    if states.shape[3] != FIELDS or states.shape[0] == 0:
-        raise ValueError(
-            f"states: got shape {tuple(states.shape)}; allowed: (P, B, K, {FIELDS}), P at least 1"
-        )
+    states = _stacked(states)
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_RACE_VOCAB + 1)
-    rows = _Rows(
+    update = _checked(
         tokens, positions, states[0], "states", vocab_size, seed=seed, step=step, temperature=temperature,
         sample_ids=sample_ids, noise_rate=noise_rate, noise=noise, normalize=normalize, frozen=frozen,
         log_sum_exp=log_sum_exp, log_prob=log_prob, keep_prob=keep_prob, raw_log_prob=raw_log_prob,
         entropy=entropy, margin=margin, argmax=argmax,
     )  # fmt: skip
-    rows.settle(states)
+    _settle_op(tokens, states.detach(), vocab_size, *update)
     return tokens
 
 
-_DEFAULTS = dict.fromkeys(
+def _check_backend(backend: str | None) -> None:
+    name = requested(backend)
+    if backend is None or name == "reference":
+        return
+    check_name(name)
+    raise NotImplementedError(
+        f"backend: got {backend!r}; allowed: 'reference' or None, which take any device"
+    )  # fmt: skip
+
+
+def _stacked(states: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """States of all shards, [P, B, K, F]."""
+    from ggm_kernels.reference.glauber_shards import FIELDS
+
+    allowed = f"(P, B, K, {FIELDS}) or P of (B, K, {FIELDS}), as glauber_race returned them, P at least 1"
+    if not isinstance(states, torch.Tensor):
+        if not isinstance(states, Iterable):
+            raise TypeError(f"states: got {type(states).__name__}; allowed: {allowed}")
+        given = list(states)
+        if not given:
+            raise ValueError(f"states: got an empty {type(states).__name__}; allowed: {allowed}")
+        for shard, state in enumerate(given):
+            _check_state(f"states[{shard}]", state, given[0])
+        states = torch.stack(given)
+    checks.tensor("states", states, dtypes=(torch.float64,), dims=(4,))
+    if states.shape[3] != FIELDS or states.shape[0] == 0:
+        raise ValueError(f"states: got shape {tuple(states.shape)}; allowed: {allowed}")
+    return states
+
+
+def _check_state(name: str, state: torch.Tensor, first: torch.Tensor) -> None:
+    checks.tensor(name, state, dtypes=(torch.float64,), dims=(3,))
+    checks.tensor(name, state, dtypes=(torch.float64,), shapes=[first.shape])
+    checks.same_device(name, state, "states[0]", first)
+
+
+# What a step may be told and neither half is, or one of them alone.
+_DEFAULTS: dict[str, object] = dict.fromkeys(
     (
         "top_k", "top_p", "min_p", "noise_rate", "noise", "sample_ids", "frozen", "softcap", "logit_shift",
-        "mixture", "log_sum_exp", "log_prob", "keep_prob", "raw_log_prob", "entropy", "margin", "argmax",
-        "backend",
+        "mixture", *BY_PRODUCTS,
     )
+) | {"normalize": False, "filter_order": "k_p_min", "backend": "reference"}  # fmt: skip
+
+
+def _checked(tokens, positions, rows, rows_name, vocab_size, **given) -> tuple:
+    """Arguments of `UPDATE_SCHEMA`."""
+    return check_update(tokens, positions, rows, rows_name, vocab_size, **{**_DEFAULTS, **given})
+
+
+# The race
+
+
+# Of `UPDATE_SCHEMA` what the race is told.
+_OF_RACE = (
+    "positions", "seed", "seed_tensor", "step", "step_tensor", "temperature", "temperature_tensor",
+    "sample_ids", "softcap", "logit_shift",
 )  # fmt: skip
+_OF_UPDATE = UPDATE_SCHEMA.partition(") ->")[0].split(", ")
+_NAMES = [argument.rsplit(" ", 1)[1] for argument in _OF_UPDATE]
+_RACE_PLACES = [_NAMES.index(name) for name in _OF_RACE]
+_RACE_SCHEMA = ", ".join(
+    ("SymInt vocab_offset, SymInt vocab_size", *(_OF_UPDATE[place] for place in _RACE_PLACES), "str backend")
+)
 
 
-def _check_backend(backend: str | None) -> None:
-    if backend not in (None, "reference"):
-        raise NotImplementedError(
-            f"backend: got {backend!r}; allowed: 'reference' or None, which take any device"
-        )
+def _race_update(of_race: Sequence) -> Update:
+    arguments = [None] * (len(_NAMES) - 1)
+    for place, value in zip(_RACE_PLACES, of_race, strict=True):
+        arguments[place] = value
+    return update_of(*arguments)._replace(normalize=False, top_p_first=False)
 
 
-class _Rows:
-    """The rows of a step on checked arguments, as the reference holds them."""
+def _run_race(tokens, logits, vocab_offset, vocab_size, *of_race_and_backend):
+    *of_race, backend = of_race_and_backend
+    update = _race_update(of_race)
+    _, run = kernel("glauber_race", backend, tokens.device)
+    check_values(tokens, vocab_size, update)
+    return run(tokens, logits, vocab_offset, vocab_size, update)
 
-    def __init__(self, tokens, positions, rows, rows_name, vocab_size, **given) -> None:
-        from ggm_kernels.reference.glauber_step import _Rows as ReferenceRows
 
-        arguments = {**_DEFAULTS, "normalize": False, "filter_order": "k_p_min", **given}
-        update = update_of(*check_update(tokens, positions, rows, rows_name, vocab_size, **arguments)[:-1])
-        check_values(tokens, vocab_size, update)
-        self.tokens, self.update, self.vocab_size = tokens, update, vocab_size
-        self.shape = rows.shape[:2]
-        self.rows = ReferenceRows(tokens, update)
-        self.every = slice(0, self.rows.positions.numel())
+def _run_linear_race(tokens, hidden, weight, bias, vocab_offset, vocab_size, *of_race_and_backend):
+    *of_race, backend = of_race_and_backend
+    update = _race_update(of_race)
+    _, run = kernel("linear_glauber_race", backend, tokens.device)
+    check_values(tokens, vocab_size, update)
+    return run(tokens, hidden, weight, bias, vocab_offset, vocab_size, update)
 
-    @property
-    def temperature(self) -> torch.Tensor:
-        return self.rows._value("temperature", self.every, 1.0)
 
-    @property
-    def present(self) -> torch.Tensor:
-        return self.tokens[self.rows.batch_index, self.rows.positions].long()
+def _fake_race(tokens, rows, *_):
+    from ggm_kernels.reference.glauber_shards import FIELDS
 
-    def race(self, logits: torch.Tensor, vocab_offset: int) -> torch.Tensor:
-        from ggm_kernels.reference.glauber_shards import FIELDS, race_shard
+    return rows.new_empty(*rows.shape[:2], FIELDS, dtype=torch.float64)
 
-        states = logits.new_empty(*self.shape, FIELDS, dtype=torch.float64)
-        flat, present = logits.detach().flatten(0, 1), self.present
-        for part in self.rows.chunks(max(self.vocab_size, 1)):
-            g = self.rows._edited(part, flat[part].to(torch.float32), present[part] - vocab_offset)
-            states.view(-1, FIELDS)[part] = race_shard(
-                g,
-                present[part],
-                self.rows._coordinates(part),
-                self.temperature[part],
-                vocab_offset,
-                self.vocab_size,
-            )
-        return states
 
-    def settle(self, states: torch.Tensor) -> None:
-        from ggm_kernels.reference.glauber_shards import settle_shards
-        from ggm_kernels.reference.glauber_step import _log_odds, keep_decision
-        from ggm_kernels.reference.philox import keep_words
+_race_op = register(
+    f"glauber_race(Tensor tokens, Tensor logits, {_RACE_SCHEMA}) -> Tensor", _run_race, _fake_race
+)  # fmt: skip
+_linear_race_op = register(
+    "linear_glauber_race(Tensor tokens, Tensor hidden, Tensor weight, Tensor? bias, "
+    f"{_RACE_SCHEMA}) -> Tensor",
+    _run_linear_race,
+    _fake_race,
+)
 
-        rows, update, every = self.rows, self.update, self.every
-        coordinates = rows._coordinates(every)
-        merged, winner, logit = settle_shards(
-            states.flatten(1, 2), coordinates, self.temperature, self.vocab_size
-        )
-        log_sum_exp = merged.top + merged.raw_mass.log()
-        knows = (merged.has_nan == 0) & (merged.top > -math.inf) & ~rows.idle
-        changes = knows
-        if update.noise_rate is not None:
-            h = merged.present - log_sum_exp if update.normalize else merged.present
-            h = torch.where(merged.has_nan > 0, math.nan, h).to(torch.float32)
-            log_pi = rows._log_pi(self.present, states.new_empty(0, self.vocab_size))
-            f = _log_odds(h, rows._value("noise_rate", every, 0.0), log_pi)
-            changes = changes & ~keep_decision(f, keep_words(*coordinates)[0])
-            rows._note("keep_prob", every, torch.sigmoid(f), ~rows.idle)
-        self.tokens.index_put_(
-            (rows.batch_index[changes], rows.positions[changes]), winner[changes].to(self.tokens.dtype)
-        )
-        temperature = self.temperature
-        divisor = torch.where(temperature == 0, 1.0, temperature).double()
-        z = torch.where(logit == merged.top, 0.0, (logit - merged.top) / divisor)
-        log_prob = torch.where(temperature == 0, 0.0, z - merged.tempered_mass.log())
-        entropy = merged.tempered_mass.log() - merged.moment / merged.tempered_mass
-        margin = torch.where(merged.second == merged.top, 0.0, merged.top - merged.second)
-        for name, values, known in (
-            ("log_prob", log_prob, changes),
-            ("raw_log_prob", logit - log_sum_exp, changes),
-            ("log_sum_exp", log_sum_exp, knows),
-            ("entropy", torch.where(temperature == 0, 0.0, entropy.clamp_min(0)), knows),
-            ("margin", margin, knows),
-        ):
-            rows._note(name, every, values.to(torch.float32), known)
-        rows._note("argmax", every, merged.argmax.nan_to_num().long(), knows, unknown=-1)
+
+# The settlement
+
+
+def _run_settle(tokens, states, vocab_size, *arguments_and_backend):
+    settle = checked_kernel("glauber_settle", arguments_and_backend[-1], tokens, vocab_size)
+
+    def run(tokens, states, update):
+        settle(tokens, states, vocab_size, update)
+
+    checked_run("states", run, tokens, (states,), update_of(*arguments_and_backend[:-1]))
+
+
+def _fake_settle(*arguments):
+    return None
+
+
+_settle_op = register(
+    f"glauber_settle(Tensor(a!) tokens, Tensor states, SymInt vocab_size, {UPDATE_SCHEMA}",
+    _run_settle,
+    _fake_settle,
+)

@@ -139,8 +139,8 @@ def glauber_step(
 
     Notes
     -----
-    By-products are NaN, argmax -1, in rows without a position, frozen or without a law (keep_prob alone,
-    which without `normalize` follows from one logit, is given for the latter).
+    By-products are NaN, argmax -1, in rows without a position, frozen or without a law. A row that keeps its
+    token is read only where `normalize` or a by-product other than log_prob and raw_log_prob asks for it.
 
     The draw is an exponential race of two levels on float32 scores. Of the groups of 1024 consecutive tokens
     the one with the largest log S - log E wins, S its mass, and inside it the token with the largest
@@ -257,16 +257,16 @@ _PLANS = Plans("glauber_step")
 
 
 def _run(tokens, logits, *arguments_and_backend):
-    run = _kernel("glauber_step", arguments_and_backend[-1], tokens, logits.shape[2])
-    _checked_run("logits", run, tokens, (logits,), update_of(*arguments_and_backend[:-1]))
+    run = checked_kernel("glauber_step", arguments_and_backend[-1], tokens, logits.shape[2])
+    checked_run("logits", run, tokens, (logits,), update_of(*arguments_and_backend[:-1]))
 
 
 def _linear_run(tokens, hidden, weight, bias, *arguments_and_backend):
-    run = _kernel("linear_glauber_step", arguments_and_backend[-1], tokens, weight.shape[0])
-    _checked_run("hidden", run, tokens, (hidden, weight, bias), update_of(*arguments_and_backend[:-1]))
+    run = checked_kernel("linear_glauber_step", arguments_and_backend[-1], tokens, weight.shape[0])
+    checked_run("hidden", run, tokens, (hidden, weight, bias), update_of(*arguments_and_backend[:-1]))
 
 
-def _kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Callable:
+def checked_kernel(op: str, backend: str, tokens: torch.Tensor, vocab_size: int) -> Callable:
     """Kernel of the op that serves `backend`, with the checks of values that it leaves to us."""
     name, run = kernel(op, backend, tokens.device)
 
@@ -300,7 +300,7 @@ def _warn_of_lawless_rows() -> None:
         )
 
 
-def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
+def checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     """Run; under GGM_KERNELS_CHECK=1 raise for a row without a law, with nothing written."""
     by_products = update.by_products
     written = {"tokens": tokens, **by_products}
@@ -315,11 +315,12 @@ def _checked_run(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tupl
 def _run_on_copies(rows_name: str, run: Callable, tokens: torch.Tensor, rows: tuple, update: Update) -> None:
     result = tokens.clone()
     results: dict[str, Any] = {name: torch.empty_like(value) for name, value in update.by_products.items()}
-    results.setdefault("log_sum_exp", tokens.new_empty(rows[0].shape[:2], dtype=torch.float32))
+    idle = idle_rows(tokens, update)
+    results.setdefault("log_sum_exp", tokens.new_empty(idle.shape, dtype=torch.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         run(result, *rows, update._replace(**results))
-    _check_rows(rows_name, results["log_sum_exp"], idle_rows(tokens, update))
+    _check_rows(rows_name, results["log_sum_exp"], idle)
     tokens.copy_(result)
     for name, value in update.by_products.items():
         value.copy_(results[name])

@@ -12,6 +12,7 @@ from ggm_kernels import checks, randomness
 from ggm_kernels.arguments.glauber_step import BY_PRODUCTS, Update, idle_rows
 from ggm_kernels.backends import checks_values, requested
 from ggm_kernels.noise import check_noise, drawn_by
+from ggm_kernels.ops.library import refuse_shared_copies
 
 # Arguments of both ops behind tokens and logits, in the order of `Given`.
 UPDATE_SCHEMA = (
@@ -63,6 +64,7 @@ def check_update(
         raise ValueError(f"{rows_name}: got V = {vocab_size}; allowed: 1 to {randomness.MAX_RACE_VOCAB}")
     count = rows.shape[1]
     positions = _check_positions(positions, tokens, rows, rows_name)
+    by_row = (noise_rate, mixture, logit_shift, sample_ids, frozen)
     given = _Given(tokens, count)
     numbers = (
         *given.seed(seed),
@@ -90,6 +92,13 @@ def check_update(
         _check_by_product(name, by_product, tokens, count)
     if by_products["keep_prob"] is not None and noise_rate is None:
         raise ValueError("keep_prob: got a tensor without noise_rate; allowed: with noise_rate")
+    copies = (
+        ("temperature", temperature, numbers[5]), ("top_k", top_k, numbers[7]), ("top_p", top_p, numbers[9]),
+        ("min_p", min_p, numbers[11]), ("noise_rate", by_row[0], noise_rate), ("mixture", by_row[1], mixture),
+        ("logit_shift", by_row[2], logit_shift), ("sample_ids", by_row[3], sample_ids),
+        ("frozen", by_row[4], frozen),
+    )  # fmt: skip
+    refuse_shared_copies({"tokens": tokens, **by_products}, copies)
     return (
         positions, *numbers, noise_rate, log_probs, table, mask, normalize, sample_ids, frozen,
         filter_order == "p_k_min", softcap, logit_shift, mixture,
@@ -233,17 +242,19 @@ def check_values(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:
     _check_distinct(update.positions)
     for name in ("noise_rate", "mixture", "min_p"):
         _check_range(name, getattr(update, name), 0.0, 1.0)
-    _check_range("temperature", update.temperature, 0.0, torch.finfo(torch.float32).max)
-    _check_range("top_p", update.top_p, 2.0**-149, 1.0)
-    if isinstance(update.top_k, torch.Tensor):
-        checks.values_in_range("top_k", update.top_k, 1, 2**63 - 1, ValueError, closed=True)
+    largest, smallest = torch.finfo(torch.float32).max, 2.0**-149
+    _check_range("temperature", update.temperature, 0.0, largest, "finite and 0 <= temperature")
+    _check_range("top_p", update.top_p, smallest, 1.0, "0 < top_p <= 1")
+    _check_range("top_k", update.top_k, 1, 2**63 - 1, "1 <= top_k")
     if update.reads_present:
         _check_present(tokens, vocab_size, update)
 
 
-def _check_range(name: str, value, low: float, high: float) -> None:
+def _check_range(name: str, value, low: float, high: float, allowed: str | None = None) -> None:
     if isinstance(value, torch.Tensor):
-        checks.values_in_range(name, value, low, high, ValueError, closed=True)
+        if allowed is not None:
+            allowed = f"{allowed} ({_MEANT[name]})"
+        checks.values_in_range(name, value, low, high, ValueError, closed=True, allowed=allowed)
 
 
 def _check_present(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:

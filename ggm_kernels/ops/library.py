@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.autograd import forward_ad
 
 from ggm_kernels import checks
-from ggm_kernels.ops.plans import needs_no_dispatcher
+from ggm_kernels.ops.plans import is_eager, needs_no_dispatcher
 
 _LIBRARY = torch.library.Library("ggm_kernels", "DEF")
 
@@ -56,6 +56,32 @@ def writing(written: dict[str, torch.Tensor], read: dict[str, torch.Tensor | Non
         yield
     counted = [value for value in written.values() if not value.is_inference()]
     torch.autograd.graph.increment_version(counted)
+
+
+def refuse_shared_copies(
+    written: dict[str, torch.Tensor | None], read: Iterable[tuple[str, object, object]]
+) -> None:
+    """Raise ValueError where something that is read as a copy shares memory with what is written.
+
+    Parameters
+    ----------
+    written : dict of str to torch.Tensor or None
+        Arguments that the op writes.
+    read : iterable of tuple
+        Name of an argument, what was given, and what the op gets: what is no copy is seen by `writing`.
+    """
+    copied = {
+        name: given for name, given, used in read if isinstance(given, torch.Tensor) and given is not used
+    }
+    if copied and is_eager() and all(map(_has_address, copied.values())):
+        checks.apart({name: value for name, value in written.items() if value is not None}, {**copied})
+
+
+def _has_address(value: torch.Tensor) -> bool:
+    return (
+        value.device.type != "meta"
+        and type(value).__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+    )
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> Callable:

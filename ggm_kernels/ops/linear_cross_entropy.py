@@ -7,7 +7,14 @@ import math
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import checks_values, kernel, requested
+from ggm_kernels.backends import kernel, requested_for
+from ggm_kernels.ops.cross_entropy_rows import (
+    check_row_tensor,
+    check_values,
+    checked_shift,
+    mean_scale,
+    row_scale,
+)
 from ggm_kernels.ops.library import differentiate, register
 from ggm_kernels.products.logit_blocks import held_dtype
 
@@ -102,15 +109,15 @@ def linear_cross_entropy(
     if not isinstance(return_log_sum_exp, bool):
         raise TypeError(f"return_log_sum_exp: got {type(return_log_sum_exp).__name__}; allowed: a bool")
     hidden, weight, bias = _check_factors(hidden, weight, bias)
-    _check_row_tensor("targets", targets, hidden, checks.INTEGERS)
+    check_row_tensor("targets", targets, hidden, checks.INTEGERS)
     ignore_index = checks.integer("ignore_index", ignore_index, low=-(2**63), high=2**63)
-    scale = _row_scale(row_weight, targets, ignore_index, hidden)
-    scale, nothing = _mean_scale(scale) if reduction == "mean" else (scale, None)
-    shift, shifted = _check_shift(logit_shift, shifted_token, hidden)
+    scale = row_scale(row_weight, targets, ignore_index, hidden)
+    scale, nothing = mean_scale(scale) if reduction == "mean" else (scale, None)
+    shift, shifted = checked_shift(logit_shift, shifted_token, hidden)
     cap = 0.0 if softcap is None else checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
     z_loss = checks.number("z_loss", z_loss, low=0.0, high=math.inf)
     rows = (hidden, weight, bias, targets, scale, shift, shifted)
-    numbers = (cap, z_loss, ignore_index, return_log_sum_exp, _choose(backend, hidden))
+    numbers = (cap, z_loss, ignore_index, return_log_sum_exp, requested_for(hidden, backend))
     if reduction == "none":
         loss, log_sum_exp, _ = _op(*rows, *numbers)
     else:
@@ -122,95 +129,14 @@ def linear_cross_entropy(
     return (loss, log_sum_exp) if return_log_sum_exp else loss
 
 
-def _mean_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale of each row in the mean, and whether there is none: then 0 keeps the gradients 0."""
-    weight = scale.sum()
-    nothing = weight == 0
-    return torch.where(nothing, 0.0, scale / weight), nothing
-
-
-def _choose(backend: str | None, values: torch.Tensor) -> str:
-    if values.dtype != torch.float64:
-        return requested(backend)
-    if backend not in (None, "reference"):
-        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return "reference"
-
-
 def _check_factors(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    hidden, weight, bias = _autocast(hidden), _autocast(weight), _autocast(bias)
+    hidden, weight, bias = checks.autocast(hidden), checks.autocast(weight), checks.autocast(bias)
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     if weight.shape[0] == 0:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, d) with V of at least 1")
     return hidden, weight, bias
-
-
-def _autocast(value):
-    """As autocast has it for products: every operand but float64 in its dtype."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in checks.FLOATS:
-        return value
-    if type(value).__name__ == "DTensor" or not torch.is_autocast_enabled(value.device.type):
-        return value
-    return value.to(torch.get_autocast_dtype(value.device.type))
-
-
-def _check_row_tensor(name: str, value: torch.Tensor, hidden: torch.Tensor, dtypes) -> None:
-    checks.tensor(name, value, dtypes=dtypes, shapes=[hidden.shape[:1]])
-    checks.same_device(name, value, "hidden", hidden)
-
-
-def _check_constant(name: str, value: torch.Tensor, hidden: torch.Tensor, dtypes) -> torch.Tensor:
-    """Of the dtype that the arithmetic has."""
-    _check_row_tensor(name, value, hidden, dtypes)
-    if value.requires_grad:
-        raise ValueError(f"{name}: got a tensor that requires a gradient; allowed: a constant (detach it)")
-    return value.to(_accumulate(hidden))
-
-
-def _accumulate(hidden: torch.Tensor) -> torch.dtype:
-    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
-
-
-def _row_scale(
-    row_weight: torch.Tensor | None, targets: torch.Tensor, ignore_index: int, hidden: torch.Tensor
-) -> torch.Tensor:
-    """What the loss of each row counts: its weight, 0 where it is ignored."""
-    counts = targets != ignore_index
-    if row_weight is None:
-        return counts.to(_accumulate(hidden))
-    return torch.where(counts, _check_constant("row_weight", row_weight, hidden, (*_FLOATS, torch.bool)), 0.0)
-
-
-def _check_shift(
-    shift: torch.Tensor | None, token: torch.Tensor | None, hidden: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    if (shift is None) != (token is None):
-        missing, given = (
-            ("logit_shift", "shifted_token") if shift is None else ("shifted_token", "logit_shift")
-        )
-        raise ValueError(f"{missing}: got None; allowed: a tensor, as {given} is given")
-    if shift is None or token is None:
-        return None, None
-    _check_row_tensor("shifted_token", token, hidden, checks.INTEGERS)
-    return _check_constant("logit_shift", shift, hidden, _FLOATS), token
-
-
-def _check_values(targets, shifted_token, ignore_index: int, all_rows: bool, vocab_size: int) -> None:
-    if not checks_values(targets.device):
-        return
-    ignored = targets == ignore_index
-    checks.values_in_range("targets", _legal_where(targets, ignored), 0, vocab_size, IndexError)
-    if shifted_token is not None:
-        unread = torch.zeros_like(ignored) if all_rows else ignored
-        checks.values_in_range(
-            "shifted_token", _legal_where(shifted_token, unread), 0, vocab_size, IndexError
-        )
-
-
-def _legal_where(tokens: torch.Tensor, unread: torch.Tensor) -> torch.Tensor:
-    return tokens.masked_fill(unread, 0)
 
 
 # The rows' losses: any gradient of them, which the backward computes the logits for again
@@ -220,7 +146,7 @@ def _run(
     hidden, weight, bias, targets, scale, logit_shift, shifted_token, softcap, z_loss, ignore_index, all_rows,
     backend,
 ):  # fmt: skip
-    _check_values(targets, shifted_token, ignore_index, all_rows, weight.shape[0])
+    check_values(targets, shifted_token, ignore_index, all_rows, weight.shape[0])
     _, run = kernel("linear_cross_entropy", backend, hidden.device)
     return run(
         hidden, weight, bias, targets, scale, logit_shift, shifted_token, softcap, z_loss, all_rows
@@ -325,7 +251,7 @@ def _run_sum(
     hidden, weight, bias, targets, scale, logit_shift, shifted_token, softcap, z_loss, ignore_index, all_rows,
     backend, needs,
 ):  # fmt: skip
-    _check_values(targets, shifted_token, ignore_index, all_rows, weight.shape[0])
+    check_values(targets, shifted_token, ignore_index, all_rows, weight.shape[0])
     _, run = kernel("linear_cross_entropy_sum", backend, hidden.device)
     loss, log_sum_exp, normaliser, *gradients = run(
         hidden,

@@ -7,7 +7,7 @@ import math
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import checks_values, kernel, requested
+from ggm_kernels.backends import checks_values, kernel, requested_for
 from ggm_kernels.ops.library import differentiate, register
 
 _FLOATS = (*checks.FLOATS, torch.float64)
@@ -33,7 +33,8 @@ def linear_expected_embedding(
     hidden : torch.Tensor
         float32, bfloat16 or float16 (float64 with ``backend="reference"``), shape [N, d].
     weight : torch.Tensor
-        Output embedding, dtype of `hidden`, shape [V, d].
+        Output embedding, dtype of `hidden`, shape [V, d]. Under autocast `hidden`, `weight`, `embedding` and
+        `bias` are cast as those of ``linear`` are.
     embedding : torch.Tensor
         What the mean is of, dtype of `hidden`, shape [V, e]; may be `weight` itself.
     bias : torch.Tensor, optional
@@ -48,7 +49,8 @@ def linear_expected_embedding(
     Returns
     -------
     torch.Tensor
-        dtype of `hidden`, shape [N, e]. Differentiable in `hidden`, `weight`, `embedding` and `bias`, once.
+        dtype of `hidden`, under autocast autocast's, shape [N, e]. Differentiable in `hidden`, `weight`,
+        `embedding` and `bias`, once.
         NaN for a row of logits with a NaN or nothing but -inf.
 
     Raises
@@ -60,8 +62,11 @@ def linear_expected_embedding(
     -----
     Products are the library's, on tiles of the vocabulary whose softmax is summed as it comes (Milakov and
     Gimelshein, arXiv 1805.02867), in float32. The backward makes each tile of logits once more. Time is that
-    of the products: two forward, and at most five backward.
+    of the products: two forward, and at most five backward. Sums have one order on any number of threads.
     """
+    is_tied = embedding is weight
+    hidden, weight, bias = checks.autocast(hidden), checks.autocast(weight), checks.autocast(bias)
+    embedding = weight if is_tied else checks.autocast(embedding)
     hidden = checks.factors(hidden, weight, bias, dtypes=_FLOATS, dim=2)
     checks.tensor("embedding", embedding, dtypes=(hidden.dtype,), dims=(2,))
     if embedding.shape[0] != weight.shape[0]:
@@ -74,7 +79,7 @@ def linear_expected_embedding(
     if softcap is not None:
         softcap = checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
     scale = _inverse(temperature, hidden)
-    backend = _choose(backend, hidden)
+    backend = requested_for(hidden, backend)
     mean, _ = _op(hidden, weight, embedding, bias, softcap, scale, backend)
     return mean
 
@@ -92,14 +97,6 @@ def _inverse(temperature: float | torch.Tensor, hidden: torch.Tensor) -> torch.T
             "temperature: got a tensor that requires a gradient; allowed: a constant (detach it)"
         )
     return 1 / temperature.to(dtype)
-
-
-def _choose(backend: str | None, hidden: torch.Tensor) -> str:
-    if hidden.dtype != torch.float64:
-        return requested(backend)
-    if backend not in (None, "reference"):
-        raise TypeError(f"backend: got {backend!r} for float64; allowed: 'reference'")
-    return "reference"
 
 
 def _check_values(scale: torch.Tensor) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels import checks
-from ggm_kernels.backends import kernel
+from ggm_kernels.backends import kernel, requested_for
 from ggm_kernels.ops import shared_sigmoid_bce
 from ggm_kernels.ops.candidates import (
     FLOATS,
     Shared,
     Weight,
-    backend_of,
     check_values,
     checked_candidates,
     checked_offset,
     checked_shared,
     checked_weights,
+    with_shared,
 )
 from ggm_kernels.ops.library import differentiate, register
-
-_CHUNK = 2**20  # candidates, shared ones among them, of the rows that go through a kernel at once
 
 
 def sigmoid_bce(
@@ -81,11 +79,13 @@ def sigmoid_bce(
     the noise, noise ratio) are derived in docs/mathematics.md.
     """
     checks.tensor("logits", logits, dtypes=FLOATS, dims=(2,))
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits: got shape {tuple(logits.shape)}; allowed: (N, V) with V of at least 1")
     candidates = checked_candidates(candidates, "logits", logits)
     signal, noise = checked_weights(signal_weight, noise_weight, candidates, logits.dtype)
     offset = checked_offset(offset, candidates)
     shared = checked_shared(shared_candidates, shared_weight, candidates, logits.dtype)
-    loss, _ = _op(logits, candidates, signal, noise, offset, *shared, backend_of(backend, logits))
+    loss, _ = _op(logits, candidates, signal, noise, offset, *shared, requested_for(logits, backend))
     return loss
 
 
@@ -144,13 +144,15 @@ def linear_sigmoid_bce(
     it again. A shared candidate costs a row d multiply-adds, as one of its own does, but no gather.
     """
     hidden = checks.factors(hidden, weight, bias, dtypes=FLOATS, dim=2)
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (V, d) with V of at least 1")
     candidates = checked_candidates(candidates, "hidden", hidden)
     signal, noise = checked_weights(signal_weight, noise_weight, candidates, hidden.dtype)
     offset = checked_offset(offset, candidates)
     shared = checked_shared(shared_candidates, shared_weight, candidates, hidden.dtype)
     if not isinstance(sparse_grad, bool):
         raise TypeError(f"sparse_grad: got {type(sparse_grad).__name__}; allowed: a bool")
-    backend = backend_of(backend, hidden)
+    backend = requested_for(hidden, backend)
     constants = (candidates, signal, noise, bias, offset, *shared)
     loss, _ = _linear_op(hidden, weight, *constants, sparse_grad, backend)
     return loss
@@ -191,28 +193,10 @@ def _run(logits, candidates, signal_weight, noise_weight, offset, shared, row_we
     )
     _, run = kernel("sigmoid_bce", backend, logits.device)
     constants = (candidates, signal_weight, noise_weight, Shared(shared, row_weight, shared_weight))
-    for rows, all_candidates, signal, noise in _with_shared(*constants):
+    for rows, all_candidates, signal, noise in with_shared(*constants):
         part = None if offset is None else offset[rows]
         loss[rows], candidate_logits[rows] = run(logits[rows], all_candidates, signal, noise, part)
     return loss, candidate_logits
-
-
-def _with_shared(candidates, signal_weight, noise_weight, shared: Shared):
-    """Some rows at a time, those with all candidates and their weights: a row's own, then the shared ones."""
-    count = candidates.shape[1] + len(shared.candidates)
-    size = max(1, _CHUNK // max(1, count))
-    for start in range(0, len(candidates), size):
-        rows = slice(start, start + size)
-        own = candidates[rows]
-        noise = shared.candidate_weight.expand(len(own), -1)
-        if shared.row_weight is not None:
-            noise = noise * shared.row_weight[rows, None]
-        yield (
-            rows,
-            torch.cat([own, shared.candidates.to(own.dtype).expand(len(own), -1)], dim=1),
-            torch.cat([signal_weight[rows], torch.zeros_like(noise)], dim=1),
-            torch.cat([noise_weight[rows], noise], dim=1),
-        )
 
 
 def _fake(
@@ -230,7 +214,7 @@ def _run_backward(
         return run(grad, candidate_logits, candidates, signal_weight, noise_weight, vocab_size, dtype)
     grad_logits = grad.new_empty(candidates.shape[0], vocab_size, dtype=dtype)
     constants = (candidates, signal_weight, noise_weight, Shared(shared, row_weight, shared_weight))
-    for rows, *all_candidates in _with_shared(*constants):
+    for rows, *all_candidates in with_shared(*constants):
         grad_logits[rows] = run(grad[rows], candidate_logits[rows], *all_candidates, vocab_size, dtype)
     return grad_logits
 

@@ -1,7 +1,6 @@
 """`shared_sigmoid_bce` tile by tile: products of the library, and between them two kernels of a backend.
 
-No more than a tile of logits [N, S] is held. All sums have one order: of products on the CPU, too, where what
-the library does depends on the number of threads unless products are cut as here.
+No more than a tile of logits [N, S] is held. All sums have one order, those of products on the CPU, too.
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 
+from ggm_kernels.products.ordered import NARROW, add_product
 from ggm_kernels.reference.precision import without_autocast
 
 _CPU_TILE = (256, 1024)  # rows, candidates: logits of a megabyte, in cache
 _DEVICE_TILE = (1024, 8192)
-# With no more than these terms to a sum, a product has the same bits on any number of threads: of factors
-# with short sides the library cuts the sums sooner, and of the shortest always.
-_TERMS, _FEW_TERMS = 256, 64
-_WIDE, _NARROW = 128, 16
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def gradients(
         torch.zeros(shape, dtype=torch.float32, device=hidden.device) if needed else None
         for shape, needed in zip((tiles.hidden.shape, tiles.weights.shape), needs[:2], strict=True)
     ]
-    grad_bias = hidden.new_zeros(_NARROW, len(tiles.weights), dtype=torch.float32) if needs[2] else None
+    grad_bias = hidden.new_zeros(NARROW, len(tiles.weights), dtype=torch.float32) if needs[2] else None
     grad_hidden, grad_rows = sums
     for tile in tiles:
         grad = _gradient_of(tile, row_gradient[tile.rows], kernels)
@@ -88,7 +84,7 @@ def gradients(
         if grad_rows is not None:
             _add_product(grad_rows[tile.padded_candidates], grad.T, tile.hidden)
         if grad_bias is not None:
-            ones = grad.new_ones(_NARROW, grad.shape[0])
+            ones = grad.new_ones(NARROW, grad.shape[0])
             _add_product(grad_bias[:, tile.padded_candidates], ones, grad)
     found = (
         grad_hidden if grad_hidden is None else grad_hidden[: hidden.shape[0], : hidden.shape[1]],
@@ -191,7 +187,7 @@ def _padded(matrix: torch.Tensor) -> torch.Tensor:
     """On the CPU with no side too short for products that do not depend on threads."""
     if matrix.device.type != "cpu":
         return matrix
-    rows, columns = (max(0, _NARROW - size) for size in matrix.shape)
+    rows, columns = (max(0, NARROW - size) for size in matrix.shape)
     return pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
 
 
@@ -211,9 +207,7 @@ def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     if a.device.type != "cpu":
         out.addmm_(a, b)
         return
-    terms = _TERMS if min(out.shape) >= _WIDE else _FEW_TERMS
-    for start in range(0, a.shape[1], terms):
-        out.addmm_(a[:, start : start + terms], b[start : start + terms])
+    add_product(out, a, b)
 
 
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -52,12 +52,12 @@ def _order(score: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
 def _within_budget(cost: torch.Tensor, candidate: torch.Tensor, budget: torch.Tensor) -> torch.Tensor:
     """Where the costs before sum to no more than the budget; rows in the order of their candidates.
 
-    Costs are integers, multiples of a power of two that depends on the row's largest: their sums are exact
-    and the same in every order. An infinite cost leaves room for nothing after it; minus infinity is free.
+    Costs are integers, multiples of a power of two that depends on the row: their sums are exact and the
+    same in every order. An infinite cost leaves room for nothing after it; minus infinity is free.
     """
     counts = candidate & cost.isfinite()
-    scale = _scale(torch.where(counts, cost, 0.0).abs().amax(1, keepdim=True), cost.shape[1])
-    units = torch.where(counts, cost.double() * scale, 0.0).long()
+    scale, largest = _unit(torch.where(counts, cost, 0.0), budget)
+    units = torch.where(counts, cost.double() * scale, 0.0).clamp_max(largest).long()
     before = units.cumsum(1) - units
     most = (budget.double() * scale).clamp_max(2.0**62).long()
     beyond = (candidate & (cost == math.inf)).long()
@@ -65,10 +65,22 @@ def _within_budget(cost: torch.Tensor, candidate: torch.Tensor, budget: torch.Te
     return (budget >= 0) & (before <= most) & (is_first | (budget == math.inf))
 
 
-def _scale(largest: torch.Tensor, length: int) -> torch.Tensor:
-    """2**(61 - e - bits of length), float64, where the largest is below 2**(e + 1): sums stay below 2**62."""
-    exponent = (largest.view(torch.int32) >> 23).clamp_min(1).long() - 127
-    return (61 - exponent - length.bit_length() + 1023 << 52).view(torch.float64)
+def _unit(cost: torch.Tensor, budget: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Units per nat, float64 [B, 1], and what a cost counts at most: no sum reaches 2**62.
+
+    Behind a cost beyond the budget and all gains, which are negative costs, nothing is accepted: how far
+    beyond it is makes no difference, and the unit need not have room for it.
+    """
+    length, gain = cost.shape[1], (-cost).amax(1, keepdim=True).clamp_min(0.0)
+    reach = gain.double() * length + budget.clamp_min(0.0).nan_to_num(0.0, posinf=math.inf).double()
+    binade_end = reach.float().view(torch.int32) | 0x7FFFFF
+    of_reach = torch.where(reach < 2.0**127, binade_end, 0x7F7FFFFF).view(torch.float32)
+    counted = gain.maximum(cost.amax(1, keepdim=True).clamp_min(0.0).minimum(of_reach))
+    exponent = (counted.view(torch.int32) >> 23).clamp_min(
+        1
+    ).long() - 127  # counted is below 2^(exponent + 1)
+    scale = (61 - exponent - length.bit_length() + 1023 << 52).view(torch.float64)
+    return scale, 2.0 ** (62 - length.bit_length())
 
 
 def _column(limit: float | torch.Tensor, score: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,9 +10,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import linear
 
+from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference import philox
+from ggm_kernels.reference.glauber_step import Rows, keep_decision, log_odds
+from ggm_kernels.reference.precision import without_autocast
 
 
 class Contender(NamedTuple):
@@ -41,6 +45,80 @@ class Shard(NamedTuple):
 
 CONTENDERS = 3  # the leading whole group, the cut groups at the two ends
 FIELDS = len(Shard._fields) + CONTENDERS * len(Contender._fields)
+
+
+def glauber_race(
+    tokens: torch.Tensor, logits: torch.Tensor, vocab_offset: int, vocab_size: int, update: Update
+) -> torch.Tensor:
+    """State [B, K, FIELDS] of logits [B, K, v], those of the tokens from `vocab_offset` on."""
+    flat = logits.flatten(0, 1)
+    return _race(tokens, lambda part: flat[part], vocab_offset, vocab_size, update)
+
+
+@without_autocast
+def linear_glauber_race(
+    tokens: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    vocab_offset: int,
+    vocab_size: int,
+    update: Update,
+) -> torch.Tensor:
+    """`glauber_race` on hidden [B, K, d] @ weight [v, d].T + bias, a block of rows at a time."""
+    flat = hidden.flatten(0, 1)
+    return _race(
+        tokens, lambda part: linear(flat[part], weight, bias), vocab_offset, vocab_size, update
+    )  # fmt: skip
+
+
+def _race(tokens, logits_of, vocab_offset: int, vocab_size: int, update: Update) -> torch.Tensor:
+    rows = Rows(tokens, update)
+    states = tokens.new_empty(*rows.shape, FIELDS, dtype=torch.float64)
+    for part in rows.chunks(vocab_size):
+        present = rows.present(part)
+        g = rows.edited(part, logits_of(part).to(torch.float32), present - vocab_offset)
+        coordinates, temperature = rows.coordinates(part), rows.value("temperature", part, 1.0)
+        states.view(-1, FIELDS)[part] = race_shard(
+            g, present, coordinates, temperature, vocab_offset, vocab_size
+        )
+    return states
+
+
+def glauber_settle(tokens: torch.Tensor, states: torch.Tensor, vocab_size: int, update: Update) -> int | None:
+    """Update tokens from states [P, B, K, FIELDS] of all shards; counts lawless rows on the CPU."""
+    rows = Rows(tokens, update)
+    every = slice(0, rows.positions.numel())
+    coordinates, temperature = rows.coordinates(every), rows.value("temperature", every, 1.0)
+    merged, winner, logit = settle_shards(states.flatten(1, 2), coordinates, temperature, vocab_size)
+    log_sum_exp = merged.top + merged.raw_mass.log()
+    has_law = (merged.has_nan == 0) & (merged.top > -math.inf)
+    knows = has_law & ~rows.idle
+    changes = knows
+    if update.noise_rate is not None:
+        h = (merged.present - log_sum_exp if update.normalize else merged.present).to(torch.float32)
+        log_pi = rows.log_pi(rows.present(every), vocab_size)
+        f = log_odds(h, rows.value("noise_rate", every, 0.0), log_pi)
+        changes = changes & ~keep_decision(f, philox.keep_words(*coordinates)[0])
+        rows.note("keep_prob", every, torch.sigmoid(f), knows)
+    tokens.index_put_(
+        (rows.batch_index[changes], rows.positions[changes]), winner[changes].to(tokens.dtype)
+    )  # fmt: skip
+    divisor = torch.where(temperature == 0, 1.0, temperature).double()
+    z = torch.where(logit == merged.top, 0.0, (logit - merged.top) / divisor)
+    log_prob = torch.where(temperature == 0, 0.0, z - merged.tempered_mass.log())
+    entropy = merged.tempered_mass.log() - merged.moment / merged.tempered_mass
+    margin = torch.where(merged.second == merged.top, 0.0, merged.top - merged.second)
+    for name, values, known in (
+        ("log_prob", log_prob, changes),
+        ("raw_log_prob", logit - log_sum_exp, changes),
+        ("log_sum_exp", log_sum_exp, knows),
+        ("entropy", torch.where(temperature == 0, 0.0, entropy.clamp_min(0)), knows),
+        ("margin", margin, knows),
+    ):
+        rows.note(name, every, values.to(torch.float32), known)
+    rows.note("argmax", every, merged.argmax.nan_to_num().long(), knows, unknown=-1)
+    return None if tokens.is_cuda else int((~has_law & ~rows.idle).sum())
 
 
 def race_shard(

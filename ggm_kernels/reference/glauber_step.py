@@ -25,7 +25,7 @@ _CHUNK = 2**20  # logits handled at once
 
 def glauber_step(tokens: torch.Tensor, logits: torch.Tensor, update: Update) -> int | None:
     """Update ``tokens[b, positions[b, k]]`` from logits [B, K, V]; counts lawless rows on the CPU."""
-    rows = _Rows(tokens, update)
+    rows = Rows(tokens, update)
     flat = logits.flatten(0, 1)
     for part in rows.chunks(flat.shape[1]):
         rows.resample(part, flat[part])
@@ -41,14 +41,14 @@ def linear_glauber_step(
     update: Update,
 ) -> int | None:
     """`glauber_step` on hidden [B, K, d] @ weight [V, d].T + bias, a block of rows at a time."""
-    rows = _Rows(tokens, update)
+    rows = Rows(tokens, update)
     flat = hidden.flatten(0, 1)
     for part in rows.chunks(weight.shape[0]):
         rows.resample(part, linear(flat[part], weight, bias))
     return rows.lawless
 
 
-class _Rows:
+class Rows:
     """The B * K rows of a step, flat: where each is in `tokens`, and the resampling of a slice of them."""
 
     def __init__(self, tokens: torch.Tensor, update: Update) -> None:
@@ -58,6 +58,7 @@ class _Rows:
             torch.arange(batch, device=tokens.device) if update.sample_ids is None else update.sample_ids
         )
         self.tokens, self.update, self.count = tokens, update, positions.shape[1]
+        self.shape = positions.shape
         self.batch_index = torch.arange(batch, device=tokens.device).repeat_interleave(self.count)
         self.idle = idle_rows(tokens, update).flatten()
         self.positions = positions.long().flatten().clamp_min(0)
@@ -70,21 +71,22 @@ class _Rows:
         return [slice(start, start + size) for start in range(0, self.positions.numel(), size)]
 
     def resample(self, part: slice, logits: torch.Tensor) -> None:
+        """Settle a slice of rows by their logits."""
         update = self.update
         at = self.batch_index[part], self.positions[part]
-        present, idle = self.tokens[at].long(), self.idle[part]
-        g = torch.where(idle[:, None], 0.0, self._edited(part, logits.to(torch.float32), present))
+        present, idle = self.present(part), self.idle[part]
+        g = torch.where(idle[:, None], 0.0, self.edited(part, logits.to(torch.float32), present))
         has_law = g.isnan().logical_not().all(1) & (g > -math.inf).any(1)
         if self.lawless is not None:
             self.lawless += int((~has_law).sum())
         knows = has_law & ~idle
-        changes, alpha = knows, self._value("mixture", part, 1.0)
-        coordinates = self._coordinates(part)
+        changes, alpha = knows, self.value("mixture", part, 1.0)
+        coordinates = self.coordinates(part)
         keep_word, side_word, *noise_words = philox.keep_words(*coordinates)
         if update.noise_rate is not None:
             f = self._log_odds(part, g, present, alpha)
             changes = changes & ~keep_decision(f, keep_word)
-            self._note("keep_prob", part, torch.sigmoid(f), ~idle)
+            self.note("keep_prob", part, torch.sigmoid(f), knows)
         z = self._law(part, g)
         drawn = self._winner(z, coordinates)
         if update.mixture is not None:
@@ -94,28 +96,32 @@ class _Rows:
             self.tokens.index_put_((at[0][changes], at[1][changes]), drawn[changes].to(self.tokens.dtype))
         log_prob = _at(z.log_softmax(1), drawn)
         if update.mixture is not None:
-            log_prob = _log_mixture(log_prob, alpha, self._log_pi(drawn, g))
-        self._note("log_prob", part, log_prob, changes)
-        self._note("raw_log_prob", part, _at(g, drawn) - g.logsumexp(1), changes)
-        self._note("log_sum_exp", part, g.logsumexp(1), knows)
-        self._note("entropy", part, self._entropy(part, g), knows)
+            log_prob = _log_mixture(log_prob, alpha, self.log_pi(drawn, g.shape[1]))
+        self.note("log_prob", part, log_prob, changes)
+        self.note("raw_log_prob", part, _raw_log_prob(g, drawn), changes)
+        self.note("log_sum_exp", part, g.logsumexp(1), knows)
+        self.note("entropy", part, self._entropy(part, g), knows)
         if update.margin is not None:
             first, second = torch.nn.functional.pad(g, (0, 1), value=-math.inf).topk(2, 1).values.unbind(1)
-            self._note("margin", part, torch.where(first == second, 0.0, first - second), knows)
-        self._note("argmax", part, _first_argmax(g), knows, unknown=-1)
+            self.note("margin", part, torch.where(first == second, 0.0, first - second), knows)
+        self.note("argmax", part, _first_argmax(g), knows, unknown=-1)
 
-    def _edited(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    def present(self, part: slice) -> torch.Tensor:
+        """Tokens that stand in the rows."""
+        return self.tokens[self.batch_index[part], self.positions[part]].long()
+
+    def edited(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Logits with the soft cap and with the shift of the token that stands there."""
         softcap = self.update.softcap
         if softcap is not None:
             g = softcap * torch.tanh(g / softcap)
         if self.update.logit_shift is not None:
             tokens = torch.arange(g.shape[1], device=g.device)
-            shift = self._value("logit_shift", part, 0.0)
+            shift = self.value("logit_shift", part, 0.0)
             g = torch.where(tokens == present[:, None], g + shift[:, None], g)
         return g
 
-    def _coordinates(self, part: slice) -> philox.Coordinates:
+    def coordinates(self, part: slice) -> philox.Coordinates:
         """Seed, step, sample ids and positions of the rows."""
         seed, step = (
             value[self.batch_index[part]] if isinstance(value, torch.Tensor) and value.dim() == 1 else value
@@ -123,7 +129,7 @@ class _Rows:
         )
         return seed, step, self.sample_ids[part], self.positions[part]
 
-    def _value(self, name: str, part: slice, otherwise: float) -> torch.Tensor:
+    def value(self, name: str, part: slice, otherwise: float) -> torch.Tensor:
         """An argument that may be None, a number or a tensor [B] or [B, K], by row, float32 [R]."""
         value = getattr(self.update, name)
         value = otherwise if value is None else value
@@ -134,29 +140,26 @@ class _Rows:
             return value[self.batch_index[part]].to(torch.float32)
         return value.flatten()[part].to(torch.float32)
 
-    def _note(self, name: str, part: slice, values, known, unknown: float = math.nan) -> None:
+    def note(self, name: str, part: slice, values, known, unknown: float = math.nan) -> None:
+        """Fill a by-product, if it is asked for, where it is known."""
         by_product = getattr(self.update, name)
         if by_product is not None:
             by_product.view(-1)[part] = torch.where(known, values, unknown)
 
-    def _log_pi(self, tokens: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def log_pi(self, tokens: torch.Tensor, vocab_size: int) -> torch.Tensor:
+        """Logarithm of the probability of tokens under the noise."""
         log_pi = self.update.noise_log_probs
-        return (
-            torch.full(tokens.shape, -math.log(g.shape[1]), device=g.device)
-            if log_pi is None
-            else log_pi[tokens]
-        )
+        if log_pi is None:
+            return torch.full(tokens.shape, -math.log(vocab_size), device=tokens.device)
+        return log_pi[tokens]
 
     def _log_odds(self, part: slice, g, present, alpha) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
-        h = _at(g, present)
-        if self.update.normalize:
-            h = h - g.logsumexp(1)
-        h = torch.where(g.isnan().any(1), math.nan, h)
-        log_pi = self._log_pi(present.clamp_max(self._last_token(g)), g)
+        h = _raw_log_prob(g, present) if self.update.normalize else _at(g, present)
+        log_pi = self.log_pi(present.clamp_max(self._last_token(g)), g.shape[1])
         if self.update.mixture is not None:
             h = _log_mixture(h, alpha, log_pi)
-        return _log_odds(h, self._value("noise_rate", part, 0.0), log_pi)
+        return log_odds(h, self.value("noise_rate", part, 0.0), log_pi)
 
     def _last_token(self, g: torch.Tensor) -> int:
         return self.update.token_bound(g.shape[1]) - 1
@@ -165,13 +168,13 @@ class _Rows:
         """Logits, up to a constant per row, of the law that a token is drawn from."""
         tokens = torch.arange(g.shape[1], device=g.device)
         greedy = torch.where(tokens == _first_argmax(g)[:, None], 0.0, -math.inf)
-        temperature = self._value("temperature", part, 1.0)[:, None]
+        temperature = self.value("temperature", part, 1.0)[:, None]
         return torch.where(temperature == 0, greedy, filtered(self._tempered(part, g), *self._filters(part)))
 
     def _tempered(self, part: slice, g: torch.Tensor) -> torch.Tensor:
         # <= 0, so no temperature that float32 holds overflows it; 0 at the top, be it infinite
         top = g.amax(1, keepdim=True)
-        temperature = self._value("temperature", part, 1.0)[:, None]
+        temperature = self.value("temperature", part, 1.0)[:, None]
         temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 3e38)
         return torch.where(g == top, 0.0, (g - top) / temperature)
 
@@ -183,14 +186,14 @@ class _Rows:
             top_k = top_k[self.batch_index[part]] if top_k.dim() == 1 else top_k.flatten()[part]
         elif top_k is not None:
             top_k = torch.full(self.positions[part].shape, min(top_k, 2**62), device=self.tokens.device)
-        top_p = None if update.top_p is None else self._value("top_p", part, 1.0)
-        min_p = None if update.min_p is None else self._value("min_p", part, 0.0)
+        top_p = None if update.top_p is None else self.value("top_p", part, 1.0)
+        min_p = None if update.min_p is None else self.value("min_p", part, 0.0)
         return top_k, top_p, min_p, update.top_p_first
 
     def _entropy(self, part: slice, g: torch.Tensor) -> torch.Tensor:
         log_p = self._tempered(part, g).log_softmax(1)
         entropy = -torch.where(log_p > -math.inf, log_p.exp() * log_p, 0.0).sum(1)
-        return torch.where(self._value("temperature", part, 1.0) == 0, 0.0, entropy)
+        return torch.where(self.value("temperature", part, 1.0) == 0, 0.0, entropy)
 
     def _winner(self, z: torch.Tensor, coordinates: philox.Coordinates) -> torch.Tensor:
         groups = -(-z.shape[1] // RACE_GROUP)
@@ -211,6 +214,16 @@ class _Rows:
         return torch.where(accept_word < threshold, column, alias)
 
 
+def _raw_log_prob(g: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log softmax of a token per row, less the top first: a log-sum-exp far from 0 is rounded.
+
+    Infinite logits share the mass.
+    """
+    top = g.amax(1, keepdim=True)
+    z = torch.where(top == math.inf, torch.where(g == math.inf, 0.0, -math.inf), g - top)
+    return (_at(g, tokens) - top.squeeze(1)) - z.logsumexp(1)
+
+
 def _at(values: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The value of a token per row; -inf for a token that has no column."""
     inside = tokens < values.shape[1]
@@ -225,7 +238,7 @@ def _log_mixture(h: torch.Tensor, alpha: torch.Tensor, log_pi: torch.Tensor) -> 
     return torch.where(h.isnan() | (alpha >= 1), h, mixed)
 
 
-def _log_odds(g: torch.Tensor, eps: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:
+def log_odds(g: torch.Tensor, eps: torch.Tensor, log_pi: torch.Tensor) -> torch.Tensor:
     """Log-odds that a token is signal: certain where it cannot be noise, whatever g but NaN."""
     f = g + (torch.log1p(-eps) - torch.log(eps)) - log_pi
     f = torch.where((eps >= 1) | (g == -math.inf), -math.inf, f)

@@ -66,10 +66,20 @@ def _key_score(key):
 
 
 @triton.jit
-def _cost_units(score, scale):
-    """Costs as integers; infinite ones count nothing here."""
+def _cost_units(score, scale, largest):
+    """Costs as integers, none above `largest` units; infinite ones count nothing here."""
     is_finite = tl.abs(score) < float("inf")
-    return (-tl.where(is_finite, score, 0.0).to(tl.float64) * scale).to(tl.int64)
+    return tl.minimum(-tl.where(is_finite, score, 0.0).to(tl.float64) * scale, largest).to(tl.int64)
+
+
+@triton.jit
+def _counted_bits(gain, cost, budget, length):
+    """Bits of the largest magnitude that the unit must have room for: nothing stands behind larger costs."""
+    paid = gain.to(tl.float32, bitcast=True).to(tl.float64) * length.to(tl.float64)
+    reach = paid + tl.where(budget > 0.0, budget, 0.0).to(tl.float64)
+    of_reach = reach.to(tl.float32).to(tl.int32, bitcast=True) | 0x7FFFFF
+    of_reach = tl.where(reach < 1.7014118346046923e38, of_reach, 0x7F7FFFFF)  # 2**127
+    return tl.maximum(gain, tl.minimum(cost, of_reach))
 
 
 @triton.jit
@@ -165,24 +175,28 @@ def _commit_kernel(
     equals = tl.zeros((), tl.int64)
     if HAS_LIMIT:
         most_units = tl.zeros((), tl.int64)
-        scale = tl.zeros((), tl.float64)
+        scale, most_of_one = tl.zeros((), tl.float64), tl.zeros((), tl.float64)
         if budget is not None:
             limit = (
                 tl.load(budget + row * budget_stride)
                 if BUDGET_IS_POINTER
                 else tl.zeros((), tl.float32) + budget
             )
-            largest = tl.zeros((), tl.int32)
+            gain, cost = tl.zeros((), tl.int32), tl.zeros((), tl.int32)
             start = tl.zeros((), tl.int64)
             while start < length:
                 keys = _load_keys(
                     score_ptr, score_stride, eligible_ptr, eligible_stride, start + lanes, length, least
                 )
-                size = tl.abs(_key_score(keys))
-                size = tl.where((keys != _NO_CANDIDATE) & (size < float("inf")), size, 0.0)
-                largest = tl.maximum(largest, tl.max(size.to(tl.int32, bitcast=True), 0))
+                score = _key_score(keys)
+                counts = (keys != _NO_CANDIDATE) & (tl.abs(score) < float("inf"))
+                gains = tl.where(counts & (score > 0.0), score, 0.0).to(tl.int32, bitcast=True)
+                costs = tl.where(counts & (score < 0.0), -score, 0.0).to(tl.int32, bitcast=True)
+                gain, cost = tl.maximum(gain, tl.max(gains, 0)), tl.maximum(cost, tl.max(costs, 0))
                 start += BLOCK
+            largest = _counted_bits(gain, cost, limit, length)
             exponent = tl.maximum(largest >> 23, 1).to(tl.int64) - 127
+            most_of_one = (62 - tl.cast(length_bits, tl.int64) + 1023 << 52).to(tl.float64, bitcast=True)
             scale = ((61 - exponent - length_bits + 1023) << 52).to(tl.float64, bitcast=True)
             is_valid = limit >= 0.0
             scaled = tl.where(is_valid, limit, 0.0).to(tl.float64) * scale
@@ -195,7 +209,7 @@ def _commit_kernel(
             row_keys = _load_keys(
                 score_ptr, score_stride, eligible_ptr, eligible_stride, lanes, length, least
             )
-            row_units = _cost_units(_key_score(row_keys), scale)
+            row_units = _cost_units(_key_score(row_keys), scale, most_of_one)
         for bit in range(32):
             trial = end + (tl.full((), 1, tl.int64) << (31 - bit))
             units = tl.zeros((), tl.int64)
@@ -214,7 +228,8 @@ def _commit_kernel(
                     is_before = keys < trial
                     counts += tl.sum(is_before.to(tl.int64), 0)
                     if budget is not None:
-                        units += tl.sum(tl.where(is_before, _cost_units(_key_score(keys), scale), 0), 0)
+                        costs = _cost_units(_key_score(keys), scale, most_of_one)
+                        units += tl.sum(tl.where(is_before, costs, 0), 0)
                     start += BLOCK
             is_open = counts < most
             if budget is not None:
@@ -227,9 +242,9 @@ def _commit_kernel(
         equals = most - count_before
         if budget is not None:
             score_of_end = _key_score(end)
-            cost = _cost_units(score_of_end, scale)
-            by_budget = (most_units - units_before) // tl.maximum(cost, 1) + 1
-            by_budget = tl.where(cost > 0, by_budget, equals)
+            of_end = _cost_units(score_of_end, scale, most_of_one)
+            by_budget = (most_units - units_before) // tl.maximum(of_end, 1) + 1
+            by_budget = tl.where(of_end > 0, by_budget, equals)
             by_budget = tl.where(score_of_end == float("-inf"), 1, by_budget)
             by_budget = tl.where(limit == float("inf"), equals, by_budget)
             equals = tl.where(limit >= 0.0, tl.minimum(equals, by_budget), 0)

@@ -197,12 +197,13 @@ def settle_kernel(
     threshold = top
     if FILTERED:
         threshold = tl.load(threshold_ptr + local, mask=live, other=0.0)
-    log_sum_exp = top
+    log_sum_exp, log_mass = top, top
     if NORMALIZE or log_sum_exp_ptr is not None or raw_log_prob_ptr is not None:
         one = tl.full([ROWS], 1.0, dtype=tl.float32)
         FIELD: tl.constexpr = LAW if RAW_IS_LAW else RAW
         mass = row_sum(sums_ptr, field_stride, row_at, slots, live, top, one, FIELD, ROWS, SLOTS)
-        log_sum_exp = tl.where(knows, top + tl.log(mass).to(tl.float32), NAN)
+        log_mass = tl.where(knows, tl.log(mass).to(tl.float32), NAN)
+        log_sum_exp = top + log_mass
     if log_sum_exp_ptr is not None:
         tl.store(log_sum_exp_ptr + row, log_sum_exp, mask=inside)
     if entropy_ptr is not None:
@@ -229,9 +230,8 @@ def settle_kernel(
     if rate is not None:
         _, token = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
         h = logit_of(row_ptr, vocab_stride, token, vocab_size, live, softcap, shift, shifted, by)
-        h = tl.where(has_nan, NAN, h)
         if NORMALIZE:
-            h -= log_sum_exp
+            h = (h - top) - log_mass  # a log-sum-exp far from 0 is rounded
         log_pi = _log_pi(noise_log_probs_ptr, uniform_log_prob, token, token_bound, live)
         if mixture is not None:
             h = log_mixture(h, alpha, log_pi)
@@ -241,7 +241,7 @@ def settle_kernel(
         f = tl.where(is_legal, log_odds(h, eps, log_pi), NAN)
         changes &= keeps_token(f, keep_word) == 0
         if keep_prob_ptr is not None:
-            tl.store(keep_prob_ptr + row, sigmoid(f), mask=inside)
+            tl.store(keep_prob_ptr + row, tl.where(knows, sigmoid(f), NAN), mask=inside)
 
     group = winning_group(
         sums_ptr, field_stride, row_at, slots, live, top, inverse, is_greedy, seeds, steps, sample_id,
@@ -277,6 +277,6 @@ def settle_kernel(
             log_prob = log_mixture(log_prob, alpha, log_pi)
         tl.store(log_prob_ptr + row, tl.where(changes, log_prob, NAN), mask=inside)
     if raw_log_prob_ptr is not None:
-        tl.store(raw_log_prob_ptr + row, tl.where(changes, drawn_logit - log_sum_exp, NAN), mask=inside)
+        tl.store(raw_log_prob_ptr + row, tl.where(changes, (drawn_logit - top) - log_mass, NAN), mask=inside)
     token_at, _ = present_tokens(tokens_ptr, token_batch_stride, token_stride, sequence, position)
     tl.store(token_at, drawn.to(tokens_ptr.dtype.element_ty), mask=changes)

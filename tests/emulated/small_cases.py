@@ -14,7 +14,7 @@ from ggm_kernels import (
     linear_sigmoid_bce,
     sigmoid_bce,
 )
-from ggm_kernels.native import cuda_glauber_step
+from ggm_kernels.native import glauber_step_cuda
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKEND = "emulated"
@@ -115,8 +115,8 @@ def check_filters() -> None:
 
 def check_tiles() -> None:
     """From hidden states, with a buffer that holds but two groups of a few rows."""
-    before = cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS
-    cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS = 4 * 2048 * 4, 4
+    before = glauber_step_cuda._BUFFER_BYTES, glauber_step_cuda._BUFFER_ROWS
+    glauber_step_cuda._BUFFER_BYTES, glauber_step_cuda._BUFFER_ROWS = 4 * 2048 * 4, 4
     try:
         hidden, weight, bias = draw(2, 5, 16, seed=1), draw(5003, 16, seed=2) / 3, draw(5003, seed=3)
         arguments = {"positions": torch.arange(5), "seed": 5, "step": 1, "bias": bias}
@@ -132,7 +132,7 @@ def check_tiles() -> None:
             for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
                 assert_close(ours, theirs, 1e-3)
     finally:
-        cuda_glauber_step._BUFFER_BYTES, cuda_glauber_step._BUFFER_ROWS = before
+        glauber_step_cuda._BUFFER_BYTES, glauber_step_cuda._BUFFER_ROWS = before
 
 
 def check_addresses() -> None:

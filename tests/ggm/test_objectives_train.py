@@ -44,7 +44,7 @@ def held_out_loss(model: GGM, tokens: torch.Tensor) -> float:
         return sum(float(model.loss(tokens, seed=1, step=step)) for step in range(2)) / 2
 
 
-DATA_OBJECTIVES = ("noise ratio", "noise ratio, drawn", "cross-entropy")
+DATA_OBJECTIVES = ("noise ratio", "noise ratio, drawn", "shared", "cross-entropy")
 VARIANTS = [
     *((objective, backbone, "state") for objective in OBJECTIVES for backbone in BACKBONES),
     *((objective, backbone, "data") for objective in DATA_OBJECTIVES for backbone in ("hollow", "denoiser")),

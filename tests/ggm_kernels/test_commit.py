@@ -120,6 +120,21 @@ def test_budgets_of_every_size(backend, scale, sign):
         assert accepted[row].tolist() == expected
 
 
+@pytest.mark.parametrize("gain", [0.0, 2.5, 1e9])
+@pytest.mark.parametrize(
+    "mask", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -1e20, -1e9]
+)
+def test_scores_that_masks_fill_cost_the_others_no_precision(backend, mask, gain):
+    generator = torch.Generator().manual_seed(3)
+    score = -torch.rand(4, 40, generator=generator)
+    score[torch.rand(4, 40, generator=generator) < 0.4] = mask
+    score[:, 7] = gain
+    budget = torch.tensor([0.0, 0.3, 2.5, 1000.0])
+    accepted = decided(score, backend, budget=budget)
+    for row in range(4):
+        assert accepted[row].tolist() == accepted_by(score[row].tolist(), budget=float(budget[row]))
+
+
 def entropies(shape, seed=0):
     logits = 4 * torch.randn(*shape, 50, generator=torch.Generator().manual_seed(seed))
     return torch.distributions.Categorical(logits=logits).entropy()

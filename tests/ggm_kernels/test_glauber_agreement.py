@@ -77,7 +77,7 @@ def assert_agrees_with_reference(backend, arguments):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_of_many_rows(backend, dtype):
-    assert_agrees_with_reference(backend, problem(2000 if backend == "emulated" else 50000, 33, dtype))
+    assert_agrees_with_reference(backend, problem(50000 if backend == "cpu" else 2000, 33, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,7 +92,7 @@ def test_draws_of_any_vocabulary(backend, vocab_size, dtype):
 
 def test_draws_of_the_largest_vocabulary(backend):
     # One flat row: the winner is anywhere, and its words come from the last of the counter's 2**20 blocks.
-    size = 2**19 if backend == "triton" else 2**22  # interpreted, groups take their time
+    size = 2**17 if backend == "triton" else 2**22  # interpreted, groups take their time
     arguments = problem(3, size, torch.bfloat16, batch=1, scale=0.1)
     assert_agrees_with_reference(backend, arguments)
 
@@ -105,12 +105,14 @@ def test_draws_at_any_temperature(backend, temperature):
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_with_filters(backend, filters, dtype):
-    assert_agrees_with_reference(backend, {**problem(1000, 33, dtype), **filters})
+    rows = 300 if backend == "triton" else 1000  # interpreted: of a few programs, the last in part
+    assert_agrees_with_reference(backend, {**problem(rows, 33, dtype), **filters})
 
 
 @pytest.mark.parametrize("filters", [{"top_k": 50}, {"top_k": 1000, "top_p": 0.9}, {"min_p": 0.01}], ids=str)
 def test_draws_with_filters_of_a_large_vocabulary(backend, filters):
-    assert_agrees_with_reference(backend, {**problem(3, 50257), **filters})
+    batch = 1 if backend == "triton" else 2
+    assert_agrees_with_reference(backend, {**problem(3, 50257, batch=batch), **filters})
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}], ids=str)

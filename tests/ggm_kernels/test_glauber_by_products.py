@@ -113,6 +113,34 @@ def test_keep_probability_where_noise_or_signal_is_impossible(backend, normalize
     assert out[0, [0, 2, 3]].tolist() == [0, 3, 1] and out[0, 1] != 0
 
 
+@pytest.mark.parametrize(
+    "asked", [["keep_prob"], ["log_prob"], ["keep_prob", "argmax"], [*BY_PRODUCTS, "margin"]]
+)
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rows_without_a_law_say_nothing(backend, normalize, asked):
+    """Nor of the probability of keeping a token, which one logit seems to tell, whether it is kept or not."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 40, 30, generator=generator)
+    logits[:, ::4] = -math.inf
+    logits[:, 1::4, 7] = math.nan
+    tokens = torch.randint(30, (2, 40), generator=generator)
+    tokens[:, 1::8] = 7
+    by_products = {name: torch.full((2, 40), 7.0) for name in asked if name != "argmax"}
+    by_products |= {name: torch.full((2, 40), 7) for name in asked if name == "argmax"}
+    rate = torch.rand(2, 40, generator=generator).round(decimals=1)  # 0 and 1 among them
+    out = glauber_step(
+        tokens.clone(), logits, None, seed=1, step=0, noise_rate=rate, normalize=normalize, backend=backend,
+        **by_products,
+    )  # fmt: skip
+    lawless = torch.arange(40) % 4 < 2
+    assert torch.equal(out[:, lawless], tokens[:, lawless])
+    for name, values in by_products.items():
+        nothing = values == -1 if name == "argmax" else values.isnan()
+        assert nothing[:, lawless].all(), name
+        assert not nothing[:, ~lawless].all(), name
+        assert name.endswith("_prob") and name != "keep_prob" or not nothing[:, ~lawless].any(), name
+
+
 def test_frozen_rows_say_nothing(backend):
     """By-products of frozen rows are NaN from logits and from hidden states, lawful or not."""
     arguments = arguments_of(50, {"noise_rate", "normalize"})
@@ -144,3 +172,42 @@ def test_expected_logits_are_the_product():
     arguments = arguments_of(17, {})
     factors = from_hidden(arguments)
     torch.testing.assert_close(linear(factors["hidden"], factors["weight"]), arguments["logits"])
+
+
+@pytest.mark.parametrize("vocab_size", [7, 3000])
+def test_no_by_product_but_the_sum_knows_how_far_logits_lie_from_zero(backend, vocab_size):
+    arguments = arguments_of(vocab_size, {"noise_rate", "normalize"})
+    arguments["logits"] = (16 * arguments["logits"]).round() / 16  # exact at both distances
+    results = []
+    for distance in (0.0, 1e6):
+        names = ["log_prob", "raw_log_prob", "entropy", "margin", "keep_prob"]
+        filled = {name: torch.full((2, 4), 77.0) for name in names}
+        moved = {
+            **arguments,
+            "logits": arguments["logits"] + distance,
+            "tokens": arguments["tokens"].clone(),
+        }
+        tokens = glauber_step(**moved, temperature=0.8, **filled, backend=backend)
+        results.append({"tokens": tokens, **filled})
+    near, far = results
+    for name, value in near.items():
+        torch.testing.assert_close(
+            far[name], value, rtol=2e-6, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("shift", [-1e4, -712.0, -705.0, 300.0, 705.0, 712.0, 1e4])
+def test_sums_of_logits_far_from_zero(backend, shift, temperature):
+    """On both sides of where a backend may come to compute exponents in another way."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2, 2100, generator=generator) * 2 + shift
+    log_sum_exp, entropy = torch.empty(1, 2), torch.empty(1, 2)
+    glauber_step(
+        torch.zeros(1, 2, dtype=torch.int64), logits, None, seed=1, step=0, temperature=temperature,
+        log_sum_exp=log_sum_exp, entropy=entropy, backend=backend,
+    )  # fmt: skip
+    law = (logits.double() / temperature).log_softmax(-1)
+    expected = -(law.exp() * law).sum(-1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(log_sum_exp.double(), logits.double().logsumexp(-1), rtol=2e-7, atol=2e-6)

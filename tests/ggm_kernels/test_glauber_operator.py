@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
-from ggm_kernels.ops.glauber_update import BY_PRODUCTS, UPDATE_SCHEMA
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
+from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA
 
 OP = "glauber_step"
 
@@ -131,6 +132,9 @@ def test_autograd_sees_that_tokens_were_written(backend):
         ({"top_p": 0.0}, ValueError, "top_p: got 0.0; allowed: finite and 0 < top_p <= 1 .None or 1 for all"),
         ({"top_p": 1.1}, ValueError, "top_p: got 1.1"),
         ({"min_p": -0.1}, ValueError, "min_p: got -0.1; allowed: finite and 0 <= min_p <= 1"),
+        ({"top_k": torch.tensor([3, 0])}, ValueError, r"top_k\[1\]: got 0; allowed: 1 <= top_k .None, or V and more, for no"),
+        ({"top_p": torch.tensor([0.5, 0.0])}, ValueError, r"top_p\[1\]: got 0.0; allowed: 0 < top_p <= 1 .None or 1 for all"),
+        ({"temperature": torch.tensor([-1.0, 1.0])}, ValueError, r"temperature\[0\]: got -1.0; allowed: finite and 0 <= temp"),
         ({"noise_rate": torch.tensor([0.5, 1.5])}, ValueError, r"noise_rate\[1\]: got 1.5; allowed: \[0.0, 1.0\]"),
         ({"noise_rate": torch.tensor([0.5])}, ValueError, r"noise_rate: got shape \(1,\); allowed: \(2,\) or \(2, 2\)"),
         ({"noise_rate": 1.5}, ValueError, "noise_rate: got 1.5; allowed: finite and 0 <= noise_rate <= 1"),

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import linear
 
 from ggm_kernels import glauber_race, glauber_settle, glauber_step
+from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference import glauber_shards
 
@@ -153,6 +155,99 @@ def test_processes_that_each_have_a_shard(world):
     mp.spawn(_settle_in_a_process, (world, port), nprocs=world)
 
 
+# The operators
+
+
+def both_of(tokens, hidden, weight, **options):
+    """Both halves, of two shards: one from logits, one from hidden states."""
+    half = weight.shape[0] // 2
+    arguments = {"tokens": tokens, "vocab_size": weight.shape[0], "seed": 1, "step": 2}
+    states = [
+        glauber_race(linear(hidden, weight[:half]), vocab_offset=0, **arguments),
+        glauber_race(hidden, weight[half:], vocab_offset=half, **arguments),
+    ]
+    return glauber_settle(states=states, **arguments, **options)
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_both_halves_compile_as_one_graph(compiler):
+    torch._dynamo.reset()
+    hidden, weight = torch.randn(2, 3, 4), torch.randn(50, 4)
+    log_prob, keep_prob = torch.zeros(2, 3), torch.zeros(2, 3)
+
+    def run(tokens, noise_rate):
+        by_products = {"log_prob": log_prob, "keep_prob": keep_prob}
+        return both_of(tokens, hidden, weight, noise_rate=noise_rate, **by_products) + 1
+
+    compiled = torch.compile(run, fullgraph=True, backend=compiler)
+    for rate in (torch.ones(2), torch.tensor([0.5, 0.9])):
+        ours, theirs = (torch.zeros(2, 3, dtype=torch.int64) for _ in range(2))
+        results = []
+        for call, tokens in ((compiled, ours), (run, theirs)):
+            results.append((call(tokens, rate), tokens, log_prob.clone(), keep_prob.clone()))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+        assert (ours > 0).any()
+
+
+def test_fake_and_meta_tensors_tell_shapes_alone():
+    with FakeTensorMode():
+        tokens = torch.zeros(2, 3, dtype=torch.int64)
+        assert both_of(tokens, torch.randn(2, 3, 4), torch.randn(50, 4)) is tokens
+    on_meta = [
+        value.to("meta") for value in (torch.zeros(2, 3).long(), torch.zeros(2, 3, 4), torch.zeros(50, 4))
+    ]
+    assert both_of(*on_meta) is on_meta[0]
+
+
+def test_opcheck():
+    tokens, logits = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3, 5)
+    of_race = (
+        2, 9, torch.arange(3), 1, torch.tensor([1, -1]), 2, None, 1.0, torch.rand(2), torch.arange(2), 3.0,
+        torch.ones(2), "reference",
+    )  # fmt: skip
+    ops = torch.ops.ggm_kernels
+    torch.library.opcheck(ops.glauber_race.default, (tokens, logits, *of_race))
+    factors = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randn(5)
+    torch.library.opcheck(ops.linear_glauber_race.default, (tokens, *factors, *of_race))
+    given = {
+        "positions": torch.arange(3), "seed": 1, "step": 2, "temperature": 1.0, "normalize": False,
+        "top_p_first": False, "noise_rate": torch.rand(2), "log_prob": torch.zeros(2, 3),
+        "argmax": torch.zeros(2, 3).long(), "backend": "reference",
+    }  # fmt: skip
+    names = [argument.rsplit(" ", 1)[1] for argument in UPDATE_SCHEMA.partition(") ->")[0].split(", ")]
+    states = ops.glauber_race(tokens, torch.randn(2, 3, 9), 0, *of_race[1:])[None]
+    torch.library.opcheck(
+        ops.glauber_settle.default, (tokens, states, 9, *(given.get(name) for name in names))
+    )
+
+
+def test_autograd_sees_that_tokens_were_written():
+    embedding, tokens = torch.nn.Embedding(50, 3), torch.zeros(2, 3, dtype=torch.int64)
+    out = embedding(tokens).sum()
+    both_of(tokens, torch.randn(2, 3, 4), torch.randn(50, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_rows_without_a_law(monkeypatch):
+    tokens, logits, noise = problem(900)
+    state = glauber_race(logits, tokens=tokens, vocab_offset=0, vocab_size=900, **noise)
+    monkeypatch.setattr("ggm_kernels.ops.glauber_step._has_warned", False)
+    with pytest.warns(RuntimeWarning, match="nothing but -inf"):
+        glauber_settle(tokens.clone(), [state], vocab_size=900, **noise)
+    monkeypatch.setenv("GGM_KERNELS_CHECK", "1")
+    before, keep_prob = tokens.clone(), torch.full(tokens.shape, 7.0)
+    with pytest.raises(ValueError, match=r"states\[0, 1\]: got a row with a NaN or nothing but -inf"):
+        glauber_settle(
+            tokens, [state], vocab_size=900, **noise, noise_rate=0.5, normalize=True, keep_prob=keep_prob
+        )
+    assert torch.equal(tokens, before) and keep_prob.eq(7).all()
+
+
+# Errors before work
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -160,6 +255,15 @@ def test_processes_that_each_have_a_shard(world):
         ({"vocab_offset": 0, "vocab_size": 4}, ValueError, "logits: got v = 5; allowed: 1 to vocab_size = 4"),
         ({"temperature": -1.0}, ValueError, "temperature: got -1.0"),
         ({"backend": "triton"}, NotImplementedError, "backend: got 'triton'"),
+        ({"backend": "foo"}, ValueError, "backend: got 'foo'; allowed: 'reference', 'cpu'"),
+        ({"backend": 3}, TypeError, "backend: got int"),
+        ({"bias": torch.zeros(5)}, ValueError, "bias: got a tensor without weight"),
+        (
+            {"tokens": torch.full((2, 3), 6), "logit_shift": torch.ones(2)},
+            IndexError,
+            r"tokens\[0, 0\]: got 6",
+        ),
+        ({"positions": torch.tensor([0, 1, 3])}, IndexError, r"positions\[2\]: got 3"),
     ],
 )
 def test_wrong_arguments(change, error, message):
@@ -172,5 +276,46 @@ def test_wrong_arguments(change, error, message):
     }
     with pytest.raises(error, match=message):
         glauber_race(torch.zeros(2, 3, 5), **{**arguments, **change})
-    with pytest.raises(ValueError, match=r"states: got shape \(1, 2, 3, 4\)"):
-        glauber_settle(arguments["tokens"], torch.zeros(1, 2, 3, 4).double(), vocab_size=6, seed=1, step=0)
+
+
+STATE = torch.zeros(2, 3, glauber_shards.FIELDS, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"states": []}, ValueError, r"states: got an empty list; allowed: \(P, B, K, "),
+        ({"states": None}, TypeError, r"states: got NoneType; allowed: \(P, B, K, "),
+        ({"states": 3}, TypeError, "states: got int"),
+        ({"states": [3]}, TypeError, r"states\[0\]: got int; allowed: a torch.Tensor"),
+        ({"states": [STATE, STATE[:1]]}, ValueError, r"states\[1\]: got shape \(1, 3, \d+\); allowed: \(2, 3, "),
+        ({"states": [STATE[0]]}, ValueError, r"states\[0\]: got shape \(3, \d+\); allowed: a 3-d tensor"),
+        ({"states": [STATE, STATE.to("meta")]}, ValueError, r"states\[1\]: got device meta; allowed: cpu"),
+        ({"states": [STATE.float()]}, TypeError, r"states\[0\]: got dtype torch.float32; allowed: torch.float64"),
+        ({"states": STATE}, ValueError, "states: got shape .* allowed: a 4-d tensor"),
+        ({"states": STATE[None, ..., :4]}, ValueError, r"states: got shape \(1, 2, 3, 4\)"),
+        ({"states": STATE[None, :0]}, ValueError, r"states: got shape \(0, 3, "),
+        ({"states": STATE[None][:0]}, ValueError, r"states: got shape \(0, 2, 3, "),
+        ({"backend": "foo"}, ValueError, "backend: got 'foo'; allowed: 'reference', 'cpu'"),
+        ({"backend": "cpu"}, NotImplementedError, "backend: got 'cpu'; allowed: 'reference' or None"),
+        ({"keep_prob": torch.zeros(2, 3)}, ValueError, "keep_prob: got a tensor without noise_rate"),
+        ({"log_prob": STATE[..., 0]}, TypeError, "log_prob: got dtype torch.float64"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_the_settlement(change, error, message):
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    arguments = {"tokens": tokens, "states": [STATE], "vocab_size": 6, "seed": 1, "step": 0, **change}
+    with pytest.raises(error, match=message):
+        glauber_settle(**arguments)
+    assert not tokens.any()
+
+
+@pytest.mark.parametrize("name", ["sample_ids", "seed", "states"])
+def test_what_is_settled_has_memory_of_its_own(name):
+    tokens = torch.zeros(2, 3 * glauber_shards.FIELDS, dtype=torch.int64)
+    states = tokens.view(torch.float64).view(1, 2, 3, -1) if name == "states" else STATE[None]
+    given = {} if name == "states" else {name: tokens[:, 1]}
+    with pytest.raises(ValueError, match=f"^{name}: got memory that is written as tokens"):
+        glauber_settle(
+            tokens, states, torch.arange(3), **{"vocab_size": 6, "seed": 1, "step": 0, **given}
+        )  # fmt: skip

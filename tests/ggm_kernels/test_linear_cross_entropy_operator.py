@@ -148,6 +148,8 @@ def test_autocast_casts_as_it_does_for_linear(backend, reduction):
         ({"weight": torch.zeros(7, 4).half()}, TypeError, "weight: got dtype torch.float16; allowed: torch.float32"),
         ({"weight": torch.zeros(7, 6)}, ValueError, r"weight: got shape \(7, 6\); allowed: \(V, 4\)"),
         ({"weight": torch.zeros(0, 4), "bias": None}, ValueError, r"weight: got shape \(0, 4\)"),
+        ({"weight": torch.zeros(7, 4, device="meta")}, ValueError, "weight: got device meta; allowed: cpu"),
+        ({"hidden": torch.zeros(5, 4, device="meta")}, ValueError, "weight: got device cpu; allowed: meta"),
         ({"bias": torch.zeros(6)}, ValueError, r"bias: got shape \(6,\); allowed: \(7,\)"),
         ({"targets": torch.zeros(5)}, TypeError, "targets: got dtype torch.float32"),
         ({"targets": torch.zeros(4).long()}, ValueError, r"targets: got shape \(4,\); allowed: \(5,\)"),
@@ -178,3 +180,17 @@ def test_float64_is_for_the_reference():
     assert linear_cross_entropy(**inputs).dtype == torch.float64
     with pytest.raises(TypeError, match="backend: got 'cpu' for float64; allowed: 'reference'"):
         linear_cross_entropy(**inputs, backend="cpu")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_meta_tensors_tell_shapes_alone(reduction):
+    inputs = {
+        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in problem().items()
+    }
+    loss = linear_cross_entropy(**inputs, reduction=reduction)
+    assert loss.device.type == "meta" and loss.shape == ((5,) if reduction == "none" else ())
+    gradients = torch.autograd.grad(loss.sum(), leaves_of(inputs))
+    assert [gradient.shape for gradient in gradients] == [leaf.shape for leaf in leaves_of(inputs)]

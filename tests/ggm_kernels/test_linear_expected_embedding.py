@@ -102,6 +102,24 @@ def test_rows_without_a_law_and_empty_batches(backend):
     assert linear_expected_embedding(hidden[:0], weight, embedding, backend=backend).shape == (0, 3)
 
 
+def test_autocast_casts_as_it_does_for_linear(backend):
+    hidden, weight, embedding, bias = problem(SIZES[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mean = linear_expected_embedding(hidden, weight, embedding, bias=bias, backend=backend)
+        mixed = linear_expected_embedding(hidden.bfloat16(), weight, embedding, bias=bias, backend=backend)
+        tied = linear_expected_embedding(hidden, weight, weight, bias=bias, backend=backend)
+    cast = [value.bfloat16() for value in (hidden, weight, embedding, bias)]
+    expected = linear_expected_embedding(*cast[:3], bias=cast[3], backend=backend)
+    assert mean.dtype == mixed.dtype == tied.dtype == torch.bfloat16
+    torch.testing.assert_close(mean, expected)
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(
+        tied, linear_expected_embedding(cast[0], cast[1], cast[1], bias=cast[3], backend=backend)
+    )
+    for gradient in torch.autograd.grad(mean.float().square().sum(), (hidden, weight, embedding, bias)):
+        assert gradient.dtype == torch.float32 and gradient.abs().sum() > 0
+
+
 def test_errors_name_the_argument():
     hidden, weight, embedding, _ = problem(SIZES[1])
     for arguments, options, error, words in [
@@ -121,6 +139,27 @@ def test_errors_name_the_argument():
         ),
         ((hidden, weight, embedding), {"softcap": -1.0}, ValueError, "softcap: got -1.0"),
         ((hidden, weight[:0], embedding[:0]), {}, ValueError, "weight: got shape"),
+        ((hidden, weight.to("meta"), embedding), {}, ValueError, "weight: got device meta; allowed: cpu"),
+        ((hidden.to("meta"), weight.half(), embedding), {}, TypeError, "weight: got dtype torch.float16"),
     ]:
         with pytest.raises(error, match=words):
             linear_expected_embedding(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "size", [(140, 600, 1030, 20), (16, 300, 1030, 40), (3, 300, 70, 9), (520, 4200, 33, 20)], ids=str
+)
+def test_results_are_the_same_to_the_bit_on_any_number_of_threads(size, dtype):
+    """Shapes whose products a library cuts up by the number of threads among them."""
+    leaves, threads, found = problem(size, dtype), torch.get_num_threads(), []
+    hidden, weight, embedding, bias = leaves
+    grad = torch.randn(size[0], size[3], generator=torch.Generator().manual_seed(3)).to(dtype)
+    for number in (1, 2, 3, 8):
+        torch.set_num_threads(number)
+        try:
+            mean = linear_expected_embedding(hidden, weight, embedding, bias=bias, softcap=3.0, backend="cpu")
+            found.append([mean, *torch.autograd.grad(mean, leaves, grad)])
+        finally:
+            torch.set_num_threads(threads)
+    assert all(all(map(torch.equal, results, found[0])) for results in found)

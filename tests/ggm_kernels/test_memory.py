@@ -265,6 +265,14 @@ def shared_memory():
     yield "positions", "tokens", {"tokens": order, "positions": order}
     yield "sample_ids", "tokens", {"tokens": ids, "sample_ids": ids.view(-1)[3:7]}
     yield "step", "tokens", {"tokens": ids, "step": ids[2, 2]}
+    # What an op reads as a copy.
+    yield "sample_ids", "tokens", {"tokens": ids, "sample_ids": ids[:, 2]}
+    short = torch.zeros(4, 5, dtype=torch.int32)
+    yield "sample_ids", "tokens", {"tokens": short, "sample_ids": short[:, 0]}
+    yield "top_k", "tokens", {"tokens": short, "top_k": short[:, 1]}
+    yield "temperature", "argmax", {"argmax": ids, "temperature": ids.view(torch.float64)[:, 1]}
+    yield "sample_ids", "argmax", {"argmax": ids, "sample_ids": ids.view(-1)[::5]}
+    yield "frozen", "log_prob", {"log_prob": own, "frozen": own.view(torch.uint8)[:, ::4].view(torch.bool)}
     logits = torch.zeros(4, 5, 7)
     yield "logits", "log_sum_exp", {"logits": logits, "log_sum_exp": logits.view(-1)[7:27].view(4, 5)}
 
@@ -299,6 +307,9 @@ def test_memory_shared_with_what_a_commit_writes_is_refused(backend):
         ("proposal", "tokens", {"proposal": tokens}),
         ("eligible", "accepted", {"eligible": mask, "accepted": mask}),
         ("count", "tokens", {"count": tokens.view(-1)[2:4]}),
+        ("sample_ids", "tokens", {"sample_ids": tokens.view(-1)[2:4]}),
+        ("sample_ids", "tokens", {"sample_ids": tokens[:, 1]}),
+        ("budget", "tokens", {"budget": tokens.view(torch.float64)[:, 0]}),
     ]:
         arguments = {
             "tokens": tokens,

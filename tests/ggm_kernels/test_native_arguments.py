@@ -41,3 +41,9 @@ def test_no_argument_by_its_place():
     with pytest.raises(TypeError):
         native.core.cpu_philox(0, 0, 0, 0)
     native.core.cpu_philox(counters=0, words=0, count=0, seed=0)
+
+
+def test_plans_say_which_addresses_they_take():
+    for plan in (native.core.StepPlan, native.core.CommitPlan, native.core.CorruptPlan):
+        assert len(set(plan.names)) == len(plan.names)
+        assert {"tokens", "sample_ids"} < set(plan.names)

@@ -169,6 +169,7 @@ def test_a_tensor_subclass_is_as_good_as_a_tensor(backend):
         ({"hidden": torch.zeros(4)}, ValueError, r"hidden: got shape \(4,\); allowed: a 2-d tensor"),
         ({"weight": torch.zeros(7, 5).half()}, TypeError, "weight: got dtype torch.float16; allowed: torch.float32"),
         ({"weight": torch.zeros(7, 6)}, ValueError, r"weight: got shape \(7, 6\); allowed: \(V, 5\)"),
+        ({"weight": torch.zeros(0, 5), "bias": None}, ValueError, r"weight: got shape \(0, 5\); allowed: \(V, d\) with V"),
         ({"bias": torch.zeros(6)}, ValueError, r"bias: got shape \(6,\); allowed: \(7,\)"),
         ({"candidates": CANDIDATES.float()}, TypeError, "candidates: got dtype torch.float32"),
         ({"candidates": CANDIDATES[:3]}, ValueError, r"candidates: got shape \(3, 2\); allowed: \(4,\) or \(4, C\)"),
@@ -186,3 +187,24 @@ def test_a_tensor_subclass_is_as_good_as_a_tensor(backend):
 def test_bad_arguments(backend, change, error, message):
     with pytest.raises(error, match=message):
         linear_sigmoid_bce(**{**problem(), **change}, backend=backend)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_vocabulary_of_none_is_refused(backend, rows):
+    candidates = torch.zeros(rows, dtype=torch.int64)
+    with pytest.raises(
+        ValueError, match=rf"logits: got shape \({rows}, 0\); allowed: \(N, V\) with V of at least 1"
+    ):
+        sigmoid_bce(torch.zeros(rows, 0), candidates, 0.5, backend=backend)
+    with pytest.raises(
+        ValueError, match=r"weight: got shape \(0, 3\); allowed: \(V, d\) with V of at least 1"
+    ):
+        linear_sigmoid_bce(torch.zeros(rows, 3), torch.zeros(0, 3), candidates, 0.5, backend=backend)
+
+
+def test_other_devices_are_named(backend):
+    hidden, weight, candidates = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="weight: got device meta; allowed: cpu"):
+        linear_sigmoid_bce(hidden, weight.to("meta"), candidates, 0.5, backend=backend)
+    with pytest.raises(TypeError, match="weight: got dtype torch.float16"):
+        linear_sigmoid_bce(hidden.to("meta"), weight.half().to("meta"), candidates, 0.5, backend=backend)
