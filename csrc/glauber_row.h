@@ -220,38 +220,27 @@ GGM_HD void note_kept(const GlauberArgs& args, int64_t row) {
 
 // What is known of a row before its race.
 struct Early {
-  bool settles;  // the rest says how, and no race is needed
-  bool is_idle, keeps;
-  int64_t noise_token;
+  bool settles;  // nothing is left to do but to note it
+  bool is_idle;
 };
 
-// A row settles early if it has no position or is frozen, or keeps its token or draws noise whatever the race brings,
-// seen from the logit of the present token alone, and nothing else is asked of it.
+// A row settles early if it has no position or is frozen, or keeps its token, seen from the logit of that alone, and
+// nothing is asked of it that takes the others. Whatever changes a token has read its row: it may have no law.
 template <class PresentLogit>
 GGM_HD Early early_of(const GlauberArgs& args, const Place& place, const PresentLogit& present_logit) {
-  Early early = {true, is_idle(args, place), false, -1};
-  if (early.is_idle) return early;
-  early.settles = false;
-  const bool decides = args.noise_rate != nullptr;
-  if (must_be_read(args) || (decides && args.normalize) || !(decides || mixes(args))) return early;
+  if (is_idle(args, place)) return {true, true};
+  if (args.noise_rate == nullptr || args.normalize || must_be_read(args)) return {false, false};
   const Decision decision = decision_of(args, place);
-  early.noise_token = decision.noise_token;
-  if (decides) {
-    const int64_t token = token_at(args, place.token_at);
-    const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))
-                                            : float_of(0xFF800000u);
-    early.keeps = keeps_token(row_verdict(args, place, h, decision.alpha), decision.keep_word);
-  }
-  const bool asks_of_drawn = args.log_prob != nullptr || args.options.raw_log_prob != nullptr;
-  early.settles = early.keeps || (early.noise_token >= 0 && !asks_of_drawn);
-  return early;
+  const int64_t token = token_at(args, place.token_at);
+  const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))
+                                          : float_of(0xFF800000u);
+  return {keeps_token(row_verdict(args, place, h, decision.alpha), decision.keep_word), false};
 }
 
 // Writes what an early settlement brings.
-GGM_HD void note_early(const GlauberArgs& args, int64_t row, const Place& place, const Early& early) {
+GGM_HD void note_early(const GlauberArgs& args, int64_t row, const Early& early) {
   if (early.is_idle) return note_nothing(args, row);
   note_kept(args, row);
-  if (!early.keeps) write_token(args, place.token_at, early.noise_token);
 }
 
 // By-products of a row that was read and has a law, but for those of the token drawn.

@@ -27,7 +27,7 @@ GGM_HD int64_t row_id(const LogitsTile& tile, int64_t row) {
 template <class PresentLogit>
 bool settled_before_race(const GlauberArgs& args, int64_t row, const Place& place, const PresentLogit& present_logit) {
   const Early early = early_of(args, place, present_logit);
-  if (early.settles) note_early(args, row, place, early);
+  if (early.settles) note_early(args, row, early);
   return early.settles;
 }
 

@@ -161,7 +161,7 @@ __device__ __forceinline__ Early early_of(const GlauberArgs& args, const LogitsT
     return early_of(args, place, present);
   }
   const bool is_idle_row = is_idle(args, place);
-  return {is_idle_row, is_idle_row, false, -1};
+  return {is_idle_row, is_idle_row};
 }
 
 // A row's filters: its largest logit, and the least tempered logit that stays, -inf where all do.

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kDrawThreads, kDrawBlocks)
     const Early early = early_of<T>(step.args, step.tile, i, place);
     if (early.settles) {
       __syncwarp();  // all lanes have seen the token that stands there
-      if (is_first_lane && step.work.is_last) note_early(step.args, row_id, place, early);
+      if (is_first_lane && step.work.is_last) note_early(step.args, row_id, early);
       continue;
     }
     const Row<T> row = row_at<T>(step, i, place);

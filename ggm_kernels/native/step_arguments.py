@@ -24,10 +24,7 @@ class Step:
         self.threads = torch.get_num_threads()
         self.has_filter = _has_filter(update, vocab_size)
         self.may_skip_rows = (
-            update.noise_rate is not None
-            or update.frozen is not None
-            or update.mixture is not None
-            or update.positions.dim() == 2
+            update.noise_rate is not None or update.frozen is not None or update.positions.dim() == 2
         )
         self.args = self._arguments(tokens, update, vocab_size)
         self.is_valid = kernels.are_device_code or self.core.cpu_glauber_check(self.args)

@@ -113,32 +113,45 @@ def test_keep_probability_where_noise_or_signal_is_impossible(backend, normalize
     assert out[0, [0, 2, 3]].tolist() == [0, 3, 1] and out[0, 1] != 0
 
 
+@pytest.mark.parametrize("op", [glauber_step, linear_glauber_step])
+@pytest.mark.parametrize("asked", [[], ["keep_prob"], ["log_prob"], [*BY_PRODUCTS, "margin", "argmax"]])
 @pytest.mark.parametrize(
-    "asked", [["keep_prob"], ["log_prob"], ["keep_prob", "argmax"], [*BY_PRODUCTS, "margin"]]
+    "options",
+    [{"noise_rate"}, {"noise_rate", "normalize"}, {"mixture"}, {"noise_rate", "mixture"}],
+    ids=lambda names: "+".join(sorted(names)),
 )
-@pytest.mark.parametrize("normalize", [False, True])
-def test_rows_without_a_law_say_nothing(backend, normalize, asked):
-    """Nor of the probability of keeping a token, which one logit seems to tell, whether it is kept or not."""
+def test_rows_without_a_law_say_nothing_and_stay(backend, op, asked, options):
+    """Whether they are kept or noise is drawn, and whatever one logit of them seems to tell."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 40, 30, generator=generator)
-    logits[:, ::4] = -math.inf
-    logits[:, 1::4, 7] = math.nan
-    tokens = torch.randint(30, (2, 40), generator=generator)
-    tokens[:, 1::8] = 7
-    by_products = {name: torch.full((2, 40), 7.0) for name in asked if name != "argmax"}
-    by_products |= {name: torch.full((2, 40), 7) for name in asked if name == "argmax"}
-    rate = torch.rand(2, 40, generator=generator).round(decimals=1)  # 0 and 1 among them
-    out = glauber_step(
-        tokens.clone(), logits, None, seed=1, step=0, noise_rate=rate, normalize=normalize, backend=backend,
-        **by_products,
-    )  # fmt: skip
     lawless = torch.arange(40) % 4 < 2
+    logits = torch.randn(2, 40, 30, generator=generator)
+    tokens = torch.randint(30, (2, 40), generator=generator)
+    if op is glauber_step:
+        logits[:, ::4] = -math.inf
+        logits[:, 1::4, 7] = math.nan
+        tokens[:, 1::8] = 7
+        rows = (logits,)
+    else:
+        rows = (torch.where(lawless[:, None], math.nan, logits), torch.eye(30))
+    everything = {
+        "noise_rate": torch.rand(2, 40, generator=generator).round(decimals=1),  # 0 and 1 among them
+        "mixture": torch.rand(2, 40, generator=generator).round(decimals=1),
+        "normalize": True,
+    }
+    asked = [name for name in asked if name != "keep_prob" or "noise_rate" in options]
+    by_products = {
+        name: torch.full((2, 40), 7, dtype=torch.int64 if name == "argmax" else torch.float32)
+        for name in asked
+    }
+    given = {name: everything[name] for name in options}
+    out = op(tokens.clone(), *rows, None, seed=1, step=0, **given, **by_products, backend=backend)
     assert torch.equal(out[:, lawless], tokens[:, lawless])
+    assert not torch.equal(out, tokens)
     for name, values in by_products.items():
         nothing = values == -1 if name == "argmax" else values.isnan()
         assert nothing[:, lawless].all(), name
-        assert not nothing[:, ~lawless].all(), name
-        assert name.endswith("_prob") and name != "keep_prob" or not nothing[:, ~lawless].any(), name
+        may_be_kept = name == "log_prob" and "noise_rate" in options
+        assert not (nothing[:, ~lawless].all() if may_be_kept else nothing[:, ~lawless].any()), name
 
 
 def test_frozen_rows_say_nothing(backend):

