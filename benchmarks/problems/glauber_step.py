@@ -1,6 +1,7 @@
 """Rows to be resampled, from logits or hidden states: inputs, what PyTorch users write, and ours."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -35,13 +36,37 @@ def options(rows: "Rows") -> dict[str, torch.Tensor]:
     return {"temperature": alike, "mixture": alike * 0.999, "logit_shift": alike}
 
 
+def everything(rows: "Rows") -> dict[str, Any]:
+    """Every by-product, every filter, a mixture, the keep decision, soft cap and shift."""
+    names = ("log_prob", "keep_prob", "raw_log_prob", "margin")
+    return {
+        **by_products(rows),
+        **{name: torch.empty(rows.tokens.shape) for name in names},
+        "argmax": torch.empty_like(rows.tokens),
+        **{name: value for filters in FILTERS.values() for name, value in filters.items()},
+        **options(rows),
+        "noise_rate": 0.5,
+        "normalize": True,
+        "softcap": 30.0,
+    }
+
+
+def frozen(rows: "Rows") -> dict[str, torch.Tensor]:
+    """Every position frozen."""
+    return {"frozen": torch.ones(rows.tokens.shape, dtype=torch.bool)}
+
+
+def absent(rows: "Rows") -> dict[str, torch.Tensor]:
+    """No row with a position."""
+    return {"positions": torch.full_like(rows.tokens, -1)}
+
+
 ASKED_FOR = {
     "by-products": by_products,
     "options": options,
-    "frozen, by-products": lambda rows: {
-        **by_products(rows),
-        "frozen": torch.ones(rows.tokens.shape, dtype=torch.bool),
-    },
+    "frozen, by-products": lambda rows: {**by_products(rows), **frozen(rows)},
+    "frozen, everything": lambda rows: {**everything(rows), **frozen(rows)},
+    "absent, everything": lambda rows: {**everything(rows), **absent(rows)},
 }
 
 
@@ -60,13 +85,12 @@ class Rows:
     logits: torch.Tensor | None
 
     def step(self, backend: str | None = None, **arguments) -> torch.Tensor:
-        tokens, positions, logits = self.tokens, self.positions, self.need_logits()[None]
-        return glauber_step(tokens, logits, positions, seed=1, step=0, backend=backend, **arguments)
+        arguments = {"positions": self.positions, "seed": 1, "step": 0, "backend": backend, **arguments}
+        return glauber_step(self.tokens, self.need_logits()[None], **arguments)
 
     def linear_step(self, backend: str | None = None, **arguments) -> torch.Tensor:
-        factors = self.hidden[None], self.weight
-        arguments = {"seed": 1, "step": 0, "backend": backend, **arguments}
-        return linear_glauber_step(self.tokens, *factors, self.positions, **arguments)
+        arguments = {"positions": self.positions, "seed": 1, "step": 0, "backend": backend, **arguments}
+        return linear_glauber_step(self.tokens, self.hidden[None], self.weight, **arguments)
 
     def need_logits(self) -> torch.Tensor:
         if self.logits is None:

@@ -126,7 +126,8 @@ class Flatness:
         def call_of(head: Head) -> Callable[[], object]:
             loss = partial(head.ours, **options)
             if shared:
-                tokens = torch.randint(head.weight.shape[0], (shared,), device=device)
+                # Different ones: equal ones are one, and of few tokens many would be equal.
+                tokens = torch.randperm(head.weight.shape[0], device=device)[:shared]
                 loss = partial(head.with_shared, tokens, **options)
             return pass_of(head, loss, what.partition(",")[0])
 

@@ -119,12 +119,39 @@ struct Ahead {
   GroupTop largest;
 };
 
+// (g - top) * slope of logits. Where tops are moderate and the instruction set fuses, g * slope - base in one
+// instruction: the top itself then gives not 0 but `at_top`, a rounding error that sums are corrected by.
+template <bool kFused>
+struct Exponents {
+  Floats tops, slope, bases;
+  float at_top;
+
+  GGM_HD_MEMBER Exponents(float top, float slope_of_one)
+      : tops(Floats{} + top), slope(Floats{} + slope_of_one), bases(Floats{} + top * slope_of_one) {
+    at_top = kFused ? multiply_add(tops, slope, -bases)[0] : 0.0f;
+  }
+  GGM_HD_MEMBER Floats of(Floats g) const {
+    return normal_exponent(kFused ? multiply_add(g, slope, -bases) : (g - tops) * slope);
+  }
+  // at_top is below 2^-14: its square counts for nothing.
+  GGM_HD_MEMBER GroupSums corrected(GroupSums sums) const {
+    if (!kFused) return sums;
+    const float share = 1.0f - at_top * kLog2;
+    return {sums.mass * share, (sums.moment - at_top * kLog2 * sums.mass) * share};
+  }
+};
+
+#if defined(__FMA__) || defined(__AVX512F__)
+constexpr float kMostFused = 1024.0f;  // of |top * slope|
+#else
+constexpr float kMostFused = -1.0f;
+#endif
+
 // On the way it asks for logits further on: they come from memory while these are computed.
-template <class T, bool kMoment>
-GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature, Ahead<T>& ahead) {
+template <class T, bool kMoment, bool kFused>
+GGM_HD GroupSums sums_relative(const T* logits, int64_t count, const Exponents<kFused>& exponents, Ahead<T>& ahead) {
   Chains chains;
   Largest<false> next;
-  const Floats tops = Floats{} + top, slope = Floats{} + inverse_temperature * kBinaryLog2E;
   const T* const later = logits + 2 * kRaceGroup;  // one group ahead comes too late
   for (int64_t i = 0; i < count; i += kBatch) {
     Floats g[8];
@@ -132,13 +159,22 @@ GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float invers
     ask_for(later, i, i + kBatch);
     if (i < ahead.group.tokens) next.take(ahead.group.logits + i, ahead.group.tokens - i);
     for (int j = 0; j < 8; ++j) {
-      const Floats x = normal_exponent((g[j] - tops) * slope), y = exp2_for_sum(x);
+      const Floats x = exponents.of(g[j]), y = exp2_for_sum(x);
       chains.mass[j % 4] += y;
       if (kMoment) chains.moment[j % 4] = multiply_add(x, y, chains.moment[j % 4]);
     }
   }
   ahead.largest = next.total();
-  return chains.total();
+  return exponents.corrected(chains.total());
+}
+
+template <class T, bool kMoment>
+GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature, Ahead<T>& ahead) {
+  const float slope = inverse_temperature * kBinaryLog2E;
+  if (fabsf(top * slope) <= kMostFused) {
+    return sums_relative<T, kMoment>(logits, count, Exponents<true>(top, slope), ahead);
+  }
+  return sums_relative<T, kMoment>(logits, count, Exponents<false>(top, slope), ahead);
 }
 
 // The mass of what a threshold leaves of a group; the threshold is relative to the row's top.

@@ -174,9 +174,11 @@ GGM_HD Floats tanh_of(Floats x) {
   p = multiply_add(p, square, Floats{} + 0x1.1110d8p-3f);
   p = multiply_add(p, square, Floats{} - 0x1.555556p-2f);
   const Floats near = multiply_add(p * square, x, x);
+  const Mask is_near = size < 0.65f;
+  if (!any(~is_near)) return near;  // logits under a cap, as a rule
   const Floats e = exp_nonpositive(size * -2.0f);
   const Floats far = (1.0f - e) / (1.0f + e);
-  const Floats value = size < 0.65f ? near : (x < 0.0f ? -far : far);
+  const Floats value = is_near ? near : (x < 0.0f ? -far : far);
   return x == x ? value : x;
 }
 

@@ -207,3 +207,20 @@ def test_no_by_product_but_the_sum_knows_how_far_logits_lie_from_zero(backend, v
         torch.testing.assert_close(
             far[name], value, rtol=2e-6, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("shift", [-1e4, -712.0, -705.0, 300.0, 705.0, 712.0, 1e4])
+def test_sums_of_logits_far_from_zero(backend, shift, temperature):
+    """On both sides of where a backend may come to compute exponents in another way."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2, 2100, generator=generator) * 2 + shift
+    log_sum_exp, entropy = torch.empty(1, 2), torch.empty(1, 2)
+    glauber_step(
+        torch.zeros(1, 2, dtype=torch.int64), logits, None, seed=1, step=0, temperature=temperature,
+        log_sum_exp=log_sum_exp, entropy=entropy, backend=backend,
+    )  # fmt: skip
+    law = (logits.double() / temperature).log_softmax(-1)
+    expected = -(law.exp() * law).sum(-1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(log_sum_exp.double(), logits.double().logsumexp(-1), rtol=2e-7, atol=2e-6)
