@@ -82,7 +82,7 @@ def digits(scale: int, evaluator: Evaluator, damaged: float = 0.0) -> Task:
             "copies": copied_share(samples, data.train),
         }
 
-    shape = Shape(SIDE * SIDE, LEVELS, size(64 * scale, 3, (SIDE, SIDE)), given_share=0.5)
+    shape = Shape(SIDE * SIDE, LEVELS, size(64 * scale, 3, (SIDE, SIDE)))
     return Task(train, data.held_out, shape, measure)
 
 
@@ -90,7 +90,7 @@ def pydoc(scale: int, evaluator: Evaluator, tokenizer: str) -> Task:
     """English of Python's help texts; perplexity under an autoregressive model of the same texts."""
     data = load_data(PydocData(tokenizer=tokenizer, held_out=256), TEXT_LENGTH)
     train = data.train[torch.arange(len(data.train))]  # type: ignore[arg-type,index]
-    shape = Shape(TEXT_LENGTH, data.vocab_size, size(96 * scale, 5), given_share=0.5)
+    shape = Shape(TEXT_LENGTH, data.vocab_size, size(96 * scale, 5))
     judge = trained_evaluator(train, shape, tokenizer.replace(":", ""), evaluator)
 
     def measure(samples: torch.Tensor) -> Measures:
