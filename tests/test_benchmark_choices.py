@@ -57,14 +57,14 @@ def test_the_page_has_means_spreads_and_the_best_row():
     told = page.render(results({base: [1.0, 1.2, 1.4], row: [0.9, 0.9, 0.9]}))
     assert "| base | 1.200 ± 0.200 | 2.00 ± 0.00 | 10 |" in told
     assert "| twice | **0.900 ± 0.000** | 2.00 ± 0.00 | 10 |" in told
-    assert "Measured with 1 s of one thread per run, 2 at a time, on 2 cores of a processor" in told
+    assert "Measured with 1 s of processor time of one thread per run, on 2 cores of a processor" in told
     assert "### Average" not in told and "## Characters" not in told
 
 
-def test_a_part_or_a_busy_machine_is_told():
+def test_a_part_and_the_load_are_told():
     every = {(p, lever, name): [1.0] * 3 for p in LEVERS for lever in LEVERS[p] for name in LEVERS[p][lever]}
     assert "reduced run" not in page.render(results(every))
-    assert "beside other work" in page.render(results(every, load=9.0))
+    assert "after a run 9 to 9" in page.render(results(every, load=9.0))
     del every["digits", "average", "0.9"]
     assert "reduced run" in page.render(results(every))
     assert "Nothing has been measured yet" in page.render({"runs": {}})
