@@ -89,7 +89,6 @@ __global__ void __launch_bounds__(kDrawThreads, kDrawBlocks)
     const Place place = place_of(step.args, row_id);
     const Early early = early_of<T>(step.args, step.tile, i, place);
     if (early.settles) {
-      __syncwarp();  // all lanes have seen the token that stands there
       if (is_first_lane && step.work.is_last) note_early(step.args, row_id, early);
       continue;
     }
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kDrawThreads, kDrawBlocks)
     } else {
       race_tile(state, row, step.work.groups + i * step.groups);
     }
-    __syncwarp();  // here, too: shuffles order no memory
+    __syncwarp();  // all lanes have seen the token that stands there: shuffles order no memory
     if (!is_first_lane) continue;
     if (step.work.is_last) {
       settle_row(step.args, row_id, place, state, row.law);

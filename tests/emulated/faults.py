@@ -40,13 +40,6 @@ FAULTS = [
         "limit, are_held, collects);\n",
         "check_filters",
     ),
-    Fault(
-        "missing barrier",
-        "glauber_step.cu",
-        "      __syncwarp();  // all lanes have seen the token that stands there\n",
-        "",
-        "tsan",
-    ),
     Fault("missing barrier", "threshold.cu", "  __syncthreads();  // also", "  // also", "tsan"),
     Fault(
         "divergent barrier",
