@@ -43,8 +43,9 @@ def digest_of_sources(checkout: Path) -> str | None:
 
 def why_stale(info: dict[str, Any] | None, checkout: Path) -> str | None:
     """What to do about a core that was built from other sources than stand beside it; None if it was not."""
-    sources = digest_of_sources(checkout)
-    if info is None or not info["native"]["built"] or sources in (None, info["native"].get("sources")):
+    if info is None or not info["native"]["built"]:
+        return None
+    if digest_of_sources(checkout) in (None, info["native"].get("sources")):
         return None
     return f"the compiled core is not that of {checkout / 'csrc'} as it is now: pip install -e {checkout}"
 

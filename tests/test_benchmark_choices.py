@@ -32,7 +32,7 @@ def results(bounds: dict[tuple[str, str, str], list[float]], **run) -> dict:
             row = Row(problem, lever, name, seed)
             setup = json.loads(json.dumps(described(row.setup())))
             runs[row.key] = {**RUN, "bound": bound, "setup": setup, **run}
-    return {"seconds": 1.0, "workers": 2, "machine": MACHINE, "runs": runs}
+    return {"seconds": 1.0, "machine": MACHINE, "runs": runs}
 
 
 def test_every_row_changes_its_base_and_builds_a_model():

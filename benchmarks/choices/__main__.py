@@ -37,7 +37,7 @@ def main(words: list[str] | None = None) -> None:
         if results["runs"] and results["seconds"] != options.seconds:
             allowed = f"{results['seconds']:g}, those of {options.results}"
             sys.exit(f"--seconds: got {options.seconds:g}; allowed: {allowed}")
-        results |= {"seconds": options.seconds, "machine": describe(), "workers": options.workers}
+        results |= {"seconds": options.seconds, "machine": describe()}
         wanted = [row for row in rows(options.seeds, options.problems) if not _is_there(row, results["runs"])]
         _measure(wanted, results, options)
     write_text(options.page, page.render(results))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy, linear
 
+from benchmarks.problems.heads import make_factors, suffix_of, training_step
 from ggm_kernels import linear_cross_entropy
 
 
@@ -19,8 +20,7 @@ class Size:
     dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        dtype = "" if self.dtype == torch.float32 else f"-{self.dtype}".replace("torch.", "")
-        return f"N={self.rows}-V={self.vocab_size}-d={self.hidden_size}{dtype}"
+        return f"N={self.rows}-V={self.vocab_size}-d={self.hidden_size}{suffix_of(self.dtype)}"
 
 
 @dataclass
@@ -51,22 +51,12 @@ class Head:
         return linear_cross_entropy(self.hidden, self.weight, self.targets, **rows, backend=backend)
 
     def step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        """Forward and backward; then the gradients go, so that each call pays for freeing its own."""
-
-        def run() -> None:
-            value = loss()
-            (value if value.dim() == 0 else value.sum()).backward()
-            self.hidden.grad = self.weight.grad = None
-
-        return run
+        return training_step(loss, self.hidden, self.weight)
 
 
 def make_head(size: Size, device: torch.device) -> Head:
     return Head(
-        torch.randn(size.rows, size.hidden_size, device=device).to(size.dtype).requires_grad_(),
-        (torch.randn(size.vocab_size, size.hidden_size, device=device) * 0.02)
-        .to(size.dtype)
-        .requires_grad_(),
+        *make_factors(size, device),
         torch.randint(size.vocab_size, (size.rows,), device=device),
         torch.rand(size.rows, device=device),
     )

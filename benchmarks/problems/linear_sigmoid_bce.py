@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, embedding, linear, softplus
 
 from benchmarks.ceilings import Work
+from benchmarks.problems.heads import make_factors, suffix_of, training_step
 from benchmarks.timing import empty_caches, peak_extra_bytes, release_kept_memory, times_faster
 from ggm_kernels import linear_sigmoid_bce
 
@@ -24,8 +25,7 @@ class Size:
     dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        dtype = "" if self.dtype == torch.float32 else f"-{self.dtype}".replace("torch.", "")
-        return f"N={self.rows}-C={self.count}-V={self.vocab_size}-d={self.hidden_size}{dtype}"
+        return f"N={self.rows}-C={self.count}-V={self.vocab_size}-d={self.hidden_size}{suffix_of(self.dtype)}"
 
 
 @dataclass
@@ -64,21 +64,12 @@ class Head:
         return self.ours(shared_candidates=shared, shared_weight=1 / len(shared), **options)
 
     def step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        """Forward and backward; then the gradients go, so that each call pays for freeing its own."""
-
-        def run() -> None:
-            loss().sum().backward()
-            self.hidden.grad = self.weight.grad = None
-
-        return run
+        return training_step(loss, self.hidden, self.weight)
 
 
 def make_head(size: Size, device: torch.device) -> Head:
     return Head(
-        torch.randn(size.rows, size.hidden_size, device=device).to(size.dtype).requires_grad_(),
-        (torch.randn(size.vocab_size, size.hidden_size, device=device) * 0.02)
-        .to(size.dtype)
-        .requires_grad_(),
+        *make_factors(size, device),
         torch.randint(size.vocab_size, (size.rows, size.count), device=device),
         torch.rand(size.rows, size.count, device=device),
     )

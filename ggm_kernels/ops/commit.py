@@ -105,10 +105,10 @@ def commit(
     multiples of a power of two, 2**(e + bits(L) - 61) where the row's largest score above 0 and its largest
     cost are below 2**(e + 1); costs beyond the budget and all scores above 0 count as little more than these,
     since nothing is accepted behind them. The sum has no order, and is exact but for what a cost has below
-    that unit. Selection is by radix on the
-    bits of the score, without a sort. The noise at a position is a function of (seed, step, sample id,
-    position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and MaskGIT (arXiv 2202.04200);
-    threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler (arXiv 2505.24857).
+    that unit. Selection is by the bits of the scores, without a sort. The noise at a position is a function
+    of (seed, step, sample id, position) on a stream of its own. Sources: count, LLaDA (arXiv 2502.09992) and
+    MaskGIT (arXiv 2202.04200); threshold, Fast-dLLM (arXiv 2505.22618); budget, EB-sampler
+    (arXiv 2505.24857).
     """
     given = {
         "tokens": tokens, "accepted": accepted, "proposal": proposal, "score": score, "eligible": eligible,

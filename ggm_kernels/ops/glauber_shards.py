@@ -165,7 +165,7 @@ def _check_backend(backend: str | None) -> None:
     check_name(name)
     raise NotImplementedError(
         f"backend: got {backend!r}; allowed: 'reference' or None, which take any device"
-    )  # fmt: skip
+    )
 
 
 def _stacked(states: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
@@ -231,20 +231,20 @@ def _race_update(of_race: Sequence) -> Update:
     return update_of(*arguments)._replace(normalize=False, top_p_first=False)
 
 
-def _run_race(tokens, logits, vocab_offset, vocab_size, *of_race_and_backend):
-    *of_race, backend = of_race_and_backend
-    update = _race_update(of_race)
-    _, run = kernel("glauber_race", backend, tokens.device)
-    check_values(tokens, vocab_size, update)
-    return run(tokens, logits, vocab_offset, vocab_size, update)
+def _run_race(tokens, logits, *of_race):
+    return _race("glauber_race", tokens, (logits,), *of_race)
 
 
-def _run_linear_race(tokens, hidden, weight, bias, vocab_offset, vocab_size, *of_race_and_backend):
+def _run_linear_race(tokens, hidden, weight, bias, *of_race):
+    return _race("linear_glauber_race", tokens, (hidden, weight, bias), *of_race)
+
+
+def _race(op, tokens, factors, vocab_offset, vocab_size, *of_race_and_backend):
     *of_race, backend = of_race_and_backend
     update = _race_update(of_race)
-    _, run = kernel("linear_glauber_race", backend, tokens.device)
+    _, run = kernel(op, backend, tokens.device)
     check_values(tokens, vocab_size, update)
-    return run(tokens, hidden, weight, bias, vocab_offset, vocab_size, update)
+    return run(tokens, *factors, vocab_offset, vocab_size, update)
 
 
 def _fake_race(tokens, rows, *_):
@@ -255,7 +255,7 @@ def _fake_race(tokens, rows, *_):
 
 _race_op = register(
     f"glauber_race(Tensor tokens, Tensor logits, {_RACE_SCHEMA}) -> Tensor", _run_race, _fake_race
-)  # fmt: skip
+)
 _linear_race_op = register(
     "linear_glauber_race(Tensor tokens, Tensor hidden, Tensor weight, Tensor? bias, "
     f"{_RACE_SCHEMA}) -> Tensor",

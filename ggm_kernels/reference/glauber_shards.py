@@ -67,9 +67,7 @@ def linear_glauber_race(
 ) -> torch.Tensor:
     """`glauber_race` on hidden [B, K, d] @ weight [v, d].T + bias, a block of rows at a time."""
     flat = hidden.flatten(0, 1)
-    return _race(
-        tokens, lambda part: linear(flat[part], weight, bias), vocab_offset, vocab_size, update
-    )  # fmt: skip
+    return _race(tokens, lambda part: linear(flat[part], weight, bias), vocab_offset, vocab_size, update)
 
 
 def _race(tokens, logits_of, vocab_offset: int, vocab_size: int, update: Update) -> torch.Tensor:
