@@ -66,6 +66,8 @@ def _linear_glauber_step(
     if step.may_skip_rows:
         row_ids = _undecided(step, hidden, weight, bias)
         hidden = hidden[row_ids]
+    if len(hidden) == 0:
+        return 0  # or each tile of the weight would be multiplied by nothing
     if step.has_filter:
         return _whole_rows(step, row_ids, hidden, weight, bias, _FILTERED_LOGITS)
     if weight.shape[0] <= _TILE_TOKENS:

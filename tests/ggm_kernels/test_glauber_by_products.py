@@ -5,6 +5,7 @@ Vocabularies lie on both sides of every chunk, group and tile that a backend cut
 
 import itertools
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -164,21 +165,46 @@ def test_frozen_rows_say_nothing(backend):
         assert all(result[name].isnan().all() for name in BY_PRODUCTS)
 
 
-def test_frozen_rows_are_not_read():
+@pytest.mark.parametrize("op", [glauber_step, linear_glauber_step])
+def test_frozen_rows_are_not_read(op):
     """A step on frozen rows alone takes no time that grows with the vocabulary, whatever is asked for."""
     from benchmarks.timing import median_seconds
 
-    logits = torch.zeros(1, 64, 20000)
+    rows = (torch.zeros(1, 64, 20000),)
+    if op is linear_glauber_step:
+        rows = (torch.zeros(1, 64, 64), torch.zeros(20000, 64))
     by_products = {name: torch.zeros(1, 64) for name in BY_PRODUCTS}
     tokens, positions = torch.zeros(1, 64, dtype=torch.int64), torch.arange(64)
 
     def step(frozen):
-        return median_seconds(lambda: glauber_step(
-            tokens, logits, positions, seed=1, step=0, noise_rate=torch.ones(1), normalize=True,
+        return median_seconds(lambda: op(
+            tokens, *rows, positions, seed=1, step=0, noise_rate=torch.ones(1), normalize=True,
             frozen=torch.full((1, 64), frozen), **by_products, backend="cpu",
         ), 5)  # fmt: skip
 
     assert step(True) * 5 < step(False)
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 5000])
+def test_frozen_rows_are_not_multiplied(vocab_size, monkeypatch):
+    compiled, multiplied = import_module("ggm_kernels.native.glauber_step"), []
+    product = compiled._product
+
+    def noted(rows, *rest):
+        multiplied.append(len(rows))
+        return product(rows, *rest)
+
+    monkeypatch.setattr(compiled, "_product", noted)
+    rows = (torch.zeros(1, 8, 4), torch.zeros(vocab_size, 4))
+    for drawn in (8, 2, 0):
+        multiplied.clear()
+        by_products = {name: torch.zeros(1, 8) for name in BY_PRODUCTS if name != "keep_prob"}
+        frozen = torch.arange(8)[None] >= drawn
+        linear_glauber_step(
+            torch.zeros(1, 8, dtype=torch.int64), *rows, None, seed=1, step=0, frozen=frozen, **by_products,
+            backend="cpu",
+        )  # fmt: skip
+        assert set(multiplied) == ({drawn} if drawn else set())
 
 
 def test_expected_logits_are_the_product():
