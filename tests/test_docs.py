@@ -89,6 +89,28 @@ def test_the_files_named_exist():
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+def copies_of_the_checkout(text: str) -> list[str]:
+    """Every `pip install` of the folder itself that is no editable one."""
+    found = re.finditer(r"pip install((?: -\S+)*) (['\"]?)\.(?:\[[\w,]+\])?\2(?=[\s`]|$)", text)
+    return [match[0] for match in found if "-e" not in match[1].split()]
+
+
+def test_a_checkout_is_installed_where_it_stands():
+    """A copy would be hidden by the checkout, which then has no compiled core, from whoever starts Python there."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    pages += (ROOT / "examples").glob("*.ipynb")
+    texts = {path: path.read_text() for path in pages}
+    assert sum(text.count("pip install -e ") for text in texts.values()) > 20
+    assert [
+        (path.name, found) for path, text in texts.items() if (found := copies_of_the_checkout(text))
+    ] == []
+    # What it would find, and what it would not.
+    for command in ("pip install .", "pip install '.[demo,train]'", "pip install -v ."):
+        assert copies_of_the_checkout(f"In a checkout:\n\n    {command}\n") == [command]
+        editable = command.replace("install", "install -e")
+        assert copies_of_the_checkout(f"`{editable}`, then `pip install ninja`") == []
+
+
 def test_figures_of_the_first_page_are_those_of_the_performance_page():
     """After a new run: python -m benchmarks.report .. --index docs/index.md."""
     source = re.search(r"kept in `(.*?)`", (ROOT / "docs" / "performance.md").read_text())[1]
