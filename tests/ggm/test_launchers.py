@@ -33,6 +33,16 @@ LAUNCHERS = {
 }
 
 
+def test_a_line_of_a_process_is_one_write():
+    """Or those of two processes mix: a pipe of packets keeps writes apart."""
+    reading, writing = os.pipe2(os.O_DIRECT)
+    words = [sys.executable, "-u", "-c", TELLING, "-m", "ggm"]  # unbuffered, as torchrun starts it
+    subprocess.run(words, stdout=writing, env={**os.environ, "RANK": "0", "WORLD_SIZE": "2"}, check=True)
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as packets:
+        assert list(iter(lambda: packets.read(4096), b"")) == [b"process 0 of 2\n"]
+
+
 @pytest.mark.parametrize(
     "launcher", ["torchrun", "accelerate", pytest.param("accelerate_fsdp", marks=pytest.mark.slow)]
 )
