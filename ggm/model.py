@@ -16,6 +16,7 @@ from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.model_config import GGMConfig
 from ggm.objective import Visits
 from ggm.predictions import Predictions
+from ggm.sampling.any_order import DataConditionals
 from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
 from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
@@ -220,6 +221,37 @@ class GGM(nn.Module, Sampler, HubWeights):
             if self.config.backbone.sees_own_token:
                 seen = self._keep_prob(now, frozen)
             return self._predict(tokens, None, times, keep_prob, seen)
+
+        return conditionals
+
+    def data_conditionals(self, keep_or_replace: bool = False) -> DataConditionals:
+        """Predictions of the data at all positions, as `ggm.sampling.any_order` takes them.
+
+        Parameters
+        ----------
+        keep_or_replace : bool
+            Whether the token that stands at a position tells of it, too.
+
+        Raises
+        ------
+        ValueError
+            If the network does not give all conditionals at once, or does not predict the data.
+        """
+        network, predicts = self.config.backbone, self.config.predicts
+        if not network.gives_all_conditionals or predicts != "data":
+            raise ValueError(
+                f"order: got one for a {network.kind} network that predicts the {predicts}; "
+                "allowed: chain, or a hollow network or a denoiser that predicts the data"
+            )
+
+        def conditionals(tokens: torch.Tensor, times: torch.Tensor, given: torch.Tensor) -> DataPrediction:
+            keep_prob = self._keep_prob(times, given)
+            logits = self._logits(tokens, None, times, keep_prob)
+            shift = None
+            if network.sees_own_token != keep_or_replace:
+                taken_out = self._shift(tokens, keep_prob)
+                shift = -taken_out if keep_or_replace else taken_out
+            return DataPrediction(logits, torch.ones_like(keep_prob), shift)
 
         return conditionals
 

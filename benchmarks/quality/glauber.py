@@ -23,12 +23,15 @@ Network = Literal["hollow", "masked", "denoiser"]
 SWEEPS = 4
 CHAIN_FIELDS = {field.name for field in dataclasses.fields(ChainConfig)}
 REDENOISE = ReDenoise(sweeps=1, repeats=2)
+CONFIDENCE = "confidence"
 
 
 class Glauber(nn.Module):
     """The system; `samplers` resample several sites per step.
 
     "heat bath", "keep or replace", and "redenoise": heat bath, then two rounds of one sweep of new noise.
+    With networks that predict the data everywhere and have learnt what is given, "confidence": every site
+    once, the most confident tokens first.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class Glauber(nn.Module):
         Fields of `GGMConfig` that differ from the defaults of the bench, or of its chain.
     """
 
-    samplers = ("heat bath", "keep or replace", "redenoise")
+    samplers: tuple[str, ...] = ("heat bath", "keep or replace", "redenoise")
 
     def __init__(self, shape: Shape, network: Network, **changes: Any) -> None:
         super().__init__()
@@ -58,13 +61,21 @@ class Glauber(nn.Module):
         }
         self.model = GGM(GGMConfig(**{**values, **changes}))
         self.counts = counts
+        config = self.model.config
+        if config.backbone.gives_all_conditionals and config.predicts == "data" and config.frozen_share > 0:
+            self.samplers = (*self.samplers, CONFIDENCE)
 
     def loss(self, tokens: torch.Tensor, seed: int, step: int, sample_ids: torch.Tensor) -> torch.Tensor:
         """Loss of the model's objective."""
         return self.model.loss(tokens, seed, step, sample_ids)
 
     def steps_near(self, sampler: str, evaluations: int) -> int | None:
-        """Evaluations of the chain, within a factor of 1.5, for the numbers of sites that were trained."""
+        """Evaluations of the chain, within a factor of 1.5, for the numbers of sites that were trained.
+
+        Confidence order takes any number of sites, and is asked for no more evaluations.
+        """
+        if sampler == CONFIDENCE:
+            return -(-self.shape.length // -(-self.shape.length // evaluations))
         best = self._evaluations(sampler, self._sites(sampler, evaluations))
         return best if max(best, evaluations) <= 1.5 * min(best, evaluations) else None
 
@@ -75,10 +86,18 @@ class Glauber(nn.Module):
     def _sites(self, sampler: str, evaluations: int) -> int:
         return min(self.counts, key=lambda sites: abs(self._evaluations(sampler, sites) - evaluations))
 
+    def _spread(self, request: Request) -> int:
+        """Fewest sites per step that settle all that is to be drawn within the evaluations of a request."""
+        most = self.shape.length if request.given is None else int((~request.given).sum(dim=1).max())
+        return max(1, -(-most // request.evaluations))
+
     def sample(self, request: Request) -> Drawn:
         """Sequences, from noise or around what is given."""
+        confident = request.sampler == CONFIDENCE
+        sites = self._spread(request) if confident else self._sites(request.sampler, request.evaluations)
         config = SamplingConfig(
-            sites_per_step=self._sites(request.sampler, request.evaluations),
+            sites_per_step=sites,
+            order="confidence" if confident else "chain",
             keep_or_replace=request.sampler == "keep or replace",
             redenoise=REDENOISE if request.sampler == "redenoise" else None,
             temperature=request.temperature,

@@ -59,6 +59,8 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
   and `ggm-denoiser` (the rivals' network) the data token by cross-entropy.
 - Where puzzles are to be filled in, networks are told which positions are given, and half of their training
   sequences have some; MDLM and the autoregressive model need no such training. Elsewhere nothing is given.
+- **confidence**: each token drawn once, the most probable first, as many per step as spread them over the
+  steps. Of GGM it is for networks that predict the data and have learnt what is given.
 
 ## Adding a system
 

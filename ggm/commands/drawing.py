@@ -121,6 +121,8 @@ def open_checkpoint(options: argparse.Namespace, processes: Processes) -> tuple[
 def _sampling(options: argparse.Namespace, model: GGM) -> SamplingConfig:
     if options.event_driven:
         model.all_conditionals()  # or it raises
+    if options.order != "chain":
+        model.data_conditionals()
     sites, length, sweeps = options.sites_per_step, model.chain.length, options.redenoise
     sites = model.config.least_sites if sites is None else sites
     if not 1 <= sites <= length:

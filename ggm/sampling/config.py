@@ -1,9 +1,15 @@
-"""Configuration of sampling: sites per step, process, temperature and filters, ramps, ReDeNoise."""
+"""Configuration of sampling: sites per step, process, order, temperature and filters, ramps, ReDeNoise."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    import torch
+
+Order = Literal["chain", "confidence", "random"]
 
 
 @dataclass(frozen=True)
@@ -11,14 +17,15 @@ class Ramp:
     """A setting that is linear over the groups of steps: `start` at the first draws, `end` at the last.
 
     What is frozen is not drawn and does not count. If there is but one group it has `end`. `ReDenoise`
-    goes as far back on the ramp as its sweeps reach.
+    goes as far back on the ramp as its sweeps reach. In an order of their own (`SamplingConfig.order`)
+    sequences have evaluations in place of groups.
     """
 
     start: float
     end: float
 
-    def at(self, progress: float) -> float:
-        """Value after a share `progress` in [0, 1] of the way from T to 0."""
+    def at(self, progress: float | torch.Tensor) -> float | torch.Tensor:
+        """Value after a share `progress` in [0, 1] of the way from T to 0, or after one per sequence."""
         return self.start * (1.0 - progress) + self.end * progress
 
 
@@ -57,6 +64,13 @@ class SamplingConfig:
     event_driven : bool
         Whether one evaluation of all L conditionals serves every step up to the next token that
         changes (`ggm.sampling.event_driven`); for networks that give all L at once, with one site per step.
+    order : str
+        "chain": sites in the order of the chain's visits, sweep by sweep. "random": every site once, from
+        noise to data, in a random order of each sequence's own (`ggm.sampling.any_order`); exact with one
+        site per step. "confidence": the same, but first the tokens that are drawn with the largest
+        probability; not exact, as it favours likely tokens, but good where tokens follow from others, as in
+        puzzles. Both are for networks that give all L at once, predict the data and have been trained with
+        some tokens given (`GGMConfig.frozen_share`).
     horizon : int or None
         With `event_driven`: visits of a sequence that an evaluation serves at most, 1 being exact; None
         is up to the end of the sweep, which bounds it in any case.
@@ -82,6 +96,7 @@ class SamplingConfig:
     sites_per_step: int = 1
     keep_or_replace: bool = False
     event_driven: bool = False
+    order: Order = "chain"
     horizon: int | None = None
     temperature: float | Ramp = 1.0
     top_k: int | None = None
@@ -108,6 +123,7 @@ class SamplingConfig:
             )
         if self.cuda_graph and self.event_driven:
             raise ValueError("cuda_graph: got True with event_driven; allowed: one of them")
+        self._check_order()
         for name in self.ramps:
             if self.cuda_graph:
                 raise ValueError(
@@ -122,6 +138,14 @@ class SamplingConfig:
         if self.min_p is not None:
             checks.number("min_p", self.min_p, low=0.0, high=1.0)
 
+    def _check_order(self) -> None:
+        if self.order not in get_args(Order):
+            raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(get_args(Order))}")
+        others = ("event_driven", "corrector_sweeps", "cuda_graph")
+        given = [name for name in others if getattr(self, name)]
+        if self.order != "chain" and given:
+            raise ValueError(f"order: got {self.order!r} with {', '.join(given)}; allowed: chain")
+
     @property
     def ramps(self) -> list[str]:
         """Names of the settings that change on the way."""
@@ -135,6 +159,6 @@ def _ends(name: str, setting: float | Ramp | None) -> list[tuple[str, float]]:
     return [] if setting is None else [(name, setting)]
 
 
-def value_at(setting: float | Ramp | None, progress: float) -> float | None:
+def value_at(setting: float | Ramp | None, progress: float | torch.Tensor) -> float | torch.Tensor | None:
     """Value of a setting after a share `progress` in [0, 1] of the way from T to 0."""
     return setting.at(progress) if isinstance(setting, Ramp) else setting

@@ -10,6 +10,7 @@ import torch
 from ggm.arguments import check_given, sample_ids_of
 from ggm.chain import Chain
 from ggm.data.vocabulary import Vocabulary
+from ggm.sampling.any_order import DataConditionals, denoise_in_any_order
 from ggm.sampling.config import SamplingConfig
 from ggm.sampling.event_driven import AllConditionals, denoise_by_events
 from ggm.sampling.steps import Conditionals
@@ -52,6 +53,18 @@ class Sampler:
         """What `ggm.sampling.event_driven.denoise_by_events` takes, given clean positions, bool [B, L]."""
         raise NotImplementedError
 
+    def data_conditionals(self, keep_or_replace: bool = False) -> DataConditionals:
+        """What `ggm.sampling.any_order.denoise_in_any_order` takes.
+
+        With `keep_or_replace` the token that stands at a position tells of it, too.
+
+        Raises
+        ------
+        ValueError
+            If there is no such thing.
+        """
+        raise ValueError("order: got one for a network that is not told what is given; allowed: chain")
+
     def sample(
         self,
         count: int,
@@ -74,7 +87,8 @@ class Sampler:
         sample_ids : torch.Tensor, optional
             Coordinate of each sample, int64 [count]; default 0, 1, .., count - 1.
         **options
-            `progress` and, unless event-driven, `observe` of `ggm.sampling.stepwise.denoise`.
+            `progress` and, unless event-driven, `observe` of `ggm.sampling.stepwise.denoise` or
+            `ggm.sampling.any_order.denoise_in_any_order`.
 
         Returns
         -------
@@ -84,8 +98,8 @@ class Sampler:
         Raises
         ------
         TypeError, ValueError
-            If the count is negative, there are not as many ids, or the configuration is event-driven and
-            the network is a masked one.
+            If the count is negative, there are not as many ids, or the configuration is event-driven or has
+            an order that is not the chain's, and the network cannot be drawn from like that.
         """
         ids = sample_ids_of(count, sample_ids, self.weights)
         tokens = self._initial(ids, seed)
@@ -145,7 +159,10 @@ class Sampler:
         if len(tokens) == 0:
             return SampleResult(tokens, 0, 0, 0.0, self.vocabulary)
         options |= {"frozen": frozen, "noise": self.noise, "vocab_size": self.vocab_size}
-        if config.event_driven:
+        if config.order != "chain":
+            data = self.data_conditionals(config.keep_or_replace)
+            result = denoise_in_any_order(data, self.chain, tokens, config, **options)
+        elif config.event_driven:
             result = denoise_by_events(self.all_conditionals(frozen), self.chain, tokens, config, **options)
         else:
             result = denoise(self.conditionals(frozen), self.chain, tokens, config, **options)

@@ -178,24 +178,68 @@ class Reversal:
         `progress` is the share of the way to time 0 that ramps are at; `rows` tell which sequences
         prediction and steps are of; `keep_or_replace` is that of the configuration unless given.
         """
-        config, ids, frozen, changed = self.config, self.sample_ids, self.frozen, tokens
+        ids, frozen, changed = self.sample_ids, self.frozen, tokens
         if rows is not None:
             changed, ids = tokens[rows], ids[rows]
             frozen = None if frozen is None else frozen[rows]
-        keeps = config.keep_or_replace if keep_or_replace is None else keep_or_replace
+        keeps = self.config.keep_or_replace if keep_or_replace is None else keep_or_replace
         positions, rate = self.chain.visits(steps)
-        options: dict[str, Any] = {
+        self._draw(
+            changed,
+            given,
+            positions,
+            step=coordinate,
+            progress=progress,
+            noise_rate=rate.float().expand(len(changed), -1) if keeps else None,
+            normalize=keeps,
+            sample_ids=ids,
+            frozen=frozen,
+        )
+        if rows is not None:
+            tokens[rows] = changed
+
+    def draw(
+        self,
+        tokens: torch.Tensor,
+        given: Prediction,
+        coordinate: int,
+        progress: float | torch.Tensor,
+        *,
+        frozen: torch.Tensor,
+        raw_log_prob: torch.Tensor | None = None,
+    ) -> None:
+        """Draw all positions that are not frozen, bool [B, L], from a prediction at all, in place.
+
+        `progress` is a number or float64 [B]; `raw_log_prob` is filled as by `ggm_kernels.glauber_step`.
+        """
+        self._draw(
+            tokens,
+            given,
+            None,
+            step=coordinate,
+            progress=progress,
+            sample_ids=self.sample_ids,
+            frozen=frozen,
+            raw_log_prob=raw_log_prob,
+        )
+
+    def _draw(
+        self,
+        tokens: torch.Tensor,
+        given: Prediction,
+        positions: torch.Tensor | None,
+        *,
+        progress: float | torch.Tensor,
+        **options: Any,
+    ) -> None:
+        config = self.config
+        options |= {
             "seed": self.seed,
-            "step": coordinate,
             "temperature": value_at(config.temperature, progress),
             "top_k": config.top_k,
             "top_p": value_at(config.top_p, progress),
             "min_p": config.min_p,
-            "noise_rate": rate.float().expand(len(changed), -1) if keeps else None,
             "noise": self.noise,
-            "normalize": keeps,
-            "sample_ids": ids,
-            "frozen": frozen,
         }
         if isinstance(given, DataPrediction):
             shift = given.logit_shift
@@ -204,11 +248,9 @@ class Reversal:
             given = given.logits
         if isinstance(given, LinearLogits):
             hidden, weight, bias = given
-            linear_glauber_step(changed, hidden, weight, positions, bias=bias, **options)
+            linear_glauber_step(tokens, hidden, weight, positions, bias=bias, **options)
         else:
-            glauber_step(changed, given, positions, **options)
-        if rows is not None:
-            tokens[rows] = changed
+            glauber_step(tokens, given, positions, **options)
 
 
 def rows_of(given: Prediction, rows: torch.Tensor, positions: torch.Tensor | None = None) -> Prediction:

@@ -11,6 +11,7 @@ from ggm import (
     GGMConfig,
     HollowConfig,
     MaskedConfig,
+    ReDenoise,
     SamplingConfig,
 )
 from ggm.backbones import HollowTransformer
@@ -186,6 +187,24 @@ def test_events_with_a_horizon_of_one_give_the_data_law(process):
     tokens, which = infilled("hollow", config)
     for number in range(len(MASKS)):
         assert_follows(tokens[which == number], DATA)
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["heat bath", "keep or replace"])
+@pytest.mark.parametrize("kind", ["hollow, data", "denoiser"])
+def test_a_random_order_gives_the_data_law(kind, process):
+    config = SamplingConfig(order="random", keep_or_replace=process, redenoise=ReDenoise(sweeps=1))
+    tokens, which = infilled(kind, config)
+    for number in range(len(MASKS)):
+        assert_follows(tokens[which == number], DATA)
+
+
+def test_a_random_order_notices_an_own_token_counted_twice(monkeypatch):
+    config = SamplingConfig(order="random", redenoise=ReDenoise(sweeps=1))
+    real = GGM._shift
+    monkeypatch.setattr(GGM, "_shift", lambda *arguments: -real(*arguments))
+    tokens, _ = infilled("denoiser", config)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(tokens, DATA)
 
 
 def test_events_notice_a_time_one_step_late(monkeypatch):

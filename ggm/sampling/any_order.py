@@ -1,0 +1,153 @@
+"""Any-order sampler: every position drawn once, from noise to data, by confidence or at random."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from ggm.chain import Chain
+from ggm.draws import uniforms
+from ggm.progress import progress_bar
+from ggm.sampling.config import SamplingConfig
+from ggm.sampling.steps import DataPrediction, Reversal
+from ggm.sampling.stepwise import SampleResult
+from ggm_kernels import NoiseLaw, Stream, commit
+
+
+class DataConditionals(Protocol):
+    """The distribution of the data token everywhere, given data at some positions and noise at the others."""
+
+    def __call__(self, tokens: torch.Tensor, times: torch.Tensor, given: torch.Tensor) -> DataPrediction:
+        """Prediction of X_0 at all positions of tokens [B, L]: p0, with a keep probability of 1.
+
+        Tokens are data where they are `given`, bool [B, L], and those of X_t elsewhere, t being `times`,
+        int64 [B]. For the heat bath, row b, position i must not depend on the token there; for
+        keep-or-replace it must, as the posterior of X_{0,i} does (`DataPrediction.logit_shift` makes one of
+        the other). Rows of given positions are not read.
+        """
+        ...
+
+
+@torch.inference_mode()
+def denoise_in_any_order(
+    conditionals: DataConditionals,
+    chain: Chain,
+    tokens: torch.Tensor,
+    config: SamplingConfig,
+    *,
+    seed: int,
+    sample_ids: torch.Tensor | None = None,
+    frozen: torch.Tensor | None = None,
+    noise: NoiseLaw | None = None,
+    vocab_size: int | None = None,
+    progress: bool = False,
+    observe: Callable[[int, torch.Tensor], None] | None = None,
+) -> SampleResult:
+    """Draw every position once, in an order of each sequence's own.
+
+    Each evaluation predicts the data token at all positions that are still open. Some of these are drawn and
+    are from then on given to the network, as frozen ones are; the others keep their noise. A run is one pass
+    over all positions, and one more for each round of `ReDenoise`.
+
+    Parameters
+    ----------
+    conditionals : DataConditionals
+        The data token at all positions: given the others for the heat bath, given its own position, too, for
+        keep-or-replace. From pure noise both are the same.
+    chain, tokens, seed, sample_ids, frozen, noise, vocab_size, progress
+        As in `ggm.sampling.stepwise.denoise`; of the chain only its keep probabilities matter.
+    config : SamplingConfig
+        Its `order` is "confidence" or "random"; its `sites_per_step` is the most positions of a sequence that
+        an evaluation settles. A sequence takes as few evaluations as that allows, and spreads its positions
+        evenly over them.
+    observe : callable, optional
+        Called with (t, X_t) at the start of a pass, then after every evaluation with the number of positions
+        that are open in the sequence that has the most, and the tokens.
+
+    Returns
+    -------
+    SampleResult
+        Samples of X_0.
+
+    Notes
+    -----
+    With exact predictions, one site per step and the order "random" a sample has the distribution of the
+    data: a draw turns X_t into X_0 at one position and leaves the joint distribution right, and the order
+    looks at no token. The order "confidence" draws at all open positions and keeps the tokens that are the
+    most probable under the network, without temperature and filters. What is drawn then decides what is kept,
+    so that likely tokens are favoured, even with exact predictions and one site per step. Source of that
+    order: MaskGIT (arXiv 2202.04200), where a mask stands for our noise; here the network is told by keep
+    probabilities what is noise.
+    """
+    if sample_ids is None:
+        sample_ids = torch.arange(len(tokens), device=tokens.device)
+    run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
+    given = torch.zeros_like(tokens, dtype=torch.bool) if frozen is None else frozen
+    counts = (~given).sum(dim=1)
+    steps = (counts + config.sites_per_step - 1) // config.sites_per_step  # of each sequence in a pass
+    most = int(steps.max())
+    evaluations = most * len(run.sweeps)
+    started = time.perf_counter()
+    with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
+        for number, sweeps in enumerate(run.sweeps):
+            tokens, settled = run.start(tokens, number), given.clone()
+            times = torch.full_like(sample_ids, sweeps * chain.length)
+            if observe is not None:
+                observe(sweeps * chain.length, tokens)
+            for step in range(most):
+                prediction = conditionals(tokens, times, settled)
+                share = _progress(step, steps, sweeps / chain.sweeps) if config.ramps else 0.0
+                _settle(run, tokens, prediction, settled, steps - step, number, step, share)
+                bar.update(1)
+                if observe is not None:
+                    observe(int((~settled).sum(dim=1).max()), tokens)
+    if tokens.is_cuda:  # what was asked for is not yet done
+        torch.cuda.synchronize(tokens.device)
+    seconds = time.perf_counter() - started
+    return SampleResult(tokens, evaluations, int(counts.sum()) * len(run.sweeps), seconds)
+
+
+def _progress(step: int, steps: torch.Tensor, reach: float) -> torch.Tensor:
+    """Share of the way to time 0 of each sequence, float64 [B], in a pass over the last share `reach`."""
+    last = (steps - 1).clamp_min(1)
+    within = torch.where(steps > 1, (step / last).clamp_max(1.0), 1.0).double()
+    return 1.0 - reach * (1.0 - within)
+
+
+def _settle(
+    run: Reversal,
+    tokens: torch.Tensor,
+    prediction: DataPrediction,
+    settled: torch.Tensor,
+    left: torch.Tensor,
+    number: int,
+    step: int,
+    progress: float | torch.Tensor,
+) -> None:
+    """Draw some open positions of each sequence in place, as many at each of the steps that it has `left`."""
+    is_open = ~settled
+    count = -(-is_open.sum(dim=1) // left.clamp_min(1))
+    coordinate = number * run.chain.steps + step
+    chosen = torch.empty_like(settled)
+    options: dict[str, Any] = {
+        "count": count,
+        "eligible": is_open,
+        "seed": run.seed,
+        "step": coordinate,
+        "accepted": chosen,
+    }
+    if run.config.order == "random":
+        # The same numbers at every step of a pass: an order of the positions.
+        order = uniforms(
+            run.sample_ids, run.chain.length, stream=Stream.VISIT_ORDER, seed=run.seed, step=number
+        )
+        commit(tokens, tokens.clone(), order.float(), **options)
+        run.draw(tokens, prediction, coordinate, progress, frozen=~chosen)
+    else:
+        drawn, log_prob = tokens.clone(), torch.empty(tokens.shape, device=tokens.device)
+        run.draw(drawn, prediction, coordinate, progress, frozen=settled, raw_log_prob=log_prob)
+        commit(tokens, drawn, log_prob, **options)
+    settled |= chosen

@@ -1,0 +1,149 @@
+"""`GGM.sample` and `GGM.infill` in an order of each sequence's own: what the network is told, and what goes together."""
+
+import pytest
+import torch
+
+from ggm import (
+    GGM,
+    ChainConfig,
+    DenoiserConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    Ramp,
+    ReDenoise,
+    SamplingConfig,
+    from_denoiser,
+)
+
+LENGTH, VOCAB, COUNT = 8, 5, 6
+NETWORKS = {
+    "hollow": HollowConfig(width=16, depth=1, mixing=1, heads=2),
+    "denoiser": DenoiserConfig(width=16, depth=1, heads=2),
+    "masked": MaskedConfig(width=16, depth=1, heads=2),
+}
+ORDERS = ["confidence", "random"]
+TOKENS = torch.randint(VOCAB, (COUNT, LENGTH), generator=torch.Generator().manual_seed(0))
+FROZEN = torch.rand(COUNT, LENGTH, generator=torch.Generator().manual_seed(1)) < 0.4
+
+
+def model_of(network: str = "denoiser", predicts: str = "data") -> GGM:
+    torch.manual_seed(0)
+    chain = ChainConfig(LENGTH, sweeps=3)
+    noise = (0.3, 0.3, 0.2, 0.1, 0.1)
+    model = GGM(GGMConfig(VOCAB, chain, NETWORKS[network], noise_probs=noise, predicts=predicts))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Tokens, time and keep probabilities that a model's network is shown, from call to call."""
+    model, seen = model_of(), []
+    forward = model.backbone.forward
+
+    def spy(tokens, positions, time, keep_prob):
+        seen.append((tokens.clone(), time * model.chain.steps, keep_prob.clone()))
+        return forward(tokens, positions, time, keep_prob)
+
+    monkeypatch.setattr(model.backbone, "forward", spy)
+    return model, seen
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_network_is_told_what_is_settled_and_its_noise_stays(told, order):
+    model, seen = told
+    config = SamplingConfig(order=order, sites_per_step=3, redenoise=ReDenoise(sweeps=1))
+    result = model.infill(TOKENS, FROZEN, config, seed=1)
+    steps = -(-(~FROZEN).sum(dim=1) // 3)
+    most = int(steps.max())
+    assert result.network_evaluations == len(seen) == 2 * most
+    assert result.site_updates == 2 * int((~FROZEN).sum())
+    for sweeps, calls in ((3, seen[:most]), (1, seen[most:])):
+        level = float(model.chain.keep_prob(torch.tensor([sweeps * LENGTH]))[0, 0])
+        open_before = ~FROZEN
+        for number, (tokens, time, keep_prob) in enumerate(calls):
+            assert (time.round() == sweeps * LENGTH).all()
+            is_open = keep_prob < 1.0
+            assert torch.equal(keep_prob[is_open], torch.full_like(keep_prob[is_open], level))
+            assert not (is_open & ~open_before).any() and torch.equal(tokens[FROZEN], TOKENS[FROZEN])
+            assert torch.equal(tokens[is_open], calls[0][0][is_open]), "what is open keeps its noise"
+            if number:  # evenly, as few evaluations as the number of sites allows
+                left = open_before.sum(dim=1)
+                share = -(-left // (steps - number + 1).clamp_min(1))
+                assert torch.equal(left - is_open.sum(dim=1), share) and int(share.max()) <= 3
+            open_before = is_open
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("network", ["hollow", "denoiser"])
+def test_seeds_and_ids_are_all_that_a_sample_depends_on(network, order):
+    model = model_of(network)
+    config = SamplingConfig(order=order, sites_per_step=2, temperature=Ramp(1.5, 0.5), top_p=0.9)
+    every = model.sample(COUNT, config, seed=4).tokens
+    assert torch.equal(every, model.sample(COUNT, config, seed=4).tokens)
+    ids = torch.tensor([4, 1])
+    assert torch.equal(every[ids], model.sample(2, config, seed=4, sample_ids=ids).tokens)
+    assert not torch.equal(every, model.sample(COUNT, config, seed=5).tokens)
+    other = "random" if order == "confidence" else "confidence"
+    changed = SamplingConfig(order=other, sites_per_step=2, temperature=Ramp(1.5, 0.5), top_p=0.9)
+    assert not torch.equal(every, model.sample(COUNT, changed, seed=4).tokens)
+
+
+def test_temperature_zero_takes_the_likeliest_tokens_where_they_are_the_most_probable():
+    """A network whose prediction is its bias: one evaluation a site, the same token everywhere, at any order."""
+    model = model_of()
+    torch.nn.init.zeros_(model.backbone.head_weight)
+    with torch.no_grad():
+        model.backbone.bias.copy_(torch.tensor([0.0, 1.0, 3.0, 2.0, 0.5]))
+    # Own tokens are taken out of what is not data: with noise alone nothing is.
+    drawn = model.sample(COUNT, SamplingConfig(order="confidence", temperature=0.0), seed=0).tokens
+    assert (drawn == 2).all()
+    filtered = model.sample(200, SamplingConfig(order="confidence", top_k=2, sites_per_step=4), seed=0).tokens
+    assert set(filtered.unique().tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_observed_are_the_start_and_every_evaluation(order):
+    seen = []
+    config = SamplingConfig(order=order, sites_per_step=3)
+    result = model_of().sample(2, config, seed=0, observe=lambda t, x: seen.append((t, x.clone())))
+    assert [t for t, _ in seen] == [3 * LENGTH, 5, 2, 0]
+    assert torch.equal(seen[-1][1], result.tokens)
+
+
+def test_everything_given_or_nothing_asked_for_costs_nothing():
+    config = SamplingConfig(order="confidence")
+    result = model_of().infill(TOKENS, torch.ones_like(FROZEN), config, seed=0)
+    assert torch.equal(result.tokens, TOKENS) and result.network_evaluations == result.site_updates == 0
+    assert model_of().sample(0, config, seed=0).tokens.shape == (0, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("network", "predicts"), [("masked", "state"), ("masked", "data"), ("hollow", "state")]
+)
+def test_networks_that_cannot_are_refused(network, predicts):
+    model = GGM(GGMConfig(VOCAB, ChainConfig(LENGTH), NETWORKS[network], predicts=predicts))
+    with pytest.raises(
+        ValueError, match=f"order: got one for a {network} network that predicts the {predicts}"
+    ):
+        model.sample(1, SamplingConfig(order="random"), seed=0)
+
+
+def test_denoisers_that_are_not_told_what_is_given_are_refused():
+    converted = from_denoiser(lambda tokens, time: torch.zeros(*tokens.shape, 3), 3, ChainConfig(4))
+    with pytest.raises(ValueError, match="order: got one for a network that is not told what is given"):
+        converted.sample(1, SamplingConfig(order="confidence"), seed=0)
+
+
+@pytest.mark.parametrize("settings", [{"event_driven": True}, {"corrector_sweeps": 1}, {"cuda_graph": True}])
+def test_what_belongs_to_the_order_of_the_chain_is_refused(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"order: got 'random' with {name}; allowed: chain"):
+        SamplingConfig(order="random", **settings)
+
+
+def test_other_orders_are_refused():
+    with pytest.raises(ValueError, match="order: got 'raster'; allowed: chain, confidence, random"):
+        SamplingConfig(order="raster")

@@ -1,0 +1,211 @@
+"""Any-order samples of exact predictions: the data law in a random order, and what enumeration says in all others."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from enumerable import LAWS, Law, assert_follows, noise_law, skewed, uneven_chain, uniform
+from exact_data import posterior_table
+
+from ggm.chain import Chain
+from ggm.sampling import any_order
+from ggm.sampling.any_order import denoise_in_any_order
+from ggm.sampling.config import ReDenoise, SamplingConfig
+from ggm.sampling.steps import DataPrediction
+from ggm.sampling.stepwise import initial_tokens
+from ggm_kernels import commit
+
+COUNT = 20_000
+SEES = {"leave-one-out": False, "denoiser": True}
+NOISES = [("potts", uniform), ("random", skewed)]
+SETTINGS = {
+    "one pass": {},
+    "ReDenoise": {"redenoise": ReDenoise(sweeps=1)},
+    "ReDenoise, keep or replace": {"keep_or_replace": True, "redenoise": ReDenoise(sweeps=2)},
+}
+
+
+@dataclass(frozen=True)
+class Exact:
+    """P(X_{0,i} = . | data where given, X_t elsewhere), of a network that sees its own token or does not.
+
+    Planted faults: `late` takes the keep probabilities of so many steps before, `blind` those of X_t for what is
+    given, too, and `own` counts what a token tells of its own position so many times more than it should.
+    """
+
+    law: Law
+    chain: Chain
+    pi: torch.Tensor
+    sees_own: bool
+    keep_or_replace: bool
+    late: int = 0
+    blind: bool = False
+    own: int = 0
+
+    def __call__(self, tokens: torch.Tensor, times: torch.Tensor, given: torch.Tensor) -> DataPrediction:
+        told = torch.zeros_like(given) if self.blind else given
+        keep = self.chain.keep_prob(times - self.late).masked_fill(told, 1.0)
+        logits = torch.empty(*tokens.shape, self.law.vocab_size)
+        for row in keep.unique(dim=0):
+            of = (keep == row).all(dim=1)
+            table = posterior_table(self.law, row, self.pi, self.sees_own)
+            logits[of] = table[self.law.index(tokens[of])].float()
+        pi = self.pi[tokens]
+        told_by_own = ((keep + (1 - keep) * pi) / ((1 - keep) * pi)).log()  # more than by another token
+        times_counted = self.keep_or_replace + self.own - self.sees_own
+        shift = times_counted * told_by_own if times_counted else None
+        return DataPrediction(logits, torch.ones_like(keep), shift)
+
+
+def samples(
+    law: Law,
+    pi: torch.Tensor,
+    sees_own: bool,
+    *,
+    frozen: torch.Tensor | None = None,
+    faults: dict | None = None,
+    observe: Callable | None = None,
+    **settings,
+) -> torch.Tensor:
+    chain, noise = uneven_chain(law.length), noise_law(pi)
+    start = initial_tokens(torch.arange(COUNT), law.length, law.vocab_size, seed=71, noise=noise)
+    if frozen is not None:
+        start = torch.where(frozen, law.sample(COUNT, seed=72), start)
+    config = SamplingConfig(**settings)
+    exact = Exact(law, chain, pi, sees_own, config.keep_or_replace, **(faults or {}))
+    options = {"seed": 73, "noise": noise, "vocab_size": law.vocab_size, "frozen": frozen, "observe": observe}
+    return denoise_in_any_order(exact, chain, start, config, **options).tokens
+
+
+def some_frozen(law: Law) -> torch.Tensor:
+    """Other positions, and another number of them, from sequence to sequence; none in half of them."""
+    generator = torch.Generator().manual_seed(3)
+    share = 0.6 * torch.randint(2, (COUNT, 1), generator=generator)
+    return torch.rand(COUNT, law.length, generator=generator) < share
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("sees", SEES)
+@pytest.mark.parametrize(("name", "noise"), NOISES)
+def test_a_random_order_of_single_sites_gives_the_data_law(name, noise, sees, settings):
+    """Sampled or infilled: what is frozen differs from sequence to sequence, and in many nothing is."""
+    law = LAWS[name]()
+    frozen = some_frozen(law)
+    drawn = samples(
+        law, noise(law.vocab_size), SEES[sees], order="random", frozen=frozen, **SETTINGS[settings]
+    )
+    assert_follows(drawn, law)
+    assert_follows(drawn[~frozen.any(dim=1)], law)
+
+
+@pytest.mark.parametrize("sees", SEES)
+def test_keep_or_replace_keeps_more_of_what_is_noised_again(sees):
+    """Both leave the law as it is, so that it does not tell them apart."""
+    law, unchanged = LAWS["random"](), {}
+    for process in (False, True):
+        passes = []
+        settings = {"order": "random", "redenoise": ReDenoise(sweeps=1), "keep_or_replace": process}
+        last = samples(
+            law,
+            skewed(5),
+            SEES[sees],
+            observe=lambda t, x, passes=passes: passes.append(x.clone()),
+            **settings,
+        )
+        unchanged[process] = float((passes[law.length] == last).double().mean())
+    assert unchanged[True] > unchanged[False] + 0.1
+
+
+def enumerated(law: Law, order: str, sites: int) -> Law:
+    """Law of one pass from pure noise: all sets of settled positions, and what may stand there, one after another."""
+    found: dict[tuple, float] = {(None,) * law.length: 1.0}
+    for step in range(math.ceil(law.length / sites)):
+        following: dict[tuple, float] = {}
+        for state, mass in found.items():
+            tables = [conditional(law, state, i) for i in range(law.length)]
+            left = [i for i, token in enumerate(state) if token is None]
+            count = math.ceil(len(left) / (math.ceil(law.length / sites) - step))
+            for chosen, tokens, probability in choices(tables, left, count, order):
+                after = list(state)
+                for i, token in zip(chosen, tokens, strict=True):
+                    after[i] = token
+                following[tuple(after)] = following.get(tuple(after), 0.0) + mass * probability
+        found = following
+    probs = torch.zeros_like(law.probs)
+    for state, mass in found.items():
+        probs[state] = mass
+    return Law(probs)
+
+
+def choices(tables: list, left: list, count: int, order: str):
+    """Positions settled in a step, tokens there, and the probability of both."""
+    if order == "random":
+        sets = list(itertools.combinations(left, count))
+        for chosen in sets:
+            for tokens in itertools.product(range(len(tables[0])), repeat=count):
+                each = [float(tables[i][token]) for i, token in zip(chosen, tokens, strict=True)]
+                yield chosen, tokens, math.prod(each) / len(sets)
+        return
+    for drawn in itertools.product(range(len(tables[0])), repeat=len(left)):
+        each = {i: float(tables[i][token]) for i, token in zip(left, drawn, strict=True)}
+        chosen = sorted(left, key=lambda i: -each[i])[:count]
+        yield chosen, [drawn[left.index(i)] for i in chosen], math.prod(each.values())
+
+
+def conditional(law: Law, state: tuple, position: int) -> torch.Tensor:
+    """P(X_i = . | what is settled), float64 [V]."""
+    index = tuple(slice(None) if token is None or i == position else token for i, token in enumerate(state))
+    probs = law.probs[index]
+    place = sum(token is None or i == position for i, token in enumerate(state[:position]))
+    others = [axis for axis in range(probs.dim()) if axis != place]
+    probs = probs.sum(others) if others else probs
+    return probs / probs.sum()
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3])
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("sees", SEES)
+def test_orders_give_what_enumeration_says(sees, order, sites):
+    law = LAWS["random"]()  # no two tokens are equally likely
+    drawn = samples(law, skewed(5), SEES[sees], order=order, sites_per_step=sites)
+    assert_follows(drawn, enumerated(law, order, sites))
+
+
+def test_confidence_is_not_the_data_law_and_enumeration_of_single_sites_is():
+    law = LAWS["random"]()
+    torch.testing.assert_close(enumerated(law, "random", 1).probs, law.probs, rtol=1e-9, atol=0.0)
+    assert 0.5 * float((enumerated(law, "confidence", 1).probs - law.probs).abs().sum()) > 0.05
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(samples(law, skewed(5), False, order="confidence"), law)
+
+
+def least_confident(tokens, proposal, score, **options):
+    return commit(tokens, proposal, -score, **options)
+
+
+FAULTS = {
+    "not told what is given": {"blind": True},
+    "a sweep early": {"late": 3},
+    "own token taken out of what does not have it": {"own": -1},
+    "own token twice": {"own": 1, "keep_or_replace": True},
+}
+
+
+@pytest.mark.parametrize("sees", SEES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_noticed(fault, sees):
+    law, faults = LAWS["random"](), dict(FAULTS[fault])
+    settings = {"redenoise": ReDenoise(sweeps=1), "keep_or_replace": faults.pop("keep_or_replace", False)}
+    drawn = samples(law, skewed(5), SEES[sees], order="random", faults=faults, **settings)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(drawn, law)
+
+
+def test_the_least_confident_first_is_noticed(monkeypatch):
+    law = LAWS["random"]()
+    monkeypatch.setattr(any_order, "commit", least_confident)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(samples(law, skewed(5), False, order="confidence"), enumerated(law, "confidence", 1))
