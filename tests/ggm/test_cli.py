@@ -114,7 +114,8 @@ def hollow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "hollow"
     backbone = HollowConfig(width=8, depth=1, mixing=1, heads=1)
     torch.manual_seed(0)
-    made = GGM(GGMConfig(vocab_size=5, chain=ChainConfig(length=6, sweeps=3), backbone=backbone))
+    chain = ChainConfig(length=6, sweeps=3)
+    made = GGM(GGMConfig(vocab_size=5, chain=chain, backbone=backbone, predicts="data"))
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     made.save_pretrained(folder)
@@ -124,6 +125,11 @@ def hollow(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "settings"),
     [
+        ("--order random --keep-or-replace", {"order": "random", "keep_or_replace": True}),
+        (
+            "--order confidence --sites-per-step 2 --redenoise 1",
+            {"order": "confidence", "sites_per_step": 2, "redenoise": ReDenoise(1)},
+        ),
         ("--event-driven --keep-or-replace", {"event_driven": True, "keep_or_replace": True}),
         ("--event-driven --horizon 2", {"event_driven": True, "horizon": 2}),
         ("--redenoise 2", {"redenoise": ReDenoise(2)}),
@@ -154,6 +160,7 @@ def test_options_are_the_settings_of_python(words, settings, hollow, tmp_path):
         ("--horizon 2", "--horizon: got 2; allowed: None or, if event_driven, 1 or more"),
         ("--event-driven --horizon 0", "--horizon: got 0; allowed"),
         ("--event-driven --sites-per-step 2", "--sites-per-step: got 2; allowed: 1 if event_driven"),
+        ("--order random --cuda-graph", "--order: got 'random' with cuda_graph; allowed: chain"),
         ("--event-driven --cuda-graph", "--cuda-graph: got True with event_driven"),
         ("--cuda-graph --temperature 2:1", "--temperature: got a Ramp with cuda_graph"),
         ("--redenoise 0", "--redenoise: got 0; allowed: 1 to 3"),
@@ -174,6 +181,13 @@ def test_events_need_a_hollow_network(model, capsys):
     told = error(capsys, "sample", model, "--event-driven")
     assert (
         told == "ggm: error: --event-driven: got a masked network; allowed: with a hollow one or a denoiser\n"
+    )
+
+
+def test_an_order_needs_a_network_that_predicts_the_data_everywhere(model, capsys):
+    told = error(capsys, "sample", model, "--order", "confidence")
+    assert told.startswith(
+        "ggm: error: --order: got one for a masked network that predicts the state; allowed: "
     )
 
 

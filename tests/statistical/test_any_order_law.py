@@ -119,7 +119,7 @@ def test_keep_or_replace_keeps_more_of_what_is_noised_again(sees):
     assert unchanged[True] > unchanged[False] + 0.1
 
 
-def enumerated(law: Law, order: str, sites: int) -> Law:
+def enumerated(law: Law, order: str, sites: int, temperature: float = 1.0) -> Law:
     """Law of one pass from pure noise: all sets of settled positions, and what may stand there, one after another."""
     found: dict[tuple, float] = {(None,) * law.length: 1.0}
     for step in range(math.ceil(law.length / sites)):
@@ -128,7 +128,7 @@ def enumerated(law: Law, order: str, sites: int) -> Law:
             tables = [conditional(law, state, i) for i in range(law.length)]
             left = [i for i, token in enumerate(state) if token is None]
             count = math.ceil(len(left) / (math.ceil(law.length / sites) - step))
-            for chosen, tokens, probability in choices(tables, left, count, order):
+            for chosen, tokens, probability in choices(tables, left, count, order, temperature):
                 after = list(state)
                 for i, token in zip(chosen, tokens, strict=True):
                     after[i] = token
@@ -140,19 +140,21 @@ def enumerated(law: Law, order: str, sites: int) -> Law:
     return Law(probs)
 
 
-def choices(tables: list, left: list, count: int, order: str):
+def choices(tables: list, left: list, count: int, order: str, temperature: float):
     """Positions settled in a step, tokens there, and the probability of both."""
+    tempered = [table ** (1 / temperature) / (table ** (1 / temperature)).sum() for table in tables]
     if order == "random":
         sets = list(itertools.combinations(left, count))
         for chosen in sets:
             for tokens in itertools.product(range(len(tables[0])), repeat=count):
-                each = [float(tables[i][token]) for i, token in zip(chosen, tokens, strict=True)]
+                each = [float(tempered[i][token]) for i, token in zip(chosen, tokens, strict=True)]
                 yield chosen, tokens, math.prod(each) / len(sets)
         return
     for drawn in itertools.product(range(len(tables[0])), repeat=len(left)):
-        each = {i: float(tables[i][token]) for i, token in zip(left, drawn, strict=True)}
-        chosen = sorted(left, key=lambda i: -each[i])[:count]
-        yield chosen, [drawn[left.index(i)] for i in chosen], math.prod(each.values())
+        token = dict(zip(left, drawn, strict=True))
+        chosen = sorted(left, key=lambda i, token=token: -float(tables[i][token[i]]))[:count]
+        each = [float(tempered[i][token[i]]) for i in left]
+        yield chosen, [token[i] for i in chosen], math.prod(each)
 
 
 def conditional(law: Law, state: tuple, position: int) -> torch.Tensor:
@@ -172,6 +174,22 @@ def test_orders_give_what_enumeration_says(sees, order, sites):
     law = LAWS["random"]()  # no two tokens are equally likely
     drawn = samples(law, skewed(5), SEES[sees], order=order, sites_per_step=sites)
     assert_follows(drawn, enumerated(law, order, sites))
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_a_temperature_changes_what_is_drawn_and_not_what_is_confident(order):
+    law, settings = LAWS["random"](), {"order": order, "sites_per_step": 2}
+    cold = enumerated(law, order, 2, temperature=0.6)
+    assert_follows(samples(law, skewed(5), True, temperature=0.6, **settings), cold)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(samples(law, skewed(5), True, **settings), cold)
+
+
+def test_without_temperature_the_likeliest_token_of_all_comes_first():
+    """The second position is the surer one; taken in turn the first would be 0, which makes both 0."""
+    law = Law(torch.tensor([[0.28, 0.27], [0.44, 0.01]], dtype=torch.float64))
+    drawn = samples(law, uniform(2), False, order="confidence", temperature=0.0)
+    assert (drawn == torch.tensor([1, 0])).all()
 
 
 def test_confidence_is_not_the_data_law_and_enumeration_of_single_sites_is():
