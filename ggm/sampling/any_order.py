@@ -100,7 +100,8 @@ def denoise_in_any_order(
             for step in range(most):
                 prediction = conditionals(tokens, times, settled)
                 share = _progress(step, steps, sweeps / chain.sweeps) if config.ramps else 0.0
-                _settle(run, tokens, prediction, settled, steps - step, number, step, share)
+                count = -(-(~settled).sum(dim=1) // (steps - step).clamp_min(1))
+                _settle(run, tokens, prediction, settled, count, (number, step), share)
                 bar.update(1)
                 if observe is not None:
                     observe(int((~settled).sum(dim=1).max()), tokens)
@@ -122,28 +123,18 @@ def _settle(
     tokens: torch.Tensor,
     prediction: DataPrediction,
     settled: torch.Tensor,
-    left: torch.Tensor,
-    number: int,
-    step: int,
+    count: torch.Tensor,
+    at: tuple[int, int],
     progress: float | torch.Tensor,
 ) -> None:
-    """Draw some open positions of each sequence in place, as many at each of the steps that it has `left`."""
-    is_open = ~settled
-    count = -(-is_open.sum(dim=1) // left.clamp_min(1))
-    coordinate = number * run.chain.steps + step
-    chosen = torch.empty_like(settled)
-    options: dict[str, Any] = {
-        "count": count,
-        "eligible": is_open,
-        "seed": run.seed,
-        "step": coordinate,
-        "accepted": chosen,
-    }
+    """Draw `count` [B] of the positions that are not settled, in place; `at` is the pass and the step in it."""
+    coordinate, chosen = at[0] * run.chain.steps + at[1], torch.empty_like(settled)
+    options: dict[str, Any] = {"count": count, "eligible": ~settled, "accepted": chosen}
+    options |= {"seed": run.seed, "step": coordinate}
     if run.config.order == "random":
         # The same numbers at every step of a pass: an order of the positions.
-        order = uniforms(
-            run.sample_ids, run.chain.length, stream=Stream.VISIT_ORDER, seed=run.seed, step=number
-        )
+        stream = Stream.VISIT_ORDER
+        order = uniforms(run.sample_ids, run.chain.length, stream=stream, seed=run.seed, step=at[0])
         commit(tokens, tokens.clone(), order.float(), **options)
         run.draw(tokens, prediction, coordinate, progress, frozen=~chosen)
     else:

@@ -64,13 +64,6 @@ class SamplingConfig:
     event_driven : bool
         Whether one evaluation of all L conditionals serves every step up to the next token that
         changes (`ggm.sampling.event_driven`); for networks that give all L at once, with one site per step.
-    order : str
-        "chain": sites in the order of the chain's visits, sweep by sweep. "random": every site once, from
-        noise to data, in a random order of each sequence's own (`ggm.sampling.any_order`); exact with one
-        site per step. "confidence": the same, but first the tokens that are drawn with the largest
-        probability; not exact, as it favours likely tokens, but good where tokens follow from others, as in
-        puzzles. Both are for networks that give all L at once, predict the data and have been trained with
-        some tokens given (`GGMConfig.frozen_share`).
     horizon : int or None
         With `event_driven`: visits of a sequence that an evaluation serves at most, 1 being exact; None
         is up to the end of the sweep, which bounds it in any case.
@@ -91,12 +84,18 @@ class SamplingConfig:
         Whether steps are recorded once per group size and replayed (`ggm.sampling.cuda_graphs`): the same
         samples with less time between kernels, on a CUDA device. A recording holds its numbers: no
         `Ramp`. Not with `event_driven`, whose steps depend on the tokens. Not run on a GPU yet.
+    order : str
+        "chain": sites in the order of the chain's visits, sweep by sweep. "random": every site once, from
+        noise to data, in a random order of each sequence's own (`ggm.sampling.any_order`); exact with one
+        site per step. "confidence": the same, but first the tokens that are drawn with the largest
+        probability; not exact, as it favours likely tokens, but good where tokens follow from others, as in
+        puzzles. Both are for networks that give all L at once, predict the data and have been trained with
+        some tokens given (`GGMConfig.frozen_share`).
     """
 
     sites_per_step: int = 1
     keep_or_replace: bool = False
     event_driven: bool = False
-    order: Order = "chain"
     horizon: int | None = None
     temperature: float | Ramp = 1.0
     top_k: int | None = None
@@ -105,6 +104,7 @@ class SamplingConfig:
     redenoise: ReDenoise | None = None
     corrector_sweeps: int = 0
     cuda_graph: bool = False
+    order: Order = "chain"
 
     def __post_init__(self) -> None:
         from ggm_kernels import checks  # brings torch, which the help of commands does without

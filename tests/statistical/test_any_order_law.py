@@ -18,7 +18,7 @@ from ggm.sampling.steps import DataPrediction
 from ggm.sampling.stepwise import initial_tokens
 from ggm_kernels import commit
 
-COUNT = 20_000
+COUNT = 12_000
 SEES = {"leave-one-out": False, "denoiser": True}
 NOISES = [("potts", uniform), ("random", skewed)]
 SETTINGS = {
