@@ -127,7 +127,7 @@ def _settle(
     at: tuple[int, int],
     progress: float | torch.Tensor,
 ) -> None:
-    """Draw `count` [B] of the positions that are not settled, in place; `at` is the pass and the step in it."""
+    """Draw `count` [B] of the positions that are not settled, in place; `at` are the pass and its step."""
     coordinate, chosen = at[0] * run.chain.steps + at[1], torch.empty_like(settled)
     options: dict[str, Any] = {"count": count, "eligible": ~settled, "accepted": chosen}
     options |= {"seed": run.seed, "step": coordinate}
