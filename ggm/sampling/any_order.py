@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -62,7 +63,7 @@ def denoise_in_any_order(
     config : SamplingConfig
         Its `order` is "confidence" or "random"; its `sites_per_step` is the most positions of a sequence that
         an evaluation settles. A sequence takes as few evaluations as that allows, and spreads its positions
-        evenly over them.
+        evenly over them. With a `confidence_threshold` it settles more where it can, and is done earlier.
     observe : callable, optional
         Called with (t, X_t) at the start of a pass, then after every evaluation with the number of positions
         that are open in the sequence that has the most, and the tokens.
@@ -80,7 +81,7 @@ def denoise_in_any_order(
     most probable under the network, without temperature and filters. What is drawn then decides what is kept,
     so that likely tokens are favoured, even with exact predictions and one site per step. Source of that
     order: MaskGIT (arXiv 2202.04200), where a mask stands for our noise; here the network is told by keep
-    probabilities what is noise.
+    probabilities what is noise. The threshold is that of Fast-dLLM (arXiv 2505.22618).
     """
     if sample_ids is None:
         sample_ids = torch.arange(len(tokens), device=tokens.device)
@@ -89,16 +90,19 @@ def denoise_in_any_order(
     counts = (~given).sum(dim=1)
     steps = (counts + config.sites_per_step - 1) // config.sites_per_step  # of each sequence in a pass
     most = int(steps.max())
-    evaluations = most * len(run.sweeps)
+    evaluations = 0
     started = time.perf_counter()
-    with progress_bar(progress, evaluations, "sampling", unit="step") as bar:
+    with progress_bar(progress, most * len(run.sweeps), "sampling", unit="step") as bar:
         for number, sweeps in enumerate(run.sweeps):
             tokens, settled = run.start(tokens, number), given.clone()
             times = torch.full_like(sample_ids, sweeps * chain.length)
             if observe is not None:
                 observe(sweeps * chain.length, tokens)
             for step in range(most):
+                if config.confidence_threshold is not None and settled.all():
+                    break
                 prediction = conditionals(tokens, times, settled)
+                evaluations += 1
                 share = _progress(step, steps, sweeps / chain.sweeps) if config.ramps else 0.0
                 count = -(-(~settled).sum(dim=1) // (steps - step).clamp_min(1))
                 _settle(run, tokens, prediction, settled, count, (number, step), share)
@@ -127,7 +131,7 @@ def _settle(
     at: tuple[int, int],
     progress: float | torch.Tensor,
 ) -> None:
-    """Draw `count` [B] of the positions that are not settled, in place; `at` are the pass and its step."""
+    """Draw `count` [B] or more of the positions not settled, in place; `at` are the pass and its step."""
     coordinate, chosen = at[0] * run.chain.steps + at[1], torch.empty_like(settled)
     options: dict[str, Any] = {"count": count, "eligible": ~settled, "accepted": chosen}
     options |= {"seed": run.seed, "step": coordinate}
@@ -140,5 +144,8 @@ def _settle(
     else:
         drawn, log_prob = tokens.clone(), torch.empty(tokens.shape, device=tokens.device)
         run.draw(drawn, prediction, coordinate, progress, frozen=settled, raw_log_prob=log_prob)
+        if run.config.confidence_threshold is not None:
+            sure = (log_prob >= math.log(run.config.confidence_threshold)) & ~settled
+            options["count"] = torch.maximum(count, sure.sum(dim=1))
         commit(tokens, drawn, log_prob, **options)
     settled |= chosen

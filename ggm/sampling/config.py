@@ -91,6 +91,9 @@ class SamplingConfig:
         probability; not exact, as it favours likely tokens, but good where tokens follow from others, as in
         puzzles. Both are for networks that give all L at once, predict the data and have been trained with
         some tokens given (`GGMConfig.frozen_share`).
+    confidence_threshold : float or None
+        With `order` "confidence": an evaluation settles all tokens of at least this probability, too, beyond
+        its `sites_per_step`, so that certain ones cost few evaluations.
     """
 
     sites_per_step: int = 1
@@ -105,6 +108,7 @@ class SamplingConfig:
     corrector_sweeps: int = 0
     cuda_graph: bool = False
     order: Order = "chain"
+    confidence_threshold: float | None = None
 
     def __post_init__(self) -> None:
         from ggm_kernels import checks  # brings torch, which the help of commands does without
@@ -145,6 +149,12 @@ class SamplingConfig:
         given = [name for name in others if getattr(self, name)]
         if self.order != "chain" and given:
             raise ValueError(f"order: got {self.order!r} with {', '.join(given)}; allowed: chain")
+        threshold = self.confidence_threshold
+        if threshold is not None and not (self.order == "confidence" and 0.0 < threshold <= 1.0):
+            raise ValueError(
+                f"confidence_threshold: got {threshold}; allowed: None or, if `order` is confidence, "
+                "above 0, at most 1"
+            )
 
     @property
     def ramps(self) -> list[str]:

@@ -91,6 +91,23 @@ def test_seeds_and_ids_are_all_that_a_sample_depends_on(network, order):
     assert not torch.equal(every, model.sample(COUNT, changed, seed=4).tokens)
 
 
+def test_a_threshold_saves_evaluations_and_a_pass_ends_when_all_is_settled():
+    model = model_of()
+    with torch.no_grad():  # not as sure as it was
+        model.backbone.head_weight.mul_(0.1)
+    for again in (None, ReDenoise(sweeps=1)):
+        evaluations = [
+            model.sample(
+                COUNT,
+                SamplingConfig(order="confidence", confidence_threshold=threshold, redenoise=again),
+                seed=4,
+            ).network_evaluations
+            for threshold in (None, 0.5, 1e-30)
+        ]
+        passes = 1 if again is None else 2
+        assert evaluations[0] == passes * LENGTH > evaluations[1] > evaluations[2] == passes
+
+
 def test_temperature_zero_takes_the_likeliest_tokens_where_they_are_the_most_probable():
     """A network whose prediction is its bias: one evaluation a site, the same token everywhere, at any order."""
     model = model_of()
@@ -142,6 +159,17 @@ def test_what_belongs_to_the_order_of_the_chain_is_refused(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"order: got 'random' with {name}; allowed: chain"):
         SamplingConfig(order="random", **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"order": "random"}])
+def test_a_threshold_is_one_of_confidence(settings):
+    with pytest.raises(
+        ValueError, match="confidence_threshold: got 0.5; allowed: None or, if `order` is conf"
+    ):
+        SamplingConfig(confidence_threshold=0.5, **settings)
+    for threshold in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"confidence_threshold: got {threshold}; allowed"):
+            SamplingConfig(order="confidence", confidence_threshold=threshold)
 
 
 def test_other_orders_are_refused():

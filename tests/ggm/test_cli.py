@@ -127,8 +127,13 @@ def hollow(tmp_path_factory):
     [
         ("--order random --keep-or-replace", {"order": "random", "keep_or_replace": True}),
         (
-            "--order confidence --sites-per-step 2 --redenoise 1",
-            {"order": "confidence", "sites_per_step": 2, "redenoise": ReDenoise(1)},
+            "--order confidence --confidence-threshold 0.6 --sites-per-step 2 --redenoise 1",
+            {
+                "order": "confidence",
+                "confidence_threshold": 0.6,
+                "sites_per_step": 2,
+                "redenoise": ReDenoise(1),
+            },
         ),
         ("--event-driven --keep-or-replace", {"event_driven": True, "keep_or_replace": True}),
         ("--event-driven --horizon 2", {"event_driven": True, "horizon": 2}),
@@ -161,6 +166,7 @@ def test_options_are_the_settings_of_python(words, settings, hollow, tmp_path):
         ("--event-driven --horizon 0", "--horizon: got 0; allowed"),
         ("--event-driven --sites-per-step 2", "--sites-per-step: got 2; allowed: 1 if event_driven"),
         ("--order random --cuda-graph", "--order: got 'random' with cuda_graph; allowed: chain"),
+        ("--confidence-threshold 0.9", "--confidence-threshold: got 0.9; allowed: None or, if --order is"),
         ("--event-driven --cuda-graph", "--cuda-graph: got True with event_driven"),
         ("--cuda-graph --temperature 2:1", "--temperature: got a Ramp with cuda_graph"),
         ("--redenoise 0", "--redenoise: got 0; allowed: 1 to 3"),

@@ -119,7 +119,7 @@ def test_keep_or_replace_keeps_more_of_what_is_noised_again(sees):
     assert unchanged[True] > unchanged[False] + 0.1
 
 
-def enumerated(law: Law, order: str, sites: int, temperature: float = 1.0) -> Law:
+def enumerated(law: Law, order: str, sites: int, temperature: float = 1.0, threshold: float = 2.0) -> Law:
     """Law of one pass from pure noise: all sets of settled positions, and what may stand there, one after another."""
     found: dict[tuple, float] = {(None,) * law.length: 1.0}
     for step in range(math.ceil(law.length / sites)):
@@ -127,8 +127,11 @@ def enumerated(law: Law, order: str, sites: int, temperature: float = 1.0) -> La
         for state, mass in found.items():
             tables = [conditional(law, state, i) for i in range(law.length)]
             left = [i for i, token in enumerate(state) if token is None]
+            if not left:
+                following[state] = following.get(state, 0.0) + mass
+                continue
             count = math.ceil(len(left) / (math.ceil(law.length / sites) - step))
-            for chosen, tokens, probability in choices(tables, left, count, order, temperature):
+            for chosen, tokens, probability in choices(tables, left, count, order, temperature, threshold):
                 after = list(state)
                 for i, token in zip(chosen, tokens, strict=True):
                     after[i] = token
@@ -140,7 +143,7 @@ def enumerated(law: Law, order: str, sites: int, temperature: float = 1.0) -> La
     return Law(probs)
 
 
-def choices(tables: list, left: list, count: int, order: str, temperature: float):
+def choices(tables: list, left: list, count: int, order: str, temperature: float, threshold: float):
     """Positions settled in a step, tokens there, and the probability of both."""
     tempered = [table ** (1 / temperature) / (table ** (1 / temperature)).sum() for table in tables]
     if order == "random":
@@ -152,7 +155,9 @@ def choices(tables: list, left: list, count: int, order: str, temperature: float
         return
     for drawn in itertools.product(range(len(tables[0])), repeat=len(left)):
         token = dict(zip(left, drawn, strict=True))
-        chosen = sorted(left, key=lambda i, token=token: -float(tables[i][token[i]]))[:count]
+        sure = {i: float(tables[i][token[i]]) for i in left}
+        most = max(count, sum(probability >= threshold for probability in sure.values()))
+        chosen = sorted(left, key=lambda i, sure=sure: -sure[i])[:most]
         each = [float(tempered[i][token[i]]) for i in left]
         yield chosen, [token[i] for i in chosen], math.prod(each)
 
@@ -183,6 +188,15 @@ def test_a_temperature_changes_what_is_drawn_and_not_what_is_confident(order):
     assert_follows(samples(law, skewed(5), True, temperature=0.6, **settings), cold)
     with pytest.raises(AssertionError, match="total variation"):
         assert_follows(samples(law, skewed(5), True, **settings), cold)
+
+
+@pytest.mark.parametrize("sites", [1, 2])
+def test_a_threshold_settles_more_at_once(sites):
+    law, settings = LAWS["random"](), {"order": "confidence", "sites_per_step": sites}
+    expected = enumerated(law, "confidence", sites, threshold=0.2)
+    assert_follows(samples(law, skewed(5), False, confidence_threshold=0.2, **settings), expected)
+    with pytest.raises(AssertionError, match="total variation"):
+        assert_follows(samples(law, skewed(5), False, **settings), expected)
 
 
 def test_without_temperature_the_likeliest_token_of_all_comes_first():
