@@ -2,6 +2,11 @@
 
 import importlib.util
 import os
+import tempfile
+
+# No test asks the network for anything; read when the Hub's library is imported, whichever test does that first.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggm-tests-")
 
 import torch
 
