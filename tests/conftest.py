@@ -28,6 +28,9 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+INTERPRETED = 3  # of so many cases one runs by default: interpreted, small ones take seconds
+
+
 def served_on(op: str, device: str) -> list[str]:
     """Names of the available backends that implement `op` for tensors on `device`."""
     served = {
@@ -50,3 +53,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if getattr(metafunc.module, "WITHOUT_REFERENCE", False):
             names.remove("reference")
         metafunc.parametrize("backend", names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases that a test has for interpreted Triton leave each third; the others are slow."""
+    if torch.cuda.is_available():
+        return
+    seen: dict[str, int] = {}
+    for item in items:
+        if getattr(item, "callspec", None) is None or item.callspec.params.get("backend") != "triton":
+            continue
+        test = item.nodeid.partition("[")[0]
+        seen[test] = seen.get(test, 0) + 1
+        if seen[test] % INTERPRETED != 1:
+            item.add_marker(pytest.mark.slow)
