@@ -2,6 +2,11 @@
 
 import importlib.util
 import os
+import tempfile
+
+# No test asks the network for anything; read when the Hub's library is imported, whichever test does that first.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggm-tests-")
 
 import torch
 
@@ -21,6 +26,9 @@ if importlib.util.find_spec("triton") is not None and os.environ.get("TRITON_INT
 # On a busy machine an example takes as long as it takes, to draw and to run.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+INTERPRETED = 3  # of so many cases one runs by default: interpreted, small ones take seconds
 
 
 def served_on(op: str, device: str) -> list[str]:
@@ -45,3 +53,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if getattr(metafunc.module, "WITHOUT_REFERENCE", False):
             names.remove("reference")
         metafunc.parametrize("backend", names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases that a test has for interpreted Triton leave each third; the others are slow."""
+    if torch.cuda.is_available():
+        return
+    seen: dict[str, int] = {}
+    for item in items:
+        if getattr(item, "callspec", None) is None or item.callspec.params.get("backend") != "triton":
+            continue
+        test = item.nodeid.partition("[")[0]
+        seen[test] = seen.get(test, 0) + 1
+        if seen[test] % INTERPRETED != 1:
+            item.add_marker(pytest.mark.slow)

@@ -1,11 +1,4 @@
-"""Tests of the model layer never ask the network for anything."""
-
-import os
-import tempfile
-
-# Read when the libraries are imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ggm-tests-")
+"""Pictures and a network of their tokens, made once."""
 
 import pytest
 from pictures import COUNT, draw_pictures, small_vq

@@ -76,7 +76,7 @@ class Runs:
         return found
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["hollow", pytest.param("masked", marks=pytest.mark.slow)])
 def runs(request, tmp_path):
     return Runs(tmp_path, request.param)
 
@@ -128,6 +128,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
         assert_same_run(runs, "forgetful", "whole")
 
 
+@pytest.mark.slow
 def test_accumulation_and_bf16_work_on_shards(tmp_path):
     runs = Runs(tmp_path, "masked")
     runs.train("whole", precision="bf16")

@@ -210,7 +210,8 @@ def expected_of(arguments, backend="reference", **changes):
 def test_linear_agrees_with_the_step_on_the_product(backend, dtype, vocab_size, hidden_size, filters):
     arguments = linear_problem(25 if vocab_size < 1000 else 2, vocab_size, hidden_size, dtype)
     arguments |= filters
-    for bias in (arguments["bias"], None):
+    interpreted = backend == "triton" and vocab_size > 50000  # half a minute each
+    for bias in (arguments["bias"], *([] if interpreted else [None])):
         given, expected = ({**arguments, "bias": bias} for _ in range(2))
         ours = run(given, backend, linear_glauber_step)
         assert_agree(ours, expected_of(expected), of=1000)

@@ -145,7 +145,7 @@ def _settle_in_a_process(rank: int, world: int, port: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_that_each_have_a_shard(world):
     import socket
 

@@ -16,8 +16,8 @@ OP = "glauber_step"
 
 def drawn(logits, rows, backend="reference", **arguments):
     """Tokens drawn `rows` times from one row of logits [V], starting from token 0."""
-    if backend == "emulated" and {"top_k", "top_p", "min_p"} & set(arguments):
-        rows = min(rows, 5000)  # a block of 512 threads for each, and many tests more
+    if backend in ("emulated", "triton") and {"top_k", "top_p", "min_p"} & set(arguments):
+        rows = min(rows, 5000)  # a block of 512 threads for each, or interpreted; and many tests more
     tokens = torch.zeros(1, rows, dtype=torch.int64)
     repeated = logits.expand(1, rows, -1)
     arguments = {"seed": 1, "step": 0, **arguments}

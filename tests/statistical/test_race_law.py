@@ -20,8 +20,9 @@ REFERENCE = sys.modules["ggm_kernels.reference.glauber_step"]  # the package has
 G = RACE_GROUP
 VOCAB_SIZES = [2, 5, G - 1, G, G + 1, 2 * G, 50257]
 LARGE_VOCAB_SIZES = [128_000, 262_144]
-# Rows drawn: what each backend does in a few seconds.
-LOGITS_DRAWN = {"reference": 2**25, "cpu": 2**30, "triton": 2**23, "emulated": 2**22}
+# Rows drawn: what each backend does in a second or two.
+LOGITS_DRAWN = {"reference": 2**24, "cpu": 2**29, "triton": 2**21, "emulated": 2**22}
+SLOW = ("triton", "emulated")  # the interpreter, and fibers for threads
 
 
 def log_probs(vocab_size: int) -> torch.Tensor:
@@ -40,7 +41,7 @@ def draw(logits: torch.Tensor, rows: int, backend: str, **arguments) -> torch.Te
 
 
 def rows_for(vocab_size: int, backend: str) -> int:
-    return min(20_000 if backend == "emulated" else 400_000, LOGITS_DRAWN[backend] // vocab_size)
+    return min(20_000 if backend in SLOW else 400_000, LOGITS_DRAWN[backend] // vocab_size)
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
@@ -74,7 +75,8 @@ def test_masses_of_twenty_orders_of_magnitude(backend, within):
 def test_filtered_draws_of_many_groups(backend, filters):
     """Groups race by what the filters left of them: one has many light tokens, which they leave out."""
     logits = heavy_and_light()
-    check_large_law(draw(logits, 4000, backend, **filters), filtered_logits(logits, **filters))
+    rows = 1000 if backend == "triton" else 4000  # interpreted, a threshold takes its time
+    check_large_law(draw(logits, rows, backend, **filters), filtered_logits(logits, **filters))
 
 
 def heavy_and_light() -> torch.Tensor:
@@ -366,7 +368,7 @@ def test_the_check_notices_a_float32_gumbel():
 
 @pytest.mark.parametrize("vocab_size", [3, 20])
 def test_draws_at_different_coordinates_are_independent(backend, vocab_size):
-    logits, rows = log_probs(vocab_size), 10_000 if backend == "emulated" else 100_000
+    logits, rows = log_probs(vocab_size), 10_000 if backend in SLOW else 100_000
     base = draw(logits, rows, backend)
     ids = torch.tensor([1])
     others = {
