@@ -23,7 +23,8 @@ Network = Literal["hollow", "masked", "denoiser"]
 SWEEPS = 4
 CHAIN_FIELDS = {field.name for field in dataclasses.fields(ChainConfig)}
 REDENOISE = ReDenoise(sweeps=1, repeats=2)
-CONFIDENCE = "confidence"
+# Samplers in the order of confidence, and their passes over all sites.
+CONFIDENT = {"confidence": 1, "confidence, redenoise": 2}
 
 
 class Glauber(nn.Module):
@@ -31,7 +32,7 @@ class Glauber(nn.Module):
 
     "heat bath", "keep or replace", and "redenoise": heat bath, then two rounds of one sweep of new noise.
     With networks that predict the data everywhere and have learnt what is given, "confidence": every site
-    once, the most confident tokens first.
+    once, the most confident tokens first; "confidence, redenoise": then a sweep of new noise, and once more.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class Glauber(nn.Module):
         self.counts = counts
         config = self.model.config
         if config.backbone.gives_all_conditionals and config.predicts == "data" and config.frozen_share > 0:
-            self.samplers = (*self.samplers, CONFIDENCE)
+            self.samplers = (*self.samplers, *CONFIDENT)
 
     def loss(self, tokens: torch.Tensor, seed: int, step: int, sample_ids: torch.Tensor) -> torch.Tensor:
         """Loss of the model's objective."""
@@ -74,8 +75,9 @@ class Glauber(nn.Module):
 
         Confidence order takes any number of sites, and is asked for no more evaluations.
         """
-        if sampler == CONFIDENCE:
-            return -(-self.shape.length // -(-self.shape.length // evaluations))
+        if sampler in CONFIDENT:
+            passes, length = CONFIDENT[sampler], self.shape.length
+            return passes * -(-length // -(-length // (evaluations // passes)))
         best = self._evaluations(sampler, self._sites(sampler, evaluations))
         return best if max(best, evaluations) <= 1.5 * min(best, evaluations) else None
 
@@ -89,17 +91,17 @@ class Glauber(nn.Module):
     def _spread(self, request: Request) -> int:
         """Fewest sites per step that settle all that is to be drawn within the evaluations of a request."""
         most = self.shape.length if request.given is None else int((~request.given).sum(dim=1).max())
-        return max(1, -(-most // request.evaluations))
+        return max(1, -(-most // (request.evaluations // CONFIDENT[request.sampler])))
 
     def sample(self, request: Request) -> Drawn:
         """Sequences, from noise or around what is given."""
-        confident = request.sampler == CONFIDENCE
+        confident = request.sampler in CONFIDENT
         sites = self._spread(request) if confident else self._sites(request.sampler, request.evaluations)
         config = SamplingConfig(
             sites_per_step=sites,
             order="confidence" if confident else "chain",
             keep_or_replace=request.sampler == "keep or replace",
-            redenoise=REDENOISE if request.sampler == "redenoise" else None,
+            redenoise=_redenoise(request.sampler),
             temperature=request.temperature,
         )
         if request.tokens is None or request.given is None:
@@ -125,6 +127,12 @@ class Glauber(nn.Module):
             for ids in torch.arange(len(tokens)).split(config.batch)
         ]
         return torch.cat(parts)
+
+
+def _redenoise(sampler: str) -> ReDenoise | None:
+    if sampler == "redenoise":
+        return REDENOISE
+    return ReDenoise(sweeps=1) if CONFIDENT.get(sampler) == 2 else None
 
 
 def hollow(shape: Shape) -> HollowConfig:
