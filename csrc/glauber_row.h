@@ -218,6 +218,11 @@ GGM_HD void note_kept(const GlauberArgs& args, int64_t row) {
   if (args.options.raw_log_prob != nullptr) args.options.raw_log_prob[row] = not_a_number();
 }
 
+// Whether the logit of the present token alone may tell that a row keeps it, and nothing else is asked of the row.
+GGM_HD bool keeps_unread(const GlauberArgs& args) {
+  return args.noise_rate != nullptr && !args.normalize && !must_be_read(args);
+}
+
 // What is known of a row before its race.
 struct Early {
   bool settles;  // nothing is left to do but to note it
@@ -229,7 +234,7 @@ struct Early {
 template <class PresentLogit>
 GGM_HD Early early_of(const GlauberArgs& args, const Place& place, const PresentLogit& present_logit) {
   if (is_idle(args, place)) return {true, true};
-  if (args.noise_rate == nullptr || args.normalize || must_be_read(args)) return {false, false};
+  if (!keeps_unread(args)) return {false, false};
   const Decision decision = decision_of(args, place);
   const int64_t token = token_at(args, place.token_at);
   const float h = token < args.vocab_size ? edited_present(present_logit(token), edits_of(args, place))

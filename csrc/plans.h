@@ -45,7 +45,8 @@ void move_to(T*& pointer, uintptr_t address) {
 struct StepPlan {
 #define GGM_STEP_FIELDS(F) \
   F(tokens) F(log_sum_exp) F(log_prob) F(keep_prob) F(raw_log_prob) F(entropy) F(margin) F(argmax) \
-  F(logits) F(positions) F(sample_ids) F(frozen) F(noise_rate) F(noise_log_probs)
+  F(logits) F(positions) F(sample_ids) F(frozen) F(noise_rate) F(noise_log_probs) F(noise_table) \
+  F(temperature) F(top_k) F(top_p) F(min_p) F(logit_shift) F(mixture)
   GGM_PLAN_FIELDS(GGM_STEP_FIELDS)
   using Where = Extents<kFields, logits>;
 
@@ -68,6 +69,13 @@ struct StepPlan {
     move_to(args.frozen, at[frozen]);
     move_to(args.noise_rate, at[noise_rate]);
     move_to(args.noise_log_probs, at[noise_log_probs]);
+    move_to(args.options.noise_table, at[noise_table]);
+    move_to(args.options.temperature.values, at[temperature]);
+    move_to(args.options.top_k.values, at[top_k]);
+    move_to(args.options.top_p.values, at[top_p]);
+    move_to(args.options.min_p.values, at[min_p]);
+    move_to(args.options.logit_shift.values, at[logit_shift]);
+    move_to(args.options.mixture.values, at[mixture]);
     args.seed = seed;
     args.step = step;
   }

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kParallelFrom = 1 << 14;  // logits below which a second thread is not worth waking
 constexpr int64_t kRowCost = 64;            // of a row whatever its length, in logits
+constexpr int64_t kIdleCost = 4;            // of a row that nothing is done for
 
 GGM_HD bool worth_threads(const LogitsTile& tile) { return tile.rows * (tile.tokens + kRowCost) >= kParallelFrom; }
 
@@ -23,12 +24,34 @@ GGM_HD int64_t row_id(const LogitsTile& tile, int64_t row) {
   return tile.row_ids == nullptr ? tile.row_begin + row : tile.row_ids[row];
 }
 
-// Whether the row is done with before its race; then what it brings is noted.
+// Of a row that is done with before its race what it brings is noted.
 template <class PresentLogit>
-bool settled_before_race(const GlauberArgs& args, int64_t row, const Place& place, const PresentLogit& present_logit) {
+Early settle_early(const GlauberArgs& args, int64_t row, const Place& place, const PresentLogit& present_logit) {
   const Early early = early_of(args, place, present_logit);
   if (early.settles) note_early(args, row, early);
-  return early.settles;
+  return early;
+}
+
+bool may_settle_early(const GlauberArgs& args) {
+  return args.frozen != nullptr || args.position_row_stride != 0 || keeps_unread(args);
+}
+
+// Of a row that is not idle, in logits.
+struct Costs {
+  int64_t settled, undecided;
+};
+
+// Settles rows from the first on, until what they take is worth a second thread. How many it went through. The first
+// undecided row is not counted: one thread has to race it, and another could help with none.
+template <class Settle>
+int64_t settle_alone(int64_t rows, const Costs& costs, const Settle& settle) {
+  int64_t row = 0, work = 0, undecided = 0;
+  while (row < rows && work < kParallelFrom) {
+    const Early early = settle(row++);
+    if (!early.settles) work += undecided++ > 0 ? costs.undecided : 0;
+    else work += early.is_idle ? kIdleCost : costs.settled;
+  }
+  return row;
 }
 
 // In the precision of the factors, as the product itself is rounded.
@@ -45,10 +68,15 @@ float present_logit_of(const Factors& factors, int64_t row, int64_t token) {
 template <class T>
 int64_t undecided_rows(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads) {
   const int64_t rows = args.batch * args.count;
-  for_each(rows, threads, rows * factors.hidden_size >= kParallelFrom, [&](int64_t row) {
+  const auto settle = [&](int64_t row) {
     const auto present_logit = [&](int64_t token) { return present_logit_of<T>(factors, row, token); };
-    row_ids[row] = settled_before_race(args, row, place_of(args, row), present_logit) ? -1 : row;
-  });
+    const Early early = settle_early(args, row, place_of(args, row), present_logit);
+    row_ids[row] = early.settles ? -1 : row;
+    return early;
+  };
+  const int64_t cost = keeps_unread(args) ? factors.hidden_size : kIdleCost;
+  const int64_t settled = settle_alone(rows, {cost, cost}, settle);
+  for_each(rows - settled, threads, settled < rows, [&](int64_t i) { settle(settled + i); });
   int64_t undecided = 0;
   for (int64_t row = 0; row < rows; ++row) {
     if (row_ids[row] >= 0) row_ids[undecided++] = row;
@@ -131,23 +159,48 @@ void race_filtered(Row& row, const Filters& filters, const Span<T>& span, Filter
   RowRacer(row, state).run(edited);
 }
 
+// The rows of a tile from `first` on, and whether more than one thread shall do them: those before it are settled.
+struct Rest {
+  int64_t first;
+  bool is_much;
+};
+
+template <class Settle>
+Rest rest_of(const GlauberArgs& args, const LogitsTile& tile, const Settle& settle) {
+  if (!worth_threads(tile) || !may_settle_early(args)) return {0, worth_threads(tile)};
+  int64_t first = tile.rows;
+  const int64_t seen = settle_alone(tile.rows, {kRowCost, kRowCost + tile.tokens}, [&](int64_t i) {
+    const Early early = settle(i);
+    if (!early.settles && i < first) first = i;
+    return early;
+  });
+  return {first < seen ? first : seen, seen < tile.rows};
+}
+
 template <class T>
 int64_t step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
   const bool may_be_filtered = may_filter(args);
   const bool edits = args.options.softcap > 0.0f || args.options.logit_shift.values != nullptr;
+  const auto settle = [&](int64_t i) {
+    const T* logits = row_logits<T>(tile, i);
+    const int64_t id = row_id(tile, i);
+    return settle_early(args, id, place_of(args, id), [=](int64_t token) { return to_float(logits[token]); });
+  };
+  const Rest rest = rest_of(args, tile, settle);
+  if (rest.first == tile.rows) return 0;
   int64_t lawless = 0;
-  on_threads(threads, worth_threads(tile), [&](const Member& member) {
+  on_threads(threads, rest.is_much, [&](const Member& member) {
     Keys keys(args);
     int64_t of_member = 0;
     FilterSpace space(may_be_filtered ? args.vocab_size : 0, may_be_filtered && edits);
-    member.as_free(tile.rows, 4, [&](int64_t i) {
-      const T* logits = row_logits<T>(tile, i);
+    member.as_free(tile.rows - rest.first, 4, [&](int64_t after_first) {
+      const int64_t i = rest.first + after_first;
+      if (settle(i).settles) return;
       const int64_t id = row_id(tile, i);
       const Place place = place_of(args, id);
-      if (settled_before_race(args, id, place, [=](int64_t token) { return to_float(logits[token]); })) return;
       Row row = row_of(args, place, law_of(args, place), keys.of(place));
       RowState state = row_start();
-      const Span<T> span = {logits, 0, args.vocab_size};
+      const Span<T> span = {row_logits<T>(tile, i), 0, args.vocab_size};
       const Filters filters = filters_of(args, place);
       if (!row.law.greedy && leaves_out(filters, args.vocab_size)) {
         race_filtered(row, filters, span, space, state);

@@ -16,7 +16,7 @@ from ggm_kernels.native.corrupt import arguments_of as corrupt_arguments
 from ggm_kernels.native.glauber_step import tile_of
 from ggm_kernels.native.step_arguments import Step
 
-_BY_ROW = ("seed", "step", "temperature", "top_k", "top_p", "min_p", "logit_shift", "mixture")
+_BY_ROW = ("temperature", "top_k", "top_p", "min_p", "logit_shift", "mixture")  # that may be tensors
 
 
 class Plan:
@@ -75,12 +75,11 @@ class Plan:
 
 def glauber_step(given: dict[str, Any], update: Update) -> Plan | None:
     """A plan for steps like this one, unless a tensor has to be read or converted first."""
-    names = ("positions", "sample_ids", "frozen", "noise_rate", "noise_log_probs")
+    names = ("positions", "sample_ids", "frozen", "noise_rate", "noise_log_probs", "noise_table")
     tokens, logits = given["tokens"], given["logits"]
     used = {"tokens": tokens, **{name: getattr(update, name) for name in BY_PRODUCTS}, "logits": logits}
     used |= {name: getattr(update, name) for name in names}
-    if any(isinstance(getattr(update, name), torch.Tensor) for name in _BY_ROW):
-        return None
+    used |= {name: _tensor(getattr(update, name)) for name in _BY_ROW}
     if not (update.positions.dtype == torch.int64 and update.positions.is_contiguous()):
         return None
     if update.noise_rate is not None and update.noise_rate.dtype != torch.float32:
@@ -96,10 +95,10 @@ def glauber_step(given: dict[str, Any], update: Update) -> Plan | None:
 def commit(given: dict[str, Any], choice: Choice) -> Plan | None:
     """The same of `commit`."""
     limits = {name: getattr(choice, name) for name in ("count", "threshold", "budget")}
-    tensors = {name: value if isinstance(value, torch.Tensor) else None for name, value in limits.items()}
+    tensors = {name: _tensor(value) for name, value in limits.items()}
     used = {name: given[name] for name in ("tokens", "accepted", "proposal", "score", "eligible")}
     used |= {**tensors, "sample_ids": choice.sample_ids}
-    if isinstance(choice.step, torch.Tensor) or _converts(given, used):
+    if _converts(given, used):
         return None
     args = commit_arguments(CPU, given["tokens"], given["proposal"], given["score"], choice)
     return Plan(core.planned_commit, core.CommitPlan, (args,), given, used, ("tokens", "accepted"))
@@ -115,6 +114,10 @@ def corrupt(given: dict[str, Any], keep_prob: torch.Tensor, *rest) -> Plan | Non
         return None
     args = corrupt_arguments(CPU, given["noisy"], given["is_signal"], given["tokens"], keep_prob, *rest)
     return Plan(core.planned_corrupt, core.CorruptPlan, (args,), given, used, ())
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def _converts(given: dict[str, Any], used: dict[str, torch.Tensor | None]) -> bool:

@@ -133,6 +133,7 @@ def commit(
         _check_mask("accepted", accepted, tokens)
         checks.writable("accepted", accepted)
     source = _check_rest(rest, noise, vocab_size, tokens.device)
+    seed_and_step = seed, step
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
     ids, sample_ids = sample_ids, randomness.check_sample_ids(sample_ids, tokens)
@@ -143,7 +144,7 @@ def commit(
     refuse_shared_copies({"tokens": tokens, "accepted": accepted}, copies)
     choice = (*limits, eligible, *source, seed, step, step_tensor, sample_ids, accepted)
     _op(tokens, proposal, score.detach(), *choice, requested(backend))
-    _PLANS.remember(looks, backend, lambda native: native.commit(given, _choice_of(*choice)))
+    _PLANS.remember(looks, *seed_and_step, backend, lambda native: native.commit(given, _choice_of(*choice)))
     return tokens
 
 

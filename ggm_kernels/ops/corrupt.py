@@ -160,6 +160,7 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
     checks.tensor("tokens", tokens, dtypes=checks.INTEGERS, dims=(2,))
     keep_prob = _check_keep_prob(keep_prob, tokens)
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_VOCAB + 1)
+    seed_and_step = seed, step
     seed = randomness.check_seed(seed)
     step, step_tensor = randomness.check_step(step)
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
@@ -181,10 +182,12 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
         requested(backend),
         mask_id,
     )
-    if looks is not None and step_tensor is None:
+    if looks is not None:
         results = {"noisy": noisy, "is_signal": is_signal}
         rest = vocab_size, seed, step, sample_ids, frozen, noise_table, mask_id, int(stream)
-        _PLANS.remember(looks, backend, lambda native: native.corrupt(given | results, keep_prob, *rest))
+        _PLANS.remember(
+            looks, *seed_and_step, backend, lambda native: native.corrupt(given | results, keep_prob, *rest)
+        )
     return noisy, is_signal
 
 

@@ -150,14 +150,12 @@ def glauber_step(
     """
     given = {
         "tokens": tokens, "logits": logits, "positions": positions, "sample_ids": sample_ids,
-        "frozen": frozen, "noise_rate": noise_rate, "log_sum_exp": log_sum_exp, "log_prob": log_prob,
-        "keep_prob": keep_prob, "raw_log_prob": raw_log_prob, "entropy": entropy, "margin": margin,
-        "argmax": argmax,
+        "frozen": frozen, "noise_rate": noise_rate, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "min_p": min_p, "logit_shift": logit_shift, "mixture": mixture,
+        "log_sum_exp": log_sum_exp, "log_prob": log_prob, "keep_prob": keep_prob,
+        "raw_log_prob": raw_log_prob, "entropy": entropy, "margin": margin, "argmax": argmax,
     }  # fmt: skip
-    looks = look((
-        *given.values(), temperature, top_k, top_p, min_p, noise, normalize, filter_order, softcap,
-        logit_shift, mixture, backend,
-    ))  # fmt: skip
+    looks = look((*given.values(), noise, normalize, filter_order, softcap, backend))
     lawless = _PLANS.run(looks, given, seed, step)
     if lawless != NOT_RUN:
         if lawless:
@@ -173,7 +171,8 @@ def glauber_step(
         backend=backend,
     )  # fmt: skip
     _op(tokens, logits.detach(), *update)
-    _PLANS.remember(looks, backend, lambda native: native.glauber_step(given, update_of(*update[:-1])))
+    plan = lambda native: native.glauber_step(given, update_of(*update[:-1]))  # noqa: E731
+    _PLANS.remember(looks, seed, step, backend, plan)
     return tokens
 
 

@@ -97,6 +97,7 @@ class Plans:
 
     def __init__(self, op: str) -> None:
         self._op = op
+        self._seen: set[tuple] = set()  # once
         self._made: dict[tuple, Plan | None] = {}
 
     def has(self, looks: tuple | None) -> bool:
@@ -123,17 +124,21 @@ class Plans:
         return plan.run(given, seed, step)
 
     def remember(
-        self, looks: tuple | None, backend: str | None, make: Callable[[ModuleType], Plan | None]
+        self, looks: tuple | None, seed, step, backend: str | None, make: Callable[[ModuleType], Plan | None]
     ) -> None:
-        """Note a call that passed its checks; the second one that looks so has a plan made.
+        """Note a call that passed its checks; for the second one that looks so a plan is made, if it can be.
 
         `make` is given the module that plans calls of the compiled core, if that is what serves them.
         """
-        if looks is None:
+        if looks is None or looks in self._made or type(seed) is not int or type(step) is not int:
             return
-        if len(self._made) >= _MOST:
-            self._made.clear()
-        known, self._made[looks] = looks in self._made, None
-        if known and kernel(self._op, requested(backend), _CPU)[0] == "cpu":
-            # Only now: where there is no core there is no such module, and it imports the ops.
-            self._made[looks] = make(import_module("ggm_kernels.native.plans"))
+        if looks not in self._seen:
+            if len(self._seen) + len(self._made) >= _MOST:
+                self._seen.clear()
+                self._made.clear()
+            self._seen.add(looks)
+            return
+        self._seen.discard(looks)
+        is_of_core = kernel(self._op, requested(backend), _CPU)[0] == "cpu"
+        # Only now: where there is no core there is no such module, and it imports the ops.
+        self._made[looks] = make(import_module("ggm_kernels.native.plans")) if is_of_core else None
