@@ -1,4 +1,4 @@
-"""Backends of device code: those that need a GPU, and csrc/cuda emulated on the CPU, which needs none."""
+"""Backends of device code: those that need a GPU, and csrc/cuda emulated on the CPU, which needs none. Plans."""
 
 import sys
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from ggm_kernels import backends
+from ggm_kernels.native import plans
+from ggm_kernels.ops.plans import Plans
 
 ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "triton", "reference")]
 EMULATED = ["emulated"] if backends()["emulated"] else []
@@ -55,3 +57,19 @@ def _present(name: str) -> str:
     if name != "emulated":
         assert torch.cuda.is_available()
     return name
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Counts the calls that a plan has served; no plan of an earlier test is left."""
+    served = []
+    run = plans.Plan.run
+
+    def counted(self, *arguments):
+        served.append(run(self, *arguments))
+        return served[-1]
+
+    monkeypatch.setattr(plans.Plan, "run", counted)
+    for op in ("glauber_step", "commit", "corrupt"):
+        monkeypatch.setattr(f"ggm_kernels.ops.{op}._PLANS", Plans(op))
+    return served

@@ -2,37 +2,25 @@
 
 import sys
 from contextlib import nullcontext
+from itertools import combinations
 
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ggm_kernels
-from ggm_kernels import NoiseLaw, commit, corrupt, glauber_step
+from ggm_kernels import NoiseLaw, glauber_step
 from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
 from ggm_kernels.native import plans
 from ggm_kernels.ops.plans import Plans
 
-pytestmark = pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="plans are of the compiled core")
+pytestmark = [
+    pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="plans are of the compiled core"),
+    pytest.mark.usefixtures("planned"),
+]
 
 B, L, K, V = 3, 5, 2, 7
 LAW = NoiseLaw(torch.full((V,), 1 / V))
-
-
-@pytest.fixture(autouse=True)
-def planned(monkeypatch):
-    """Counts the calls that a plan has served."""
-    served = []
-    run = plans.Plan.run
-
-    def counted(self, *arguments):
-        served.append(run(self, *arguments))
-        return served[-1]
-
-    monkeypatch.setattr(plans.Plan, "run", counted)
-    for op in ("glauber_step", "commit", "corrupt"):
-        monkeypatch.setattr(f"ggm_kernels.ops.{op}._PLANS", Plans(op))
-    return served
 
 
 def arguments(seed=0, **options):
@@ -104,6 +92,99 @@ def test_a_planned_step_is_the_step(name, planned):
     assert planned == [0, 0]
 
 
+def _row_values(low, high, *shape):
+    return lambda g: low + (high - low) * torch.rand(*shape, generator=g)
+
+
+# What may be given beside each other, with values that every call draws anew.
+PAIRED = {
+    "all positions": {"positions": lambda g: None},
+    "shared positions": {"positions": lambda g: torch.randperm(L, generator=g)[:K]},
+    "absent rows": {"positions": lambda g: torch.tensor([[0, -1], [-1, -1], [3, 1]])},
+    "temperature": {"temperature": lambda g: 0.7},
+    "temperatures": {"temperature": _row_values(0.0, 2.0, B)},
+    "greedy": {"temperature": lambda g: torch.tensor([0.0, 1.0, 0.0])},
+    "top-k": {"top_k": lambda g: 3},
+    "top-ks": {"top_k": lambda g: torch.randint(1, V + 1, (B, K), generator=g)},
+    "top-p": {"top_p": lambda g: 0.8},
+    "top-ps": {"top_p": _row_values(0.2, 1.0, B)},
+    "min-p": {"min_p": lambda g: 0.1},
+    "min-ps": {"min_p": _row_values(0.0, 0.4, B, K)},
+    "order": {"filter_order": lambda g: "p_k_min"},
+    "softcap": {"softcap": lambda g: 2.0},
+    "shifts": {"logit_shift": _row_values(-2.0, 2.0, B, K)},
+    "shift of a sequence": {"logit_shift": _row_values(-2.0, 2.0, B)},
+    "mixture": {"mixture": _row_values(0.0, 1.0, B)},
+    "mixtures": {"mixture": _row_values(0.0, 1.0, B, K)},
+    "rate": {"noise_rate": lambda g: 0.3},
+    "rates": {"noise_rate": _row_values(0.0, 1.0, B)},
+    "rates by row": {"noise_rate": _row_values(0.0, 1.0, B, K)},
+    "law": {"noise": lambda g: LAW},
+    "mask": {"noise": lambda g: NoiseLaw.absorbing(V, V - 1)},
+    "normalize": {"normalize": lambda g: True},
+    "ids": {"sample_ids": lambda g: torch.randint(2**40, (B,), generator=g)},
+    "frozen": {"frozen": lambda g: torch.rand(B, L, generator=g) < 0.4},
+    **{name: {name: None} for name in BY_PRODUCTS},
+}
+
+
+def paired_case(options, seed):
+    """Tokens, logits, positions and the rest of a call, made anew."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, logits, positions, _ = arguments(seed)
+    tokens.random_(V, generator=generator)
+    made = {name: None if make is None else make(generator) for name, make in options.items()}
+    positions = made.pop("positions", positions)
+    rows = K if positions is not None else L
+    if positions is None:
+        logits = torch.randn(B, L, V, generator=generator)
+    for name, value in made.items():
+        if isinstance(value, torch.Tensor) and value.shape == (B, K):
+            made[name] = value[:, :1].expand(B, rows).contiguous()
+        if name in BY_PRODUCTS:
+            made[name] = torch.full((B, rows), 7, dtype=torch.int64 if name == "argmax" else torch.float32)
+    if "keep_prob" in made:
+        made.setdefault("noise_rate", torch.full((B,), 0.5))
+    return tokens, logits, positions, made
+
+
+def pairs():
+    """All pairs of options of different arguments; those beyond every sixth are slow."""
+    found = [pair for pair in combinations(PAIRED, 2) if not PAIRED[pair[0]].keys() & PAIRED[pair[1]].keys()]
+    for number, pair in enumerate(found):
+        yield pytest.param(*pair, marks=[pytest.mark.slow] if number % 6 else [], id=" and ".join(pair))
+
+
+@pytest.mark.parametrize(("first", "second"), list(pairs()))
+def test_pairs_of_options_in_a_plan(first, second, planned):
+    """As the call without a plan, to the bit, and as the reference has it."""
+    options = {**PAIRED[first], **PAIRED[second]}
+    if "noise" in options:
+        law = options["noise"](None)
+        options["noise"] = lambda g: law
+
+    def results(seed, backend=None):
+        case = paired_case(options, seed)
+        step(*case[:3], {**case[3], "backend": backend}, seed=seed, step=5)
+        return [case[0], *(case[3][name] for name in BY_PRODUCTS if name in case[3])]
+
+    expected = [results(seed) for seed in range(2)]
+    assert not planned
+    for seed in range(4):
+        of_plan = results(seed)
+        assert len(planned) == seed + 1 and planned[-1] == 0
+        if seed < 2:
+            assert all(
+                torch.equal(a.nan_to_num(-7), b.nan_to_num(-7))
+                for a, b in zip(of_plan, expected[seed], strict=True)
+            )
+        of_reference = results(seed, "reference")
+        assert torch.equal(of_plan[0], of_reference[0])
+        for ours, theirs in zip(of_plan[1:], of_reference[1:], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6, equal_nan=True)
+    assert len(planned) == 4
+
+
 WRONG = {
     "position": (IndexError, lambda t, g, p, o: p.fill_(L)),
     "position twice": (IndexError, lambda t, g, p, o: p.fill_(1)),
@@ -143,6 +224,54 @@ def test_a_plan_loses_no_check(name):
         glauber_step(tokens, logits, positions, **({"seed": 1, "step": 0} | options))
     assert torch.equal(tokens, before)
     assert torch.equal(options["log_sum_exp"], torch.zeros(B, K))
+
+
+WRONG_ROWS = {"temperature": -1, "top_k": 0, "top_p": 0, "min_p": 2, "mixture": 1.5}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_a_plan_looks_at_values_of_rows(name, planned):
+    def case(seed):
+        ones = {other: torch.ones(B, dtype=torch.int64 if other == "top_k" else None) for other in WRONG_ROWS}
+        return arguments(seed, **ones, **by_products(("log_prob",)))
+
+    for seed in range(3):
+        step(*case(seed))
+    assert planned == [0]
+    tokens, logits, positions, options = case(3)
+    options[name][1] = WRONG_ROWS[name]
+    with pytest.raises(ValueError, match=rf"{name}\[1\]"):
+        step(tokens, logits, positions, options)
+    assert torch.equal(tokens, torch.zeros_like(tokens))
+    assert torch.equal(options["log_prob"], torch.zeros(B, K))
+
+
+def test_a_plan_does_not_write_what_rows_are_given_by(planned):
+    def case(seed):
+        return arguments(seed, temperature=torch.ones(B, K), **by_products(("log_prob",)))
+
+    for seed in range(3):
+        step(*case(seed))
+    assert planned == [0]
+    tokens, logits, positions, options = case(3)
+    with pytest.raises(ValueError, match="log_prob"):
+        step(tokens, logits, positions, {**options, "temperature": options["log_prob"].fill_(1)})
+
+
+def test_a_call_that_cannot_be_planned_is_asked_once(planned, monkeypatch):
+    """And one whose seed is a tensor says nothing of those whose seeds are numbers."""
+    made = []
+    make = plans.glauber_step
+    monkeypatch.setattr(plans, "glauber_step", lambda *given: made.append(make(*given)) or made[-1])
+    for seed in range(4):
+        step(*arguments(seed, temperature=torch.ones(B, dtype=torch.float64)))
+    assert made == [None] and not planned
+    for seed in range(4):
+        step(*arguments(seed), seed=torch.full((B,), seed))
+    assert len(made) == 1
+    make_plan()
+    step(*arguments(2))
+    assert planned == [0]
 
 
 def test_what_looks_otherwise_has_no_plan(planned):
@@ -238,90 +367,25 @@ def test_plans_are_let_go_of(planned):
     assert planned == [0]
 
 
-def test_a_plan_that_keeps_an_address_is_seen(planned, monkeypatch):
-    """Planted fault: the logits of the call that made the plan."""
+@pytest.mark.parametrize("kept", ["logits", "temperature", "mixture"])
+def test_a_plan_that_keeps_an_address_is_seen(kept, planned, monkeypatch):
+    """Planted fault: a tensor of the call that made the plan."""
     make = plans.Plan.__init__
 
     def faulty(self, *arguments):
         make(self, *arguments)
-        self._moving = [(place, name) for place, name in self._moving if name != "logits"]
+        self._moving = [(place, name) for place, name in self._moving if name != kept]
 
-    calls = [arguments(seed) for seed in (0, 1, 5)]  # at addresses of their own
+    def case(seed):  # the last one draws from another law
+        options = {"temperature": torch.ones(B), "mixture": torch.ones(B)}
+        if seed == 5 and kept in options:
+            options[kept].zero_()
+        return arguments(seed, **options)
+
+    calls = [case(seed) for seed in (0, 1, 5)]  # at addresses of their own
     expected = step(calls[-1][0].clone(), *calls[-1][1:])
     monkeypatch.setattr("ggm_kernels.ops.glauber_step._PLANS", Plans("glauber_step"))
     monkeypatch.setattr(plans.Plan, "__init__", faulty)
     results = [step(*call) for call in calls]
     assert planned == [0]
     assert not torch.equal(results[-1], expected)
-
-
-# commit and corrupt
-
-COMMITS = {
-    "all": {},
-    "count": {"count": 2, "accepted": torch.zeros(B, L).bool()},
-    "counts": {"count": torch.tensor([0, 1, 2]), "eligible": torch.eye(B, L).bool()},
-    "limits": {"threshold": 0.2, "budget": torch.full((B,), 1.0), "rest": "noise", "noise": LAW},
-    "noise": {"budget": 0.5, "rest": "noise", "vocab_size": V, "sample_ids": torch.tensor([4, 2, 0])},
-}
-
-
-@pytest.mark.parametrize("name", COMMITS)
-def test_a_planned_commit_is_the_commit(name, planned):
-    proposal, score = torch.arange(B * L).view(B, L), torch.rand(B, L)
-
-    def result(step):
-        tokens = torch.full((B, L), -1)
-        commit(tokens, proposal, score, seed=2**64 - 1, step=step, **COMMITS[name])
-        return tokens, torch.as_tensor(COMMITS[name].get("accepted", 0)).clone()
-
-    expected = [result(step) for step in range(2)]
-    assert not planned
-    for step in range(2):
-        assert all(map(torch.equal, result(step), expected[step]))
-    assert planned == [0, 0]
-
-
-@pytest.mark.parametrize(
-    "keep_prob",
-    [0.5, torch.rand(B), torch.rand(B, L), torch.rand(B, 1)],
-    ids=["number", "by row", "by position", "column"],
-)
-@pytest.mark.parametrize("noise", [None, LAW, NoiseLaw.absorbing(V, V)], ids=str)
-def test_a_planned_corrupt_is_corrupt(keep_prob, noise, planned):
-    tokens = torch.randint(V, (B, L))
-    frozen, ids = torch.eye(B, L).bool(), torch.tensor([4, 2, 0])
-
-    def result(step):
-        return corrupt(
-            tokens.clone(), keep_prob, V, seed=3, step=step, noise=noise, frozen=frozen, sample_ids=ids
-        )
-
-    expected = [result(step) for step in range(2)]
-    assert not planned
-    for step in range(2):
-        assert all(map(torch.equal, result(step), expected[step]))
-    assert planned == [0, 0]
-
-
-def test_plans_of_commit_and_corrupt_lose_no_check(planned):
-    proposal, score, counts = torch.zeros(B, L).long(), torch.rand(B, L), torch.ones(B).long()
-    keep_prob = torch.rand(B)
-    for _ in range(3):
-        tokens = torch.zeros(B, L).long()
-        commit(tokens, proposal, score, count=counts, seed=1, step=0)
-        corrupt(tokens, keep_prob, V, seed=1)
-    assert planned == [0, 0]
-    with pytest.raises(ValueError, match="proposal"):
-        commit(tokens, tokens, score, count=counts, seed=1, step=0)
-    with pytest.raises(ValueError, match="count"):
-        commit(tokens, proposal, score, count=counts - 2, seed=1, step=0)
-    with pytest.raises(ValueError, match="keep_prob"):
-        corrupt(tokens, keep_prob + 1, V, seed=1)
-    with pytest.raises(IndexError, match="tokens"):
-        corrupt(tokens + V, keep_prob, V, seed=1)
-    for wrong, error in ((-1, ValueError), (2**64, ValueError), (1.0, TypeError), (True, TypeError)):
-        with pytest.raises(error, match="seed"):
-            commit(tokens, proposal, score, count=counts, seed=wrong, step=0)
-        with pytest.raises(error, match="seed"):
-            corrupt(tokens, keep_prob, V, seed=wrong)
