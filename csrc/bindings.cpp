@@ -307,13 +307,13 @@ void run_tasks(const py::function& function, int64_t count, int threads) {
   if (task.error) std::rethrow_exception(task.error);
 }
 
-// A plan of calls, the names of their tensors in the order in which it is given their addresses, and what runs it.
+// A plan of calls, the names of their tensors in the order in which it counts them, and what runs it.
 template <class Plan, class... Args>
 void bind_plan(py::module_& module, const char* name, const char* run) {
   py::class_<Plan> plan(module, name, py::module_local());
-  plan.def(py::init([](const Args&... args, const typename Plan::Where::Bytes& bytes) {
-    return Plan{args..., {bytes}};
-  }));
+  using Where = typename Plan::Where;
+  plan.def(py::init([](const Args&... args, const typename Where::Bytes& bytes, const typename Where::Addresses& held,
+                       const std::vector<int>& moving) { return Plan{args..., {bytes, held, moving}}; }));
   plan.attr("names") = py::tuple(py::cast(Plan::names()));
   module.def(run, &ggm::run_planned<Plan>, py::call_guard<py::gil_scoped_release>());
 }

@@ -49,24 +49,22 @@ class Plan:
     ) -> None:
         used = {name: used[name] for name in kind.names}
         self._run = run
+        # Names of the tensors whose addresses come with a call; the others are held.
+        self._moving = [name for name in used if isinstance(given.get(name), torch.Tensor)]
+        self._held = {name: value for name, value in used.items() if name not in self._moving}
         self._plan = kind(
-            *arguments, [0 if value is None else checks.extent(value) for value in used.values()]
+            *arguments,
+            [0 if used[name] is None else checks.extent(used[name]) for name in kind.names],
+            [address(self._held.get(name)) for name in kind.names],
+            [kind.names.index(name) for name in self._moving],
         )
-        self._addresses = [address(value) for value in used.values()]
-        self._moving = [
-            (place, name) for place, name in enumerate(used) if isinstance(given.get(name), torch.Tensor)
-        ]
-        moving = {name for _, name in self._moving}
-        self._kept = [value for name, value in used.items() if name not in moving]
         self._counted = [
             name for name in counted if given[name] is not None and not given[name].is_inference()
         ]
 
     def run(self, given: dict[str, Any], seed: int, step: int) -> int:
         """What the core says; less than 0, and no argument written, where a value or an address is amiss."""
-        addresses = self._addresses.copy()
-        for place, name in self._moving:
-            addresses[place] = given[name].data_ptr()
+        addresses = [given[name].data_ptr() for name in self._moving]
         result = self._run(self._plan, addresses, seed, step, torch.get_num_threads())
         if result >= 0 and self._counted:
             torch.autograd.graph.increment_version([given[name] for name in self._counted])
