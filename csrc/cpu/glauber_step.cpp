@@ -170,7 +170,7 @@ Rest rest_of(const GlauberArgs& args, const LogitsTile& tile, const Settle& sett
   if (!worth_threads(tile) || !may_settle_early(args)) return {0, worth_threads(tile)};
   int64_t first = tile.rows;
   const int64_t seen = settle_alone(tile.rows, {kRowCost, kRowCost + tile.tokens}, [&](int64_t i) {
-    const Early early = settle(i);
+    const Early early = settle(i, place_of(args, row_id(tile, i)));
     if (!early.settles && i < first) first = i;
     return early;
   });
@@ -181,10 +181,9 @@ template <class T>
 int64_t step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) {
   const bool may_be_filtered = may_filter(args);
   const bool edits = args.options.softcap > 0.0f || args.options.logit_shift.values != nullptr;
-  const auto settle = [&](int64_t i) {
+  const auto settle = [&](int64_t i, const Place& place) {
     const T* logits = row_logits<T>(tile, i);
-    const int64_t id = row_id(tile, i);
-    return settle_early(args, id, place_of(args, id), [=](int64_t token) { return to_float(logits[token]); });
+    return settle_early(args, row_id(tile, i), place, [=](int64_t token) { return to_float(logits[token]); });
   };
   const Rest rest = rest_of(args, tile, settle);
   if (rest.first == tile.rows) return 0;
@@ -195,9 +194,9 @@ int64_t step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) 
     FilterSpace space(may_be_filtered ? args.vocab_size : 0, may_be_filtered && edits);
     member.as_free(tile.rows - rest.first, 4, [&](int64_t after_first) {
       const int64_t i = rest.first + after_first;
-      if (settle(i).settles) return;
       const int64_t id = row_id(tile, i);
       const Place place = place_of(args, id);
+      if (settle(i, place).settles) return;
       Row row = row_of(args, place, law_of(args, place), keys.of(place));
       RowState state = row_start();
       const Span<T> span = {row_logits<T>(tile, i), 0, args.vocab_size};
