@@ -253,7 +253,7 @@ def glauber_step_demands() -> Iterator[Demand]:
     yield Demand("glauber_step", "N=256 V=50257", "softmax, multinomial", 8, time)
     total = lambda: rows.logits.sum()  # noqa: E731
     floor = "summing the logits once"
-    # Both wait for memory; how far the sums hide behind it is the machine's.
+    # In cache the step alone takes longer than the sum from memory; how far both overlap is the machine's.
     time = lambda: times_faster(total, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", floor, 0.75, time, least=0.55)
     asked_for = problems.glauber_step.ASKED_FOR
@@ -267,17 +267,17 @@ def glauber_step_demands() -> Iterator[Demand]:
     yield Demand(
         "glauber_step, logits far apart", "N=256 V=50257", "the same, close together", 0.9, time, least=0.35
     )
-    # What is left is the call itself, which on a busy machine waits for its second thread.
+    # What is left is the call itself, on one thread: a busy machine adds more to the other side.
     nothing = "all rows, nothing asked"
-    for name, goal in (("frozen, by-products", 8), ("frozen, everything", 6), ("absent, everything", 6)):
+    for name in ("frozen, by-products", "frozen, everything", "absent, everything"):
         idle = asked_for[name](rows)
         yield Demand(
             f"glauber_step, {name}",
             "N=256 V=50257",
             nothing,
-            goal,
+            12,
             lambda idle=idle: times_faster(rows.step, lambda: rows.step(**idle), seconds=2),
-            least=1.2,
+            least=6,
         )
     idle = asked_for["frozen, everything"](rows)
     time = lambda: times_faster(rows.linear_step, lambda: rows.linear_step(**idle), seconds=2)  # noqa: E731

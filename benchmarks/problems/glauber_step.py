@@ -56,6 +56,21 @@ def frozen(rows: "Rows") -> dict[str, torch.Tensor]:
     return {"frozen": torch.ones(rows.tokens.shape, dtype=torch.bool)}
 
 
+def seldom_noise(rows: "Rows") -> dict[str, torch.Tensor]:
+    """Keep or replace at a rate at which all but a few rows keep their token."""
+    return {"noise_rate": torch.full((1,), 1e-3)}
+
+
+def keep_prob(rows: "Rows") -> dict[str, torch.Tensor]:
+    """The same, and the probability of keeping, for which kept rows are read."""
+    return {**seldom_noise(rows), "keep_prob": torch.empty(rows.tokens.shape)}
+
+
+def noise_alone(rows: "Rows") -> dict[str, torch.Tensor]:
+    """A mixture that draws its noise in every row; they are read, since one without a law keeps its token."""
+    return {"mixture": torch.zeros(rows.tokens.shape)}
+
+
 def absent(rows: "Rows") -> dict[str, torch.Tensor]:
     """No row with a position."""
     return {"positions": torch.full_like(rows.tokens, -1)}
@@ -64,6 +79,9 @@ def absent(rows: "Rows") -> dict[str, torch.Tensor]:
 ASKED_FOR = {
     "by-products": by_products,
     "options": options,
+    "keep or replace": seldom_noise,
+    "keep or replace, keep_prob": keep_prob,
+    "mixture, noise alone": noise_alone,
     "frozen, by-products": lambda rows: {**by_products(rows), **frozen(rows)},
     "frozen, everything": lambda rows: {**everything(rows), **frozen(rows)},
     "absent, everything": lambda rows: {**everything(rows), **absent(rows)},

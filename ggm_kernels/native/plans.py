@@ -54,7 +54,7 @@ class Plan:
         self._held = {name: value for name, value in used.items() if name not in self._moving}
         self._plan = kind(
             *arguments,
-            [0 if used[name] is None else checks.extent(used[name]) for name in kind.names],
+            [0 if value is None else checks.extent(value) for value in used.values()],
             [address(self._held.get(name)) for name in kind.names],
             [kind.names.index(name) for name in self._moving],
         )
