@@ -20,8 +20,7 @@ def plan_of(variant: str) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("order", [0, 1, 7])
-@pytest.mark.parametrize("largest_grid", [0, 1, 3])
+@pytest.mark.parametrize(("order", "largest_grid"), [(0, 0), (1, 1), (7, 3), (0, 3), (7, 0)])
 @pytest.mark.parametrize("variant", ["asan", "tsan"])
 def test_every_kernel_is_clean(variant, order, largest_grid):
     environment = {
