@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -19,7 +20,14 @@ COLOURS = {
     "uniform": "#b08d57",
     "autoregressive": "#222222",
 }
-LINES = ("-", "--", ":")
+# Of samplers; a system's own one is drawn through.
+LINES = {
+    "keep or replace": "--",
+    "euler": "--",
+    "redenoise": ":",
+    "confidence": "-.",
+    "confidence, redenoise": (0, (6, 1, 1, 1, 1, 1)),
+}
 
 
 def colour(system: str) -> str:
@@ -34,14 +42,19 @@ def by_evaluations(results: Results, budget: str) -> Figure:
         figure, axes = plt.subplots(1, len(tasks), figsize=(4.2 * len(tasks), 4.0), squeeze=False)
         for ax, task in zip(axes[0], tasks, strict=True):
             headline = HEADLINES[task]
-            drawn: list[str] = []
             for system, sampler, points in lines(results.points(task, budget)):
-                style = LINES[drawn.count(system)]
-                drawn.append(system)
                 x = [point.per_sample for point in points]
                 y = [point.measures[headline.measure] for point in points]
                 name = f"{system}, {sampler}"
-                ax.plot(x, y, style, marker="o", ms=4, color=colour(system), label=name)
+                ax.plot(
+                    x,
+                    y,
+                    linestyle=LINES.get(sampler, "-"),
+                    marker="o",
+                    ms=4,
+                    color=colour(system),
+                    label=name,
+                )
             real = results.data[task]["measures"].get(headline.measure)
             if real is not None:
                 ax.axhline(real, color="#bbbbbb", lw=1)
@@ -52,8 +65,13 @@ def by_evaluations(results: Results, budget: str) -> Figure:
             ax.set_title(f"{task}: {'higher' if headline.more else 'lower'} is better", fontsize=10)
             ax.set_xlabel("network evaluations of a sample")
             ax.set_ylabel(headline.title, fontsize=9)
-        handles, names = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8)
+        named: dict[str, Artist] = {}  # a task may have samplers that others have not
+        for ax in axes[0]:
+            handles, names = ax.get_legend_handles_labels()
+            named |= dict(zip(names, handles, strict=True))
+        figure.legend(
+            named.values(), named, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8
+        )
         figure.tight_layout()
     return figure
 
@@ -80,8 +98,15 @@ def frontier(results: Results, task: str, budget: str) -> Figure:
                 x = [point.measures["entropy"] for point in group]
                 y = [point.measures["perplexity"] for point in group]
                 name = f"{system}, {sampler}, {evaluations}"
-                style = "--" if sampler in ("confidence", "keep or replace", "euler") else "-"
-                ax.plot(x, y, style, marker="o", ms=4, color=colour(system), label=name)
+                ax.plot(
+                    x,
+                    y,
+                    linestyle=LINES.get(sampler, "-"),
+                    marker="o",
+                    ms=4,
+                    color=colour(system),
+                    label=name,
+                )
         real = results.data[task]["measures"]
         ax.plot(real["entropy"], real["perplexity"], "*", ms=14, color="#222222", label="held-out text")
         ax.set_yscale("log")

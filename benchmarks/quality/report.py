@@ -139,11 +139,12 @@ def is_ours(point: Point) -> bool:
 
 
 def best(headline: results.Headline, points: list[Point]) -> Point | None:
-    """The point with the best headline."""
+    """The point with the best headline; of several the one with the fewest evaluations."""
     if not points:
         return None
     wanted = headline.best(point.measures[headline.measure] for point in points)
-    return next(point for point in points if point.measures[headline.measure] == wanted)
+    equal = [point for point in points if point.measures[headline.measure] == wanted]
+    return min(equal, key=lambda point: point.evaluations)
 
 
 def shown(headline: results.Headline, point: Point | None) -> str:
