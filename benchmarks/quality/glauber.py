@@ -76,8 +76,8 @@ class Glauber(nn.Module):
         Confidence order takes any number of sites, and is asked for no more evaluations.
         """
         if sampler in CONFIDENT:
-            passes, length = CONFIDENT[sampler], self.shape.length
-            return passes * -(-length // -(-length // (evaluations // passes)))
+            length = self.shape.length
+            return CONFIDENT[sampler] * -(-length // _sites_per_step(sampler, evaluations, length))
         best = self._evaluations(sampler, self._sites(sampler, evaluations))
         return best if max(best, evaluations) <= 1.5 * min(best, evaluations) else None
 
@@ -91,7 +91,7 @@ class Glauber(nn.Module):
     def _spread(self, request: Request) -> int:
         """Fewest sites per step that settle all that is to be drawn within the evaluations of a request."""
         most = self.shape.length if request.given is None else int((~request.given).sum(dim=1).max())
-        return max(1, -(-most // (request.evaluations // CONFIDENT[request.sampler])))
+        return _sites_per_step(request.sampler, request.evaluations, most)
 
     def sample(self, request: Request) -> Drawn:
         """Sequences, from noise or around what is given."""
@@ -127,6 +127,11 @@ class Glauber(nn.Module):
             for ids in torch.arange(len(tokens)).split(config.batch)
         ]
         return torch.cat(parts)
+
+
+def _sites_per_step(sampler: str, evaluations: int, count: int) -> int:
+    """Fewest sites that settle `count` within the evaluations of each of a confident sampler's passes."""
+    return max(1, -(-count // max(1, evaluations // CONFIDENT[sampler])))
 
 
 def _redenoise(sampler: str) -> ReDenoise | None:

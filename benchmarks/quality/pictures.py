@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -35,6 +38,14 @@ def colour(system: str) -> str:
     return COLOURS.get(system, "#8a94a6")
 
 
+def draw_line(
+    ax: Axes, system: str, sampler: str, x: Sequence[float], y: Sequence[float], label: str
+) -> None:
+    """Points of a sampler, in its system's colour."""
+    style = LINES.get(sampler, "-")
+    ax.plot(x, y, linestyle=style, marker="o", ms=4, color=colour(system), label=label)
+
+
 def by_evaluations(results: Results, budget: str) -> Figure:
     """Headline of every task against the evaluations of a sample, a line per sampler."""
     tasks = results.tasks()
@@ -46,15 +57,7 @@ def by_evaluations(results: Results, budget: str) -> Figure:
                 x = [point.per_sample for point in points]
                 y = [point.measures[headline.measure] for point in points]
                 name = f"{system}, {sampler}"
-                ax.plot(
-                    x,
-                    y,
-                    linestyle=LINES.get(sampler, "-"),
-                    marker="o",
-                    ms=4,
-                    color=colour(system),
-                    label=name,
-                )
+                draw_line(ax, system, sampler, x, y, name)
             real = results.data[task]["measures"].get(headline.measure)
             if real is not None:
                 ax.axhline(real, color="#bbbbbb", lw=1)
@@ -98,15 +101,7 @@ def frontier(results: Results, task: str, budget: str) -> Figure:
                 x = [point.measures["entropy"] for point in group]
                 y = [point.measures["perplexity"] for point in group]
                 name = f"{system}, {sampler}, {evaluations}"
-                ax.plot(
-                    x,
-                    y,
-                    linestyle=LINES.get(sampler, "-"),
-                    marker="o",
-                    ms=4,
-                    color=colour(system),
-                    label=name,
-                )
+                draw_line(ax, system, sampler, x, y, name)
         real = results.data[task]["measures"]
         ax.plot(real["entropy"], real["perplexity"], "*", ms=14, color="#222222", label="held-out text")
         ax.set_yscale("log")

@@ -89,13 +89,14 @@ def denoise_in_any_order(
     given = torch.zeros_like(tokens, dtype=torch.bool) if frozen is None else frozen
     counts = (~given).sum(dim=1)
     steps = (counts + config.sites_per_step - 1) // config.sites_per_step  # of each sequence in a pass
-    most = int(steps.max())
+    most = int(steps.max()) if len(steps) else 0
     evaluations = 0
     started = time.perf_counter()
     with progress_bar(progress, most * len(run.sweeps), "sampling", unit="step") as bar:
         for number, sweeps in enumerate(run.sweeps):
             tokens, settled = run.start(tokens, number), given.clone()
             times = torch.full_like(sample_ids, sweeps * chain.length)
+            order = _random_order(run, number) if config.order == "random" else None
             if observe is not None:
                 observe(sweeps * chain.length, tokens)
             for step in range(most):
@@ -105,7 +106,7 @@ def denoise_in_any_order(
                 evaluations += 1
                 share = _progress(step, steps, sweeps / chain.sweeps) if config.ramps else 0.0
                 count = -(-(~settled).sum(dim=1) // (steps - step).clamp_min(1))
-                _settle(run, tokens, prediction, settled, count, (number, step), share)
+                _settle(run, tokens, prediction, settled, count, order, number * chain.steps + step, share)
                 bar.update(1)
                 if observe is not None:
                     observe(int((~settled).sum(dim=1).max()), tokens)
@@ -122,24 +123,28 @@ def _progress(step: int, steps: torch.Tensor, reach: float) -> torch.Tensor:
     return 1.0 - reach * (1.0 - within)
 
 
+def _random_order(run: Reversal, number: int) -> torch.Tensor:
+    """Numbers whose order is that of the positions in a pass, float32 [B, L]."""
+    drawn = uniforms(run.sample_ids, run.chain.length, stream=Stream.VISIT_ORDER, seed=run.seed, step=number)
+    return drawn.float()
+
+
 def _settle(
     run: Reversal,
     tokens: torch.Tensor,
     prediction: DataPrediction,
     settled: torch.Tensor,
     count: torch.Tensor,
-    at: tuple[int, int],
+    order: torch.Tensor | None,
+    coordinate: int,
     progress: float | torch.Tensor,
 ) -> None:
-    """Draw `count` [B] or more of the positions not settled, in place; `at` are the pass and its step."""
-    coordinate, chosen = at[0] * run.chain.steps + at[1], torch.empty_like(settled)
+    """Draw `count` [B] or more of the positions not settled, in place: next in an order, or the surest."""
+    chosen = torch.empty_like(settled)
     options: dict[str, Any] = {"count": count, "eligible": ~settled, "accepted": chosen}
     options |= {"seed": run.seed, "step": coordinate}
-    if run.config.order == "random":
-        # The same numbers at every step of a pass: an order of the positions.
-        stream = Stream.VISIT_ORDER
-        order = uniforms(run.sample_ids, run.chain.length, stream=stream, seed=run.seed, step=at[0])
-        commit(tokens, tokens.clone(), order.float(), **options)
+    if order is not None:
+        commit(tokens, tokens.clone(), order, **options)
         run.draw(tokens, prediction, coordinate, progress, frozen=~chosen)
     else:
         drawn, log_prob = tokens.clone(), torch.empty(tokens.shape, device=tokens.device)

@@ -15,6 +15,7 @@ from ggm import (
     SamplingConfig,
     from_denoiser,
 )
+from ggm.sampling.any_order import denoise_in_any_order
 
 LENGTH, VOCAB, COUNT = 8, 5, 6
 NETWORKS = {
@@ -135,6 +136,9 @@ def test_everything_given_or_nothing_asked_for_costs_nothing():
     result = model_of().infill(TOKENS, torch.ones_like(FROZEN), config, seed=0)
     assert torch.equal(result.tokens, TOKENS) and result.network_evaluations == result.site_updates == 0
     assert model_of().sample(0, config, seed=0).tokens.shape == (0, LENGTH)
+    model, none = model_of(), TOKENS[:0]
+    result = denoise_in_any_order(model.data_conditionals(), model.chain, none, config, seed=0)
+    assert result.tokens.shape == (0, LENGTH) and result.network_evaluations == 0
 
 
 @pytest.mark.parametrize(

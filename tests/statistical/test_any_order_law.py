@@ -4,10 +4,11 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from enumerable import LAWS, Law, assert_follows, noise_law, skewed, uneven_chain, uniform
+from enumerable import LAWS, Law, assert_follows, ising_chain, noise_law, skewed, uneven_chain, uniform
 from exact_data import posterior_table
 
 from ggm.chain import Chain
@@ -212,6 +213,26 @@ def test_confidence_is_not_the_data_law_and_enumeration_of_single_sites_is():
     assert 0.5 * float((enumerated(law, "confidence", 1).probs - law.probs).abs().sum()) > 0.05
     with pytest.raises(AssertionError, match="total variation"):
         assert_follows(samples(law, skewed(5), False, order="confidence"), law)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "mathematics.md"
+ROWS = {
+    "Ising chain, L = 4": lambda: ising_chain(4),
+    "Potts ring, L = 4": LAWS["potts"],
+    "random joint, L = 3": LAWS["random"],
+}
+
+
+@pytest.mark.parametrize("title", ROWS)
+def test_the_page_has_the_distances_of_the_enumeration(title):
+    """Columns: the random order by one and by two sites, then the confident one."""
+    section = PAGE.read_text().partition("### Any order")[2].partition("###")[0]
+    (row,) = [line for line in section.splitlines() if line.startswith(f"| {title} |")]
+    law = ROWS[title]()
+    told = [float(cell) for cell in row.split("|")[2:-1]]
+    settings = itertools.product(("random", "confidence"), (1, 2))
+    found = [0.5 * float((enumerated(law, *of).probs - law.probs).abs().sum()) for of in settings]
+    assert told == pytest.approx(found, abs=6e-4)
 
 
 def least_confident(tokens, proposal, score, **options):
