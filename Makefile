@@ -74,6 +74,7 @@ types: $(VENV)/.dev  ## check types
 
 cuda-check: $(VENV)/.test  ## compile every GPU kernel with warnings as errors, fail where its machine code got worse
 	$(BIN)/python .ci/machine_code.py check
+	$(BIN)/python -m pytest -q -m 'slow or not slow' tests/test_machine_code.py tests/test_cuda_report.py
 
 gpu:  ## build, test and measure on an NVIDIA GPU, without network, with the packages that PYTHON has
 	PYTHON=$(PYTHON) .ci/gpu

@@ -56,7 +56,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases that a test has for interpreted Triton leave each third; the others are slow."""
+    """Of the cases that a test has for interpreted Triton leave each third; the others are slow.
+
+    All are where a module says so by TRITON_IS_SLOW.
+    """
     if torch.cuda.is_available():
         return
     seen: dict[str, int] = {}
@@ -65,5 +68,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         test = item.nodeid.partition("[")[0]
         seen[test] = seen.get(test, 0) + 1
-        if seen[test] % INTERPRETED != 1:
+        if seen[test] % INTERPRETED != 1 or getattr(item.module, "TRITON_IS_SLOW", False):
             item.add_marker(pytest.mark.slow)

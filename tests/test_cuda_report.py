@@ -56,6 +56,7 @@ def run_cuda_report(tmp_path: Path, source: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # `make cuda-check` runs it
 @needs_nvcc
 def test_cuda_report_passes_a_clean_kernel(tmp_path):
     done = run_cuda_report(tmp_path, CLEAN_KERNEL)
@@ -64,6 +65,7 @@ def test_cuda_report_passes_a_clean_kernel(tmp_path):
     assert "clean" in done.stdout
 
 
+@pytest.mark.slow  # `make cuda-check` runs it
 @needs_nvcc
 def test_cuda_report_fails_on_a_spill(tmp_path):
     done = run_cuda_report(tmp_path, CLEAN_KERNEL + SPILLING_KERNEL)
@@ -72,6 +74,7 @@ def test_cuda_report_fails_on_a_spill(tmp_path):
     assert "SPILL: clean" not in done.stderr
 
 
+@pytest.mark.slow  # `make cuda-check` runs it
 @needs_nvcc
 @pytest.mark.parametrize("fault", ["int unused = 3;", "return 1;"])
 def test_cuda_report_fails_on_a_warning(tmp_path, fault):

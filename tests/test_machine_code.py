@@ -77,6 +77,7 @@ def test_blocks_are_counted_by_registers():
     assert machine_code.blocks_of("threshold_kernel<float>", 53, "90") == 2
 
 
+@pytest.mark.slow  # `make cuda-check` runs it
 @needs_nvcc
 def test_a_kernel_that_spills_or_loses_its_wide_loads_is_seen(tmp_path):
     kernels = {}

@@ -44,7 +44,12 @@ def test_a_line_of_a_process_is_one_write():
 
 
 @pytest.mark.parametrize(
-    "launcher", ["torchrun", "accelerate", pytest.param("accelerate_fsdp", marks=pytest.mark.slow)]
+    "launcher",
+    [
+        "accelerate",
+        pytest.param("torchrun", marks=pytest.mark.slow),  # which starts those of other tests
+        pytest.param("accelerate_fsdp", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_have_the_curve_of_one(launcher, tmp_path):
     trained(tmp_path, out="one")

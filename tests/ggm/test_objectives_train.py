@@ -46,7 +46,8 @@ def held_out_loss(model: GGM, tokens: torch.Tensor) -> float:
 
 DATA_OBJECTIVES = ("noise ratio", "noise ratio, drawn", "shared", "cross-entropy")
 VARIANTS = [
-    *((objective, backbone, "state") for objective in OBJECTIVES for backbone in BACKBONES),
+    *((objective, backbone, "state") for objective in OBJECTIVES for backbone in ("masked", "hollow")),
+    *((objective, "hollow, tied", "state") for objective in ("observed", "shared", "cross-entropy")),
     *((objective, backbone, "data") for objective in DATA_OBJECTIVES for backbone in ("hollow", "denoiser")),
 ]
 BACKBONES["denoiser"] = (DenoiserConfig(width=16, depth=1, heads=2), (64,))

@@ -115,7 +115,12 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     runs.train("spread", "--max-steps", "5")
     runs.train("spread", "--resume", count=2, sharding="fsdp2")
     assert_same_run(runs, "spread", "whole")
-    # Without the moments of its first part the run is another one: they are what was handed on.
+
+
+@pytest.mark.slow
+def test_moments_that_were_not_handed_on_are_noticed(tmp_path):
+    runs = Runs(tmp_path, "hollow")
+    runs.train("whole")
     runs.train("forgetful", "--max-steps", "5")
     kept = runs.checkpoint("forgetful") / "optimizer.pt"
     moments = torch.load(kept, weights_only=True)

@@ -10,6 +10,7 @@ from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
 from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA
 
 OP = "glauber_step"
+TRITON_IS_SLOW = True  # what is compiled is the operator, one for all backends
 
 
 # The operator

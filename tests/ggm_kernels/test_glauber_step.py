@@ -222,7 +222,7 @@ def test_splitting_batch_or_positions_changes_nothing(backend):
     assert torch.equal(parts, whole)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(
     batch=st.integers(0, 3),
     count=st.integers(0, 4),

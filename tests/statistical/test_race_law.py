@@ -21,7 +21,7 @@ G = RACE_GROUP
 VOCAB_SIZES = [2, 5, G - 1, G, G + 1, 2 * G, 50257]
 LARGE_VOCAB_SIZES = [128_000, 262_144]
 # Rows drawn: what each backend does in a second or two.
-LOGITS_DRAWN = {"reference": 2**24, "cpu": 2**29, "triton": 2**21, "emulated": 2**22}
+LOGITS_DRAWN = {"reference": 2**23, "cpu": 2**28, "triton": 2**20, "emulated": 2**21}
 SLOW = ("triton", "emulated")  # the interpreter, and fibers for threads
 
 
@@ -75,7 +75,7 @@ def test_masses_of_twenty_orders_of_magnitude(backend, within):
 def test_filtered_draws_of_many_groups(backend, filters):
     """Groups race by what the filters left of them: one has many light tokens, which they leave out."""
     logits = heavy_and_light()
-    rows = 1000 if backend in SLOW else 4000  # a threshold takes them its time
+    rows = 300 if backend in SLOW else 2000  # a threshold takes them its time
     check_large_law(draw(logits, rows, backend, **filters), filtered_logits(logits, **filters))
 
 
