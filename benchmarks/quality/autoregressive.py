@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.quality.network import PlainTransformer
-from benchmarks.quality.systems import Drawn, Request, Shape
+from benchmarks.quality.system import Drawn, Request, Shape
 from ggm_kernels import glauber_step
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality.presets import Preset
-from benchmarks.quality.systems import Drawn, Request, make_system, timed
+from benchmarks.quality.system import Drawn, Request, timed
+from benchmarks.quality.systems import make_system
 from benchmarks.quality.tasks import SHARES, Task
 from benchmarks.quality.training import fit
 from ggm.data.puzzles import is_solved

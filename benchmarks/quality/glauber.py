@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from benchmarks.quality.systems import Drawn, Request, Shape
+from benchmarks.quality.system import Drawn, Request, Shape
 from ggm.backbones import BackboneConfig, DenoiserConfig, HollowConfig, MaskedConfig
 from ggm.chain import ChainConfig
 from ggm.evaluation.config import LikelihoodConfig

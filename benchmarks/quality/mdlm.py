@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.quality.network import PlainTransformer
 from benchmarks.quality.noising import LogLinear, Schedule, keep_of, training_times
-from benchmarks.quality.systems import Drawn, Request, Shape
+from benchmarks.quality.system import Drawn, Request, Shape
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.denoiser_likelihood import denoiser_bound
 from ggm_kernels import NoiseLaw, commit, corrupt, glauber_step

@@ -64,8 +64,8 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
 
 ## Adding a system
 
-A system is a module with `loss`, `sample`, `steps_near` and `bound` (`benchmarks/quality/systems.py` says
-what each is asked for), a line in `make_system` and its name in `SYSTEMS`. The tests of
+A system is a module with `loss`, `sample`, `steps_near` and `bound` (`benchmarks/quality/system.py` says
+what each is asked for) and a line in `MAKERS` of `systems.py`. The tests of
 `tests/benchmarks/test_quality_systems.py` then hold it against enumerable laws.
 """
 

@@ -19,7 +19,7 @@ from benchmarks.quality.noising import (
     training_times,
 )
 from benchmarks.quality.score_entropy import absorbing_score_entropy, uniform_score_entropy
-from benchmarks.quality.systems import Drawn, Request, Shape
+from benchmarks.quality.system import Drawn, Request, Shape
 from ggm.evaluation.bound import Noise, prior_divergence
 from ggm.sampling.stepwise import initial_tokens
 from ggm_kernels import NoiseLaw, corrupt, glauber_step

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.quality import laws
 from benchmarks.quality.autoregressive import Autoregressive
-from benchmarks.quality.systems import Shape
+from benchmarks.quality.system import Shape
 from benchmarks.quality.training import fit
 from ggm.backbones.layers import TransformerConfig
 from ggm.data import text

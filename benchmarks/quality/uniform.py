@@ -21,7 +21,7 @@ from benchmarks.quality.noising import (
     training_times,
 )
 from benchmarks.quality.score_entropy import uniform_score_entropy
-from benchmarks.quality.systems import Drawn, Request, Shape
+from benchmarks.quality.system import Drawn, Request, Shape
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.denoiser_likelihood import denoiser_bound
 from ggm.sampling.stepwise import initial_tokens

@@ -12,7 +12,8 @@ from benchmarks.quality import report, results
 from benchmarks.quality.cells import cells_of, kept_bytes
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.results import HEADLINES
-from benchmarks.quality.systems import ABLATIONS, SYSTEMS, Shape, make_system
+from benchmarks.quality.system import Shape
+from benchmarks.quality.systems import ABLATIONS, SYSTEMS, make_system
 from benchmarks.quality.tasks import MAKERS
 from ggm.backbones.layers import TransformerConfig
 

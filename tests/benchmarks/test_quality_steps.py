@@ -12,7 +12,7 @@ from benchmarks.quality.mdlm import masked_loss, posterior_step
 from benchmarks.quality.noising import Geometric, LogLinear, keep_of, training_times
 from benchmarks.quality.score_entropy import absorbing_score_entropy, uniform_score_entropy
 from benchmarks.quality.sedd import SEDD, tempered_jumps
-from benchmarks.quality.systems import Request, Shape
+from benchmarks.quality.system import Request, Shape
 from benchmarks.quality.uniform import log_score_of_mean
 from ggm.backbones.layers import TransformerConfig
 from ggm_kernels import NoiseLaw

@@ -7,7 +7,8 @@ import torch
 from enumerable import Law, assert_follows, potts_ring, random_joint
 
 from benchmarks.quality import mdlm, sedd, uniform
-from benchmarks.quality.systems import SYSTEMS, Request, Shape, make_system
+from benchmarks.quality.system import Request, Shape
+from benchmarks.quality.systems import SYSTEMS, make_system
 from benchmarks.quality.training import fit
 from ggm.backbones.layers import TransformerConfig
 from ggm.training.config import TrainingConfig
