@@ -74,6 +74,9 @@ class GroupWords {
   uint32_t words_[4] = {};
 };
 
+// Of a group whose mass is not relative to its own top. The logarithm of a larger one is too coarse for a score.
+constexpr float kMostWithoutTop = 0x1p20f;
+
 // A race over part of a row.
 class RowRacer {
  public:
@@ -84,6 +87,8 @@ class RowRacer {
         sums_law_(row.wants.law_mass || races_groups_),
         is_plain_(row.law.inverse_temperature == 1.0f),
         sums_see_nan_(sums_law_ && !row.law.filtered && !row.law.greedy && !row.wants.margin),
+        needs_no_tops_(sums_see_nan_ && races_groups_ && !row.wants.argmax && !row.wants.entropy &&
+                       (is_plain_ || !row.wants.raw_mass)),
         seen_(row.law.filtered ? minus_infinity() : state.top) {}
 
   template <class T>
@@ -109,9 +114,11 @@ class RowRacer {
   }
 
   template <class T>
-  GGM_HD_MEMBER void enter_group(const Span<T>& group, const Span<T>& next) {
+  GGM_HD_MEMBER void enter_group(const Span<T>& group, const Span<T>& following) {
     note(group, row_.present_token, state_.present);
     note(group, row_.noise_token, state_.noise);
+    const Span<T> next = needs_no_tops_ ? first_batch(following) : following;
+    if (needs_no_tops_ && enter_without_top(group, next)) return;
     const GroupTop largest = top_of(group);
     if (largest.has_nan) {
       state_.has_nan = 1u;
@@ -130,6 +137,39 @@ class RowRacer {
     } else {
       enter_race(group.token_begin / kRaceGroup, largest.top, mass);
     }
+  }
+
+  // Relative to the largest of its first batch, which saves a pass: unless the group's own lies so much higher that
+  // digits are lost, and nothing is done.
+  template <class T>
+  GGM_HD_MEMBER bool enter_without_top(const Span<T>& group, const Span<T>& next) {
+    const float near_top = knows_next_ ? next_.top : largest_logit(first_batch(group));
+    knows_next_ = false;
+    if (!(near_top - near_top == 0.0f)) return false;
+    const float mass = sums_at<false>(group, near_top, row_.law.inverse_temperature, next).mass;
+    if (mass != mass) state_.has_nan = 1u;
+    if (!(mass < kMostWithoutTop)) {
+      knows_next_ = false;
+      return mass != mass;
+    }
+    rise_to(state_, near_top, row_.law.inverse_temperature);
+    if (row_.wants.law_mass || row_.wants.raw_mass) {
+      const double of_row = product(mass, expf(tempered(near_top, state_.top, row_.law.inverse_temperature)));
+      if (row_.wants.law_mass) state_.law_mass += of_row;
+      if (row_.wants.raw_mass) state_.raw_mass += of_row;
+    }
+    enter_race(group.token_begin / kRaceGroup, near_top, mass);
+    return true;
+  }
+
+  template <class T>
+  GGM_HD_MEMBER static float largest_logit(const Span<T>& group) {
+    return largest_of<T, false>(group.logits, group.tokens).top;
+  }
+
+  template <class T>
+  GGM_HD_MEMBER static Span<T> first_batch(const Span<T>& group) {
+    return {group.logits, group.token_begin, group.tokens < kBatch ? group.tokens : kBatch};
   }
 
   template <class T>
@@ -239,6 +279,7 @@ class RowRacer {
   void draw_from(const Span<T>& span) {
     const Span<T> group = group_at(span, leader_ * kRaceGroup - span.token_begin);
     with_edits(group, row_.edits, [this](const auto& edited) {
+      if (needs_no_tops_) leader_top_ = largest_logit(edited);
       state_.winner = race_tokens(edited, row_.race, *row_.keys, row_.law, Tops{leader_top_, state_.top});
       state_.drawn = to_float(edited.logits[state_.winner - edited.token_begin]);
     });
@@ -249,6 +290,7 @@ class RowRacer {
   RowState& state_;
   const bool races_groups_, sums_law_, is_plain_;
   const bool sums_see_nan_;  // so that the search for a largest logit need not
+  const bool needs_no_tops_;  // of groups, but of the one that is drawn from
   GroupWords words_;
   int64_t leader_ = -1;
   float leader_top_ = 0.0f;

@@ -125,17 +125,19 @@ GGM_HD Floats exp_nonpositive(Floats x) {
   return x > -87.0f ? scaled : Floats{};
 }
 
-// An exponent of 2 that is at least -125, or NaN: powers that are not normal take a hundred times as long.
+// An exponent of 2 that is at least -125, or NaN: powers that are not normal take a hundred times as long. Where large
+// powers do not become infinite by themselves, at most 126.
 GGM_HD Floats normal_exponent(Floats x) {
   const Floats least = Floats{} - 125.0f;
 #if defined(__AVX512F__)
   return (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)least, (__m512)x);
 #else
-  return least > x ? least : x;
+  const Floats most = Floats{} + 126.0f, normal = least > x ? least : x;
+  return normal > most ? most : normal;
 #endif
 }
 
-// 2^x for sums, within 2^-22, x from -125 to 0; NaN for NaN. x = n + f; a minimax polynomial in f.
+// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent. x = n + f; a minimax polynomial in f.
 GGM_HD Floats exp2_for_sum(Floats x) {
 #if defined(__AVX512DQ__)
   // n = floor(x), which scalef takes by itself; f is in [0, 1). Exactly 1 for 0.

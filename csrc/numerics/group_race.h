@@ -8,9 +8,10 @@
 // words, relative to the group's largest logit. A vocabulary of one group has no race of groups: it is the race of
 // tokens alone. So P(group) is its share of the mass, and P(token | group) the token's share of the group.
 //
-// The order in which a mass is summed is left open, but may depend on nothing but the group; the result must be within
-// 2^-20 of the exact sum. Then two backends choose different groups where two of them finish within a few 2^-20 of
-// each other, which is one row in some 10^5 of flat rows and fewer of others.
+// The order in which a mass is summed is left open, and so is which M it is relative to where none of its digits are
+// lost; both may depend on nothing but the group. The result must be within 2^-20 of the exact sum. Then two backends
+// choose different groups where two of them finish within a few 2^-20 of each other, which is one row in some 10^5 of
+// flat rows and fewer of others.
 #pragma once
 
 #include "numerics/race.h"
@@ -29,7 +30,7 @@ GGM_HD float log_bound(float mass) {
 // A row after some of its groups. Scores and sums are relative to the largest logit so far and move along when that
 // rises. Sums over groups are double: a million light tokens count beside a heavy one.
 struct RowState {
-  float top;     // largest logit
+  float top;     // largest logit; where nothing but sums needs it, one near it
   float second;  // the second largest
   uint32_t argmax;
   float score;      // of the leading group, relative to top; -inf before there is one
