@@ -204,6 +204,11 @@ class Chain:
         visits = done[:, None] + (rank < within[:, None]).long()
         return tables.kept.gather(0, visits)
 
+    def kept_in_sweeps(self, device: torch.device) -> torch.Tensor:
+        """Mean share of data tokens left in each sweep, before and after its visits, float64 [S]."""
+        kept = self._on(device).kept.mean(dim=1)
+        return (kept[:-1] + kept[1:]) / 2
+
     def visits(self, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions that steps visit, and their noise rates.
 

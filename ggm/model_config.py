@@ -39,6 +39,10 @@ class GGMConfig:
         What the network learns at a position given the others. "state": the token of X_t. "data": the
         token of X_0, from which the known mixture with the noise makes that of X_t; the loss then has the
         data token as its only signal, and is "marginal" or "cross_entropy". A denoiser predicts the data.
+    training_times : str
+        Which sweeps of the chain a training step looks at. "uniform": all alike. "kept": in proportion to
+        the mean share of data tokens left in them, so that most contexts tell something. The minimiser is
+        the same, as every sweep has its own conditionals.
     """
 
     vocab_size: int
@@ -49,6 +53,7 @@ class GGMConfig:
     frozen_share: float = 0.0
     noise_probs: tuple[float, ...] | None = None
     predicts: Literal["state", "data"] = "state"
+    training_times: Literal["uniform", "kept"] = "uniform"
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -59,6 +64,8 @@ class GGMConfig:
             raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
         if self.predicts not in ("state", "data"):
             raise ValueError(f"predicts: got {self.predicts!r}; allowed: state, data")
+        if self.training_times not in ("uniform", "kept"):
+            raise ValueError(f"training_times: got {self.training_times!r}; allowed: uniform, kept")
         if self.predicts == "state" and self.backbone.sees_own_token:
             raise ValueError(f"predicts: got 'state' with a {self.backbone.kind}; allowed: data")
         if self.predicts == "data" and self.objective.form not in DATA_FORMS:

@@ -57,7 +57,11 @@ def test_the_page_has_means_spreads_and_the_best_row():
     told = page.render(results({base: [1.0, 1.2, 1.4], row: [0.9, 0.9, 0.9]}))
     assert "| base | 1.200 ± 0.200 | 2.00 ± 0.00 | 10 |" in told
     assert "| twice | **0.900 ± 0.000** | 2.00 ± 0.00 | 10 |" in told
-    assert "Measured with 1 s of processor time of one thread per run, on 2 cores of a processor" in told
+    longer = "(3 times as many for words)"
+    assert (
+        f"Measured with 1 s of processor time of one thread per run {longer}, on 2 cores of a processor"
+        in told
+    )
     assert "### Average" not in told and "## Characters" not in told
 
 

@@ -90,15 +90,15 @@ _LEVERS: dict[str, dict[str, Change]] = {
     "chain": {
         "2 sweeps": _chain(sweeps=2),
         "8 sweeps": _chain(sweeps=8),
-        "linear": _chain(schedule="linear"),
         "sine": _chain(schedule="sine"),
     },
+    "weights over time": {"share kept": _model(training_times="kept")},
     "positions per pass": {
         "1": _model(masked_counts=(1,)),
         "16": _model(masked_counts=(16,)),
     },
     "learning rate": {"a half": _scaled_rate(0.5), "twice": _scaled_rate(2.0)},
-    "average": {"0.9": _training(ema_decay=0.9), "0.999": _training(ema_decay=0.999)},
+    "average": {"0.9": _training(ema_decay=0.9)},
 }
 _HEADS: dict[str, Change] = {
     "binary, 1 candidate": _objective(candidates=1, noise_ratio=512.0),

@@ -32,7 +32,7 @@ def measure(row: Row, seconds: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     problem, setup = PROBLEMS[row.problem], row.setup()
     data = problem.load()
-    training = dataclasses.replace(setup.training, seconds=seconds, seed=row.seed)
+    training = dataclasses.replace(setup.training, seconds=problem.times_seconds * seconds, seed=row.seed)
     torch.manual_seed(row.seed)
     result = train(GGM(model_config(setup, data)), data.train, training, clock=time.process_time)
     # A masked network has learnt groups of these sizes, and its bound is that of its largest of them.

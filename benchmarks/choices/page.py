@@ -50,7 +50,7 @@ def _conditions(results: dict[str, Any]) -> str:
         return "Nothing has been measured yet.\n"
     machine, loads = results["machine"], [run["load"] for run in runs.values()]
     told = (
-        f"Measured with {results['seconds']:g} s of processor time of one thread per run, on "
+        f"Measured with {results['seconds']:g} s of processor time of one thread per run{_longer()}, on "
         f"{machine['cores']} cores of {machine['cpu']}; load of the machine after a run "
         f"{min(loads):g} to {max(loads):g}.\n"
     )
@@ -64,6 +64,16 @@ def _conditions(results: dict[str, Any]) -> str:
             "differences within a seed's spread are noise.\n"
         )
     return told
+
+
+def _longer() -> str:
+    """Which problems take more than the seconds asked for."""
+    told = [
+        f"{p.times_seconds:g} times as many for {name}"
+        for name, p in PROBLEMS.items()
+        if p.times_seconds != 1
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _table(runs: dict[str, Any], problem: str, lever: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from laws import check_law
 from torch.nn.functional import linear
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ObjectiveConfig
@@ -188,6 +189,22 @@ def test_every_step_of_the_chain_is_trained_and_its_visit_predicted_first():
         assert all(len(set(row)) == sites for row in positions[:50].tolist())
         shares = times.bincount(minlength=18) / len(times)
         assert (shares - 1 / 18).abs().max() < 0.01
+
+
+def test_sweeps_are_trained_by_the_share_that_they_keep():
+    model, ids = ggm(training_times="kept", objective=ObjectiveConfig("cross_entropy")), torch.arange(20_000)
+    kept = model.chain.keep_prob(torch.arange(0, 19, 6)).mean(dim=1)  # before and after each of the 3 sweeps
+    weights = kept[:-1] + kept[1:]
+    times, steps = model._draw_visits(ids, seed=0, step=0)
+    assert torch.equal(steps // 6, (times // 6)[:, None].expand_as(steps))
+    check_law(times // 6, weights)
+    for place in range(6):
+        check_law(times[times % 6 == place] // 6, weights)
+    with pytest.raises(AssertionError):
+        check_law(times // 6, torch.ones(3))
+    # Calibration looks at all times alike: a number of the model and not of its training.
+    times, _ = model._draw_visits(ids, seed=0, step=0, count=1)
+    check_law(times // 6, torch.ones(3))
 
 
 def test_clean_positions_are_neither_visited_nor_learned(monkeypatch):

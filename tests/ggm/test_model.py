@@ -148,7 +148,13 @@ def test_saved_and_loaded_models_agree(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"vocab_size": 0}, {"masked_counts": ()}, {"masked_counts": (7,)}, {"frozen_share": 1.5}],
+    [
+        {"vocab_size": 0},
+        {"masked_counts": ()},
+        {"masked_counts": (7,)},
+        {"frozen_share": 1.5},
+        {"training_times": "late"},
+    ],
 )
 def test_bad_configurations_are_refused(bad):
     with pytest.raises(ValueError, match="allowed"):

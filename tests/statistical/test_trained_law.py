@@ -69,7 +69,16 @@ class Table(torch.nn.Module):
         return self.rows[(at * 3 + positions) * 27 + context]
 
 
-def trained(predicts: str, backbone: str, objective: str, noise: str, *, table: bool, count: int) -> GGM:
+def trained(
+    predicts: str,
+    backbone: str,
+    objective: str,
+    noise: str,
+    *,
+    table: bool,
+    count: int,
+    times: str = "uniform",
+) -> GGM:
     torch.manual_seed(0)
     config = GGMConfig(
         3,
@@ -79,6 +88,7 @@ def trained(predicts: str, backbone: str, objective: str, noise: str, *, table: 
         masked_counts=(1 if backbone == "masked" else 3,),
         noise_probs=NOISES[noise],
         predicts=predicts,
+        training_times=times,
     )
     model = GGM(config)
     if table:
@@ -111,6 +121,12 @@ FEW = [
 def test_tables_reach_the_data_law(variant):
     *kind, process = variant
     assert_follows(drawn(trained(*kind, table=True, count=200), process), DATA)
+
+
+@pytest.mark.parametrize("predicts", ["state", "data"])
+def test_the_law_does_not_depend_on_the_times_of_training(predicts):
+    model = trained(predicts, "hollow", "marginal", "skewed", table=True, count=300, times="kept")
+    assert_follows(drawn(model, "keep or replace"), DATA)
 
 
 def test_faults_of_a_trained_table_are_noticed(monkeypatch):
