@@ -56,7 +56,7 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
   as without.
 - With the log-linear schedule of absorbing noise SEDD's Euler step is its analytic one, so it is run once.
 - `ggm-hollow` and `ggm-masked` predict the state by the binary loss, as the paper has it; `ggm-data` (hollow)
-  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy.
+  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy, at `training_times: kept`.
 - Where puzzles are to be filled in, networks are told which positions are given, and half of their training
   sequences have some; MDLM and the autoregressive model need no such training. Elsewhere nothing is given.
 - **confidence**: each token drawn once, the most probable first, as many per step as spread them over the

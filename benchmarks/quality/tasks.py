@@ -25,8 +25,8 @@ from ggm.training.config import TrainingConfig
 Measures = dict[str, float]
 LEVELS = 4
 TEXT_LENGTH = 64
-# Of a preset's budget; 1 for those that are not here.
-SHARES = {"potts": 0.25, "sudoku-4": 0.5, "sudoku-9": 2.0}
+# Of a preset's budget; 1 for those that are not here. Texts are at their unigrams for the first minute.
+SHARES = {"pydoc-char": 4.0, "pydoc-bpe": 4.0, "sudoku-4": 0.5, "sudoku-9": 2.0, "potts": 0.25}
 
 
 @dataclass(frozen=True)
