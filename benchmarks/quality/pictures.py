@@ -15,6 +15,7 @@ from benchmarks.quality.results import HEADLINES, Point, Results, rank
 COLOURS = {
     "ggm-hollow": "#c8384e",
     "ggm-data": "#8f1d3f",
+    "ggm-data-kept": "#b3261e",
     "ggm-denoiser": "#d06fa0",
     "ggm-masked": "#e58a5b",
     "mdlm": "#5b6b8c",

@@ -46,9 +46,10 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
   of the sequence changed, makes fewer than it has steps: tables name the steps, pictures show what was made.
 - **digits**: Frechet distance of pixels to the training set, which falls with the number of samples: the
   held-out row has as many.
-- **texts**: perplexity under an autoregressive model of the same texts, trained longer, whose perplexity on
-  held-out text is the held-out row; it may be low for dull text, so the entropy of a sample's tokens stands
-  beside it, and the frontier over temperatures says more than one point.
+- **texts**, which have four times the seconds of digits: perplexity under an autoregressive model of the same
+  texts, trained longer, whose perplexity on held-out text is the held-out row; it may be low for dull text,
+  so the entropy of a sample's tokens stands beside it, and the frontier over temperatures says more than one
+  point.
 - **sudoku**: solved are puzzles of held-out grids, some cells given, that are filled in without a fault. The
   autoregressive model sees what comes later only when it is there. `valid` counts grids drawn from nothing.
 - **potts**: total variation between frequencies of all 81 sequences and their law.
@@ -56,7 +57,9 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
   as without.
 - With the log-linear schedule of absorbing noise SEDD's Euler step is its analytic one, so it is run once.
 - `ggm-hollow` and `ggm-masked` predict the state by the binary loss, as the paper has it; `ggm-data` (hollow)
-  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy, at `training_times: kept`.
+  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy. `ggm-data-kept` is `ggm-data`
+  whose training looks at the sweeps of the chain in proportion to the share of data left in them
+  (`training_times: kept`).
 - Where puzzles are to be filled in, networks are told which positions are given, and half of their training
   sequences have some; MDLM and the autoregressive model need no such training. Elsewhere nothing is given.
 - **confidence**: each token drawn once, the most probable first, as many per step as spread them over the

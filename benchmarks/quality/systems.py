@@ -14,14 +14,11 @@ from benchmarks.quality.uniform import UniformDiffusion
 from ggm.objective import ObjectiveConfig
 
 # GGM that predicts the data token, by cross-entropy.
-DATA: dict[str, Any] = {
-    "predicts": "data",
-    "objective": ObjectiveConfig("cross_entropy"),
-    "training_times": "kept",
-}
+DATA: dict[str, Any] = {"predicts": "data", "objective": ObjectiveConfig("cross_entropy")}
 MAKERS: dict[str, Callable[[Shape], Any]] = {
     "ggm-hollow": lambda shape: Glauber(shape, "hollow"),
     "ggm-data": lambda shape: Glauber(shape, "hollow", **DATA),
+    "ggm-data-kept": lambda shape: Glauber(shape, "hollow", training_times="kept", **DATA),
     "ggm-denoiser": lambda shape: Glauber(shape, "denoiser", **DATA),
     "ggm-masked": lambda shape: Glauber(shape, "masked"),
     "mdlm": MDLM,
