@@ -62,6 +62,8 @@ def test_the_page_has_means_spreads_and_the_best_row():
         f"Measured with 1 s of processor time of one thread per run {longer}, on 2 cores of a processor"
         in told
     )
+    assert "| digits | bound | learning rate: twice | 0.900 | 1.200 | 2 |" in told
+    assert "| digits | samples | base | 2.000 | 2.000 | 2 |" in told
     assert "### Average" not in told and "## Characters" not in told
 
 

@@ -33,7 +33,7 @@ have every value.
 
 def render(results: dict[str, Any]) -> str:
     """The page."""
-    parts = [_HEAD, _conditions(results)]
+    parts = [_HEAD, _conditions(results), *_glance(results["runs"])]
     for name, problem in PROBLEMS.items():
         tables = [_table(results["runs"], name, lever) for lever in LEVERS[name]]
         tables = [table for table in tables if table]
@@ -41,6 +41,42 @@ def render(results: dict[str, Any]) -> str:
             judged = f"\nSamples: {problem.distance}.\n" if problem.samples else ""
             parts += [f"## {problem.title}\n{judged}", *tables]
     return "\n".join(parts)
+
+
+def _glance(runs: dict[str, Any]) -> list[str]:
+    """Of each problem the rows with the best bound and the best samples, beside the base."""
+    lines = []
+    for problem in PROBLEMS:
+        levers = {BASE: [BASE], **LEVERS[problem]}
+        found = {
+            name if lever == BASE else f"{lever}: {name}": of_row
+            for lever, names in levers.items()
+            for name in names
+            if (of_row := _runs(runs, problem, lever, name))
+        }
+        if BASE not in found or len(found) < 2:
+            continue
+        for measure, title in (("bound", "bound"), ("distance", "samples")):
+            means = {name: _mean(of_row, measure) for name, of_row in found.items()}
+            best = min(means, key=lambda name: means[name])
+            if math.isfinite(means[best]):
+                lines.append(
+                    f"| {problem} | {title} | {best} | {means[best]:.3f} | {means[BASE]:.3f} | {len(found)} |"
+                )
+    if not lines:
+        return []
+    head = [
+        "| problem | by | best row | its mean | the base's | rows |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    return ["## At a glance\n", "\n".join([*head, *lines]) + "\n"]
+
+
+def _mean(runs: list[dict[str, Any]], measure: str) -> float:
+    """Of a measure that there is; infinite, as the worst, where there is none."""
+    values = [run[measure] for run in runs if run[measure] is not None]
+    mean = fmean(values) if values else math.inf
+    return math.inf if math.isnan(mean) else mean
 
 
 def _conditions(results: dict[str, Any]) -> str:
