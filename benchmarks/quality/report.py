@@ -27,6 +27,7 @@ layers, and learn with the same optimiser, average of weights, order of data and
 
 """
 FEWEST_SYSTEMS = 3
+DULL = 0.3  # nats
 ABOUT = """\
 ## How it is measured
 
@@ -49,7 +50,7 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
 - **texts**, which have four times the seconds of digits: perplexity under an autoregressive model of the same
   texts, trained longer, whose perplexity on held-out text is the held-out row; it may be low for dull text,
   so the entropy of a sample's tokens stands beside it, and the frontier over temperatures says more than one
-  point.
+  point. Samples whose entropy is 0.3 nats below that of held-out text are left out at a glance.
 - **sudoku**: solved are puzzles of held-out grids, some cells given, that are filled in without a fault. The
   autoregressive model sees what comes later only when it is there. `valid` counts grids drawn from nothing.
 - **potts**: total variation between frequencies of all 81 sequences and their law.
@@ -121,19 +122,29 @@ def glance(found: Results) -> str:
     ]
     for task in found.tasks():
         headline = HEADLINES[task]
-        points = [point for point in found.points(task, "seconds") if point.temperature == 1.0]
+        real = found.data[task]["measures"]
+        points = [
+            point
+            for point in found.points(task, "seconds")
+            if point.temperature == 1.0 and not is_dull(point, real)
+        ]
         if not points:
             continue
         ours = best(headline, [point for point in points if is_ours(point)])
         rival = best(headline, [p for p in points if not is_ours(p) and p.system != "autoregressive"])
         first = best(headline, points)
-        real = found.data[task]["measures"].get(headline.measure)
+        floor = real.get(headline.measure)
         lines.append(
             f"| {task} | {headline.title}, {'higher' if headline.more else 'lower'} is better "
             f"| {first.system if first else ''} | {shown(headline, ours)} | {shown(headline, rival)} "
-            f"| {'' if real is None else number(real)} |"
+            f"| {'' if floor is None else number(floor)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def is_dull(point: Point, real: dict[str, float]) -> bool:
+    """Whether tokens have so much less entropy than those of held-out text that perplexity says nothing."""
+    return "entropy" in point.measures and point.measures["entropy"] < real["entropy"] - DULL
 
 
 def is_ours(point: Point) -> bool:

@@ -40,6 +40,7 @@ def model_config() -> GGMConfig:
         masked_counts=(SIDE * SIDE,),  # all positions of every pass teach something
         frozen_share=0.25,
         predicts="data",
+        training_times="kept",
     )
 
 
