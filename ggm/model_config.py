@@ -42,7 +42,8 @@ class GGMConfig:
     training_times : str
         Which sweeps of the chain a training step looks at. "uniform": all alike. "kept": in proportion to
         the mean share of data tokens left in them, so that most contexts tell something. The minimiser is
-        the same, as every sweep has its own conditionals.
+        the same, as every sweep has its own conditionals; a network with little time knows less of the
+        times of much noise, which puzzles with few givens begin with.
     """
 
     vocab_size: int
