@@ -121,6 +121,7 @@ class _Tables(NamedTuple):
     noise_rate: torch.Tensor  # [T]
     rank: torch.Tensor  # [S, L]: how many positions sweep s visits before position i
     kept: torch.Tensor  # [S + 1, L]: probability to hold the data token after the first n visits
+    kept_bounds: torch.Tensor  # [S]: running shares of the data that is left in the sweeps, up to 1
 
 
 CPU = torch.device("cpu")
@@ -168,7 +169,9 @@ class Chain:
         survival = (1.0 - self.noise_rate).view(self.sweeps, self.length).gather(1, rank)
         ones = torch.ones(1, self.length, dtype=torch.float64)
         kept = torch.cat([ones, survival.cumprod(dim=0)])
-        self._tables = {CPU: _Tables(self.positions, self.noise_rate, rank, kept)}
+        mean = kept.mean(dim=1)
+        bounds = (mean[:-1] + mean[1:]).cumsum(dim=0)
+        self._tables = {CPU: _Tables(self.positions, self.noise_rate, rank, kept, bounds / bounds[-1])}
 
     @classmethod
     def from_config(cls, config: ChainConfig) -> Chain:
@@ -204,10 +207,12 @@ class Chain:
         visits = done[:, None] + (rank < within[:, None]).long()
         return tables.kept.gather(0, visits)
 
-    def kept_in_sweeps(self, device: torch.device) -> torch.Tensor:
-        """Mean share of data tokens left in each sweep, before and after its visits, float64 [S]."""
-        kept = self._on(device).kept.mean(dim=1)
-        return (kept[:-1] + kept[1:]) / 2
+    def sweeps_by_kept(self, values: torch.Tensor) -> torch.Tensor:
+        """Map uniform numbers in [0, 1) to sweeps, in proportion to the mean share of data left in each.
+
+        That is the mean over positions, before and after the sweep's visits. int64, the shape of `values`.
+        """
+        return torch.searchsorted(self._on(values.device).kept_bounds, values.contiguous(), right=True)
 
     def visits(self, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions that steps visit, and their noise rates.

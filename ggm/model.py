@@ -327,24 +327,19 @@ class GGM(nn.Module, Sampler, HubWeights):
 
         A masked network predicts the group t .. t + K - 1, as in sampling. One that gives all conditionals
         may predict any position from any X_t: t is every step alike, its group goes on at the start of the
-        sweep.
+        sweep. With `count`, which is not for training, all sweeps are alike whatever `training_times` says.
         """
         counts = self.config.masked_counts
         sites = counts[step % len(counts)] if count is None else count
         draws = uniforms(sample_ids, 2, stream=Stream.TIME, seed=seed, step=step)
         length, any_order = self.chain.length, self.config.backbone.gives_all_conditionals
-        sweeps = self._draw_sweeps(draws[:, 0]) if count is None else integers(draws[:, 0], self.chain.sweeps)
-        start = sweeps * length
+        if count is None and self.config.training_times == "kept":
+            start = self.chain.sweeps_by_kept(draws[:, 0]) * length
+        else:
+            start = integers(draws[:, 0], self.chain.sweeps) * length
         first = integers(draws[:, 1], length if any_order else length - sites + 1)
         group = (first[:, None] + torch.arange(sites, device=first.device)) % length
         return start + first, start[:, None] + group
-
-    def _draw_sweeps(self, draws: torch.Tensor) -> torch.Tensor:
-        if self.config.training_times == "uniform":
-            return integers(draws, self.chain.sweeps)
-        bounds = self.chain.kept_in_sweeps(draws.device).cumsum(dim=0)
-        sweeps = torch.searchsorted(bounds / bounds[-1], draws.contiguous(), right=True)
-        return sweeps.clamp_max(self.chain.sweeps - 1)
 
     def _draw_frozen(
         self, sample_ids: torch.Tensor, positions: torch.Tensor, seed: int, step: int

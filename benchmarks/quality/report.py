@@ -15,6 +15,7 @@ from statistics import fmean
 from benchmarks import plots
 from benchmarks.quality import pictures, results
 from benchmarks.quality.results import HEADLINES, Point, Results
+from benchmarks.quality.tasks import SHARES
 
 HEAD = """\
 # Quality
@@ -28,7 +29,7 @@ layers, and learn with the same optimiser, average of weights, order of data and
 """
 FEWEST_SYSTEMS = 3
 DULL = 0.3  # nats
-ABOUT = """\
+ABOUT = f"""\
 ## How it is measured
 
     python -m benchmarks.quality --preset small --out outputs/quality
@@ -47,10 +48,11 @@ same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
   of the sequence changed, makes fewer than it has steps: tables name the steps, pictures show what was made.
 - **digits**: Frechet distance of pixels to the training set, which falls with the number of samples: the
   held-out row has as many.
-- **texts**, which have four times the seconds of digits: perplexity under an autoregressive model of the same
-  texts, trained longer, whose perplexity on held-out text is the held-out row; it may be low for dull text,
-  so the entropy of a sample's tokens stands beside it, and the frontier over temperatures says more than one
-  point. Samples whose entropy is 0.3 nats below that of held-out text are left out at a glance.
+- **texts**, which have {SHARES["pydoc-char"]:g} times the seconds of digits: perplexity under an
+  autoregressive model of the same texts, trained longer, whose perplexity on held-out text is the held-out
+  row; it may be low for dull text, so the entropy of a sample's tokens stands beside it, and the frontier
+  over temperatures says more than one point. Samples whose entropy is {DULL:g} nats below that of held-out
+  text are left out at a glance.
 - **sudoku**: solved are puzzles of held-out grids, some cells given, that are filled in without a fault. The
   autoregressive model sees what comes later only when it is there. `valid` counts grids drawn from nothing.
 - **potts**: total variation between frequencies of all 81 sequences and their law.

@@ -161,6 +161,17 @@ def test_seeds_are_averaged_and_the_best_is_bold_whoever_it_is():
     )
 
 
+def test_dull_samples_are_not_the_best_at_a_glance():
+    found = synthetic(mdlm=2.5)
+    for cell in found.cells:
+        cell["points"][0]["measures"]["entropy"] = 2.0 - 0.2 * (cell["cell"]["system"] == "mdlm")
+    found.data["digits"]["measures"]["entropy"] = 2.0
+    assert "2.5 (mdlm, 4 evaluations)" in report.glance(found)
+    found.data["digits"]["measures"]["entropy"] = 2.2  # 0.4 above mdlm's, 0.2 above the others'
+    told = report.glance(found)
+    assert "mdlm" not in told and "| ggm-hollow | 3 (ggm-hollow, 4 evaluations) | 9 (uniform" in told
+
+
 def kept_of_the_page() -> Path:
     return ROOT / re.search(r"kept in `(.*?)`", PAGE.read_text())[1]
 
