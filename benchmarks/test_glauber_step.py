@@ -29,9 +29,10 @@ FULL_SIZES = [Size(rows=rows) for rows in (1, 16, 256, 4096, 65536)]
 CURVES = [Size(rows=rows) for rows in (1, 16)] + [Size(vocab_size=v) for v in (1024, 8192, 262144)]
 # 256 rows of logits in half precision fit a GPU's cache, and these do not.
 GPU_CURVES = [*CURVES, Size(rows=1024)]
-# From hidden states. Few rows wait for the weight to be read, many for the product: somewhere between, one
-# kernel for all loses to the library's product. A cache holds most of the weight of 50257 tokens from call to
-# call, and little of the last.
+# From hidden states. Few rows wait for the weight to be read, many for the product: on a GPU one kernel for all
+# loses to the library's product somewhere between, on a CPU few rows have a product of their own. A cache holds
+# most of the weight of 50257 tokens from call to call, and little of the last.
+CPU_LINEAR_SIZES = [Size(), Size(rows=32)]
 GPU_LINEAR_SIZES = [*(Size(rows=rows) for rows in (1, 16, 64, 256, 1024)), Size(rows=64, vocab_size=262144)]
 
 
@@ -39,7 +40,8 @@ def sizes_of(fixtures: Collection[str], on_gpu: bool, full: bool) -> list[Size]:
     """Sizes of a benchmark, told by the fixtures that it asks for; `full` adds to them."""
     if "curve" in fixtures:
         return GPU_CURVES if on_gpu else CURVES
-    few = GPU_LINEAR_SIZES if on_gpu and "linear_inputs" in fixtures else [Size()]
+    linear_sizes = GPU_LINEAR_SIZES if on_gpu else CPU_LINEAR_SIZES
+    few = linear_sizes if "linear_inputs" in fixtures else [Size()]
     return list(dict.fromkeys([*few, *FULL_SIZES])) if full else few
 
 

@@ -18,7 +18,7 @@ from . import driver, ninja_plan, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 # In one process: the cases in random combinations, all of them, and what tests hold against odd memory.
-_TESTS = ["random_steps", "random_losses", "memory", "corrupt", "philox"]
+_TESTS = ["random_steps", "random_losses", "memory", "corrupt", "philox", "skinny_product"]
 _CHOICE = ["-k", "cpu", "-m", "slow or not slow", "-p", "no:cacheprovider", "-q"]
 
 

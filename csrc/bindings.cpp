@@ -269,6 +269,14 @@ void bind_factors(py::module_& module) {
 }
 
 #if !defined(GGM_ON_HOST)
+void bind_skinny_product(py::module_& module) {
+  using Struct = ggm::SkinnyProduct;
+  bind_struct<Struct>(module, "SkinnyProduct", {
+    GGM_FIELD(hidden), GGM_FIELD(hidden_stride), GGM_FIELD(weight), GGM_FIELD(weight_stride), GGM_FIELD(bias),
+    GGM_FIELD(logits), GGM_FIELD(logits_stride), GGM_FIELD(rows), GGM_FIELD(tokens), GGM_FIELD(hidden_size)
+  });
+}
+
 // The states of some rows' races, between tiles.
 struct RowStates {
   explicit RowStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::row_start()) {}
@@ -360,6 +368,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
 #if defined(GGM_ON_HOST)
   emulated::bind(module);
 #else
+  bind_skinny_product(module);
   py::class_<RowStates>(module, "RowStates").def(py::init<int64_t>());
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
@@ -423,6 +432,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
         return ggm::cpu::glauber_undecided(args, factors, pointer<int64_t>(row_ids), threads);
       },
       release);
+  module.def("cpu_skinny_product", &ggm::cpu::skinny_product, release);
   module.def(
       "cpu_philox",
       [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {

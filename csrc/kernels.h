@@ -214,6 +214,19 @@ struct Factors {
   int64_t hidden_size;
 };
 
+// Logits of a few rows, all float32: hidden [rows, hidden_size] times the transpose of weight [tokens, hidden_size], to
+// logits [rows, tokens]. Rows are contiguous, strides count elements.
+struct SkinnyProduct {
+  const float* hidden;
+  int64_t hidden_stride;
+  const float* weight;
+  int64_t weight_stride;
+  const float* bias;  // [tokens] or null
+  float* logits;
+  int64_t logits_stride;
+  int64_t rows, tokens, hidden_size;
+};
+
 // A matrix by its strides, which count elements; null data: there is none.
 template <class T>
 struct Matrix {
@@ -303,6 +316,9 @@ int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64
 // but for the last.
 void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);
 int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows);
+
+// False where the instruction set in use has no fused sums, and nothing is done: a library is the quicker one.
+bool skinny_product(const SkinnyProduct& product, int threads);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

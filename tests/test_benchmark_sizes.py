@@ -52,7 +52,8 @@ def test_no_size_comes_twice():
 def test_the_cpu_measures_nothing_of_the_gpus():
     glauber, head = test_glauber_step, test_linear_sigmoid_bce
     assert test_corrupt.sizes_of(False, False) == test_corrupt.SIZES
-    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == [problems.glauber_step.Size()]
+    assert glauber.sizes_of(["inputs"], False, False) == [problems.glauber_step.Size()]
+    assert glauber.sizes_of(["inputs", "linear_inputs"], False, False) == glauber.CPU_LINEAR_SIZES
     assert head.sizes_of(["head"], False, False) == [problems.linear_sigmoid_bce.Size()]
     assert head.sizes_of(["head", "beyond_cache"], False, True) == []
     assert head.sizes_of(["head", "frequent"], False, True) == []

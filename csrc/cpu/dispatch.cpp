@@ -25,13 +25,14 @@ struct Isa {
   int64_t (*glauber_undecided)(const GlauberArgs&, const Factors&, int64_t*, int);
   void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RowState*, int);
   int64_t (*glauber_settle)(const GlauberArgs&, const int64_t*, const RowState*, int64_t);
+  bool (*skinny_product)(const SkinnyProduct&, int);
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
   {#name, supported, name::corrupt, name::philox, name::commit, name::alias_table, name::sigmoid_bce,             \
    name::sigmoid_bce_backward, name::linear_cross_entropy, name::linear_cross_entropy_backward, name::run_tasks, \
    name::shared_sigmoid_bce, name::shared_sigmoid_bce_backward, name::glauber_check, name::glauber_step,          \
-   name::glauber_undecided, name::glauber_race, name::glauber_settle}
+   name::glauber_undecided, name::glauber_race, name::glauber_settle, name::skinny_product}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -117,6 +118,8 @@ void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* sta
 int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows) {
   return in_use->glauber_settle(args, row_ids, states, rows);
 }
+
+bool skinny_product(const SkinnyProduct& product, int threads) { return in_use->skinny_product(product, threads); }
 
 int isa_count() {
   int count = 0;

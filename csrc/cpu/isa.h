@@ -23,6 +23,7 @@
   int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64_t* row_ids, int threads);   \
   void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);           \
   int64_t glauber_settle(const GlauberArgs& args, const int64_t* ids, const RowState* states, int64_t rows);   \
+  bool skinny_product(const SkinnyProduct& product, int threads);                                              \
   }
 
 GGM_DECLARE_ISA(v4)

@@ -9,11 +9,15 @@ import torch
 from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native import glauber_step_cuda
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
+from ggm_kernels.native.linear_logits import linear_logits
 from ggm_kernels.native.step_arguments import Step
+from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
 
-_TILE_TOKENS = 2048  # of a tile of logits, a multiple of RACE_GROUP
+# Of a tile of logits: no fewer tokens, no more rows; of few rows as many tokens as stay in cache.
+_TILE_TOKENS = 2048
 _TILE_ROWS = 512
+_TILE_LOGITS = 2**18
 _FILTERED_LOGITS = 6 * 2**20  # held at once where filters need whole rows; one row at the least
 
 
@@ -93,13 +97,14 @@ def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
 def _tiles(step: Step, row_ids, hidden, weight, bias) -> int:
     """Race tile by tile, each consumed while it is in cache."""
     row_ids = torch.arange(len(hidden)) if row_ids is None else row_ids
-    buffer = hidden.new_empty(min(_TILE_ROWS, len(hidden)) * _TILE_TOKENS)
+    tile_tokens = max(_TILE_TOKENS, _TILE_LOGITS // len(hidden) // RACE_GROUP * RACE_GROUP)
+    buffer = hidden.new_empty(min(_TILE_ROWS, len(hidden)) * tile_tokens)
     lawless = 0
     for ids, rows in zip(row_ids.split(_TILE_ROWS), hidden.split(_TILE_ROWS), strict=True):
         states = step.core.RowStates(len(rows))
-        for token in range(0, weight.shape[0], _TILE_TOKENS):
-            part = slice(token, token + _TILE_TOKENS)
-            logits = _product(rows, weight[part], None if bias is None else bias[part], buffer)
+        for token in range(0, weight.shape[0], tile_tokens):
+            part = slice(token, token + tile_tokens)
+            logits = _logits(rows, weight[part], None if bias is None else bias[part], buffer)
             tile = _tile(step, logits, len(rows), 0, logits.stride(0), ids, token)
             step.core.cpu_glauber_race(step.args, tile, states, step.threads)
         lawless += step.core.cpu_glauber_settle(step.args, ids.data_ptr(), states)
@@ -113,21 +118,17 @@ def _whole_rows(step: Step, row_ids, hidden, weight, bias, most_logits: int) -> 
     lawless = 0
     for begin in range(0, len(hidden), count):
         rows = hidden[begin : begin + count]
-        logits = _product(rows, weight, bias, buffer)
+        logits = _logits(rows, weight, bias, buffer)
         ids = None if row_ids is None else row_ids[begin : begin + count]
         tile = _tile(step, logits, len(rows), 0, logits.stride(0), ids, row_begin=begin)
         lawless += step.core.cpu_glauber_step(step.args, tile, step.threads)
     return lawless
 
 
-def _product(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, buffer: torch.Tensor
-) -> torch.Tensor:
+def _logits(rows, weight, bias, buffer: torch.Tensor) -> torch.Tensor:
     """``linear(rows, weight, bias)`` in the memory of `buffer`."""
     out = buffer[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
-    if bias is None:
-        return torch.mm(rows, weight.T, out=out)
-    return torch.addmm(bias, rows, weight.T, out=out)
+    return linear_logits(rows, weight, bias, out)
 
 
 def _tile(

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ggm_kernels.native.compiled import Kernels
+from ggm_kernels.native.compiled import Kernels, rows_contiguous
+from ggm_kernels.native.linear_logits import skinny_product
 from ggm_kernels.products.ordered import add_product
 from ggm_kernels.reference.precision import without_autocast
 
@@ -136,8 +137,10 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T`` in float32; on a GPU half precision is left to its matrix units."""
     if rows.is_cuda:
         return (rows @ weight.T).float()
-    product = rows.new_zeros(len(rows), len(weight), dtype=torch.float32)
-    add_product(product, rows.float(), weight.float().T)
+    rows, weight = rows_contiguous(rows.float()), rows_contiguous(weight.float())
+    product = rows.new_empty(len(rows), len(weight))
+    if not skinny_product(rows, weight, None, product):
+        add_product(product.zero_(), rows, weight.T)
     return product
 
 

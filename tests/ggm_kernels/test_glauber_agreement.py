@@ -234,7 +234,10 @@ def expected_of(arguments, backend="reference", **changes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("vocab_size", "hidden_size"), [(300, 40), (65, 3), (7, 0), (2055, 5), (50257, 64)])
+@pytest.mark.parametrize(
+    ("vocab_size", "hidden_size"),
+    [(300, 40), (65, 3), (7, 0), (2055, 5), (50257, 64), (300, 130), (2055, 130)],
+)
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.5, "top_p": 0.9}], ids=str)
 def test_linear_agrees_with_the_step_on_the_product(backend, dtype, vocab_size, hidden_size, filters):
     arguments = linear_problem(25 if vocab_size < 1000 else 2, vocab_size, hidden_size, dtype)

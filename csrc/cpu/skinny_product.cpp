@@ -1,0 +1,191 @@
+// Logits of a few rows: hidden times the transpose of weight, in float32. A library packs the weight before it
+// multiplies, which few rows do not pay back. Here the rows are lanes, what is packed is hidden, and a weight is read
+// once and where it lies. A logit is summed in one order, so that its bits depend on nothing but its two rows.
+#include <cstdlib>
+
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "cpu/simd_float.h"
+
+namespace ggm::cpu::GGM_ISA {
+#if defined(__FMA__) || defined(__AVX512F__)
+namespace {
+
+// Tokens at a time, so that sums, one vector of weights and the hidden states fit the registers: for rows of two
+// vectors and of one.
+#if defined(__AVX512F__)
+constexpr int kTokensOfTwo = 12, kTokensOfOne = 24;
+#else
+constexpr int kTokensOfTwo = 4, kTokensOfOne = 12;
+#endif
+constexpr int64_t kTerms = 256;  // of a sum before it is added to the others: one long chain would lose digits
+constexpr int64_t kPart = 192;  // tokens that a thread takes at a time: a multiple of all of these
+constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
+
+// Rows of hidden, transposed: for each of hidden_size the lanes of `vectors` vectors, 0 past the last row.
+struct Panel {
+  const float* packed;
+  int64_t first_row, rows, vectors;
+};
+
+// The rows of a product in panels of two vectors, the last of one where that is enough.
+class Panels {
+ public:
+  explicit Panels(const SkinnyProduct& product) : product_(product) {
+    const int64_t panels = count();
+    packed_ = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * static_cast<size_t>(panels * size())));
+    for (int64_t i = 0; i < panels; ++i) pack(at(i));
+  }
+  ~Panels() { std::free(packed_); }
+  Panels(const Panels&) = delete;
+  Panels& operator=(const Panels&) = delete;
+
+  int64_t count() const { return (product_.rows + kRows - 1) / kRows; }
+
+  Panel at(int64_t i) const {
+    const int64_t left = product_.rows - i * kRows, rows = left < kRows ? left : kRows;
+    return {packed_ + i * size(), i * kRows, rows, rows > kLanes ? 2 : 1};
+  }
+
+ private:
+  static constexpr int64_t kRows = 2 * kLanes;
+
+  int64_t size() const { return kRows * product_.hidden_size; }
+
+  void pack(const Panel& panel) {
+    const int64_t lanes = panel.vectors * kLanes;
+    float* const packed = packed_ + (panel.packed - packed_);
+    for (int64_t k = 0; k < product_.hidden_size; ++k) {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const float* const row = product_.hidden + (panel.first_row + lane) * product_.hidden_stride;
+        packed[k * lanes + lane] = lane < panel.rows ? row[k] : 0.0f;
+      }
+    }
+  }
+
+  const SkinnyProduct& product_;
+  float* packed_;
+};
+
+// Of the tokens from one on: addresses in few registers, which have to last for 24 rows of the weight.
+template <int kTokens>
+class WeightRows {
+ public:
+  GGM_HD_MEMBER WeightRows(const float* first, int64_t stride) : stride_(stride), three_(3 * stride) {
+    for (int i = 0; i < kFours; ++i) fours_[i] = first + 4 * i * stride;
+  }
+  GGM_HD_MEMBER Floats of(int token) const {
+    const float* const four = fours_[token / 4];
+    const int rest = token % 4;
+    return load_to_all(rest == 0 ? four : rest == 1 ? four + stride_ : rest == 2 ? four + 2 * stride_ : four + three_);
+  }
+  GGM_HD_MEMBER void go_on() {
+    for (const float*& four : fours_) ++four;
+  }
+
+ private:
+  static constexpr int kFours = (kTokens + 3) / 4;
+  const float* fours_[kFours];
+  const int64_t stride_, three_;
+};
+
+// four[j] holds four tokens of each of the lanes j, j + 4, ..
+GGM_HD void store_fours(float* logits, int64_t stride, int64_t lanes, const Words (&four)[4]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (lane >= lanes) return;
+    const char* const words = reinterpret_cast<const char*>(&four[lane % 4]) + lane / 4 * 16;
+    memcpy(logits + lane * stride, words, 16);
+  }
+}
+
+template <int kTokens, int kVectors>
+GGM_HD void store(const SkinnyProduct& product, const Panel& panel, int64_t token,
+                  Floats (&sums)[kTokens][kVectors]) {
+  if (product.bias != nullptr) {
+    for (int t = 0; t < kTokens; ++t) {
+      for (int v = 0; v < kVectors; ++v) sums[t][v] += product.bias[token + t];
+    }
+  }
+  float* const logits = product.logits + panel.first_row * product.logits_stride + token;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t lanes = panel.rows - v * kLanes < kLanes ? panel.rows - v * kLanes : kLanes;
+    float* const of_lanes = logits + v * kLanes * product.logits_stride;
+    if constexpr (kTokens % 4 == 0) {
+      for (int t = 0; t < kTokens; t += 4) {
+        Words four[4] = {(Words)sums[t][v], (Words)sums[t + 1][v], (Words)sums[t + 2][v], (Words)sums[t + 3][v]};
+        transpose_fours(four[0], four[1], four[2], four[3]);
+        store_fours(of_lanes + t, product.logits_stride, lanes, four);
+      }
+    } else {
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        for (int t = 0; t < kTokens; ++t) of_lanes[lane * product.logits_stride + t] = sums[t][v][lane];
+      }
+    }
+  }
+}
+
+// Logits of kTokens tokens from `token` on. On the way it asks for the weight of as many after them.
+template <int kTokens, int kVectors>
+GGM_HD void multiply(const SkinnyProduct& product, const Panel& panel, int64_t token) {
+  Floats totals[kTokens][kVectors] = {};
+  const float* const first = product.weight + token * product.weight_stride;
+  const bool are_more = panel.first_row == 0 && token + 2 * kTokens <= product.tokens;
+  const float* next = are_more ? first + kTokens * product.weight_stride : first;
+  WeightRows<kTokens> weight(first, product.weight_stride);
+  const float* hidden = panel.packed;
+  const float* const end = hidden + product.hidden_size * kVectors * kLanes;
+  while (hidden != end) {
+    Floats sums[kTokens][kVectors] = {};
+    const int64_t left = end - hidden, most = kTerms * kVectors * kLanes;
+    for (const float* const stop = hidden + (left < most ? left : most); hidden != stop; hidden += kVectors * kLanes) {
+      Floats h[kVectors];
+      for (int v = 0; v < kVectors; ++v) h[v] = load(hidden + v * kLanes);
+      __builtin_prefetch(next, 0, 2);
+      next += kTokens;
+#pragma GCC unroll 24
+      for (int t = 0; t < kTokens; ++t) {
+        const Floats w = weight.of(t);
+        for (int v = 0; v < kVectors; ++v) sums[t][v] = multiply_add(w, h[v], sums[t][v]);
+      }
+      weight.go_on();
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      for (int v = 0; v < kVectors; ++v) totals[t][v] += sums[t][v];
+    }
+  }
+  store(product, panel, token, totals);
+}
+
+template <int kTokens, int kVectors>
+__attribute__((noinline)) void multiply_part(const SkinnyProduct& product, const Panel& panel, int64_t begin,
+                                             int64_t end) {
+  int64_t token = begin;
+  for (; token + kTokens <= end; token += kTokens) multiply<kTokens, kVectors>(product, panel, token);
+  for (; token < end; ++token) multiply<1, kVectors>(product, panel, token);
+}
+
+}  // namespace
+
+bool skinny_product(const SkinnyProduct& product, int threads) {
+  const Panels panels(product);
+  const int64_t parts = (product.tokens + kPart - 1) / kPart;
+  const bool is_much = product.rows * product.tokens * product.hidden_size >= kParallelFrom;
+  on_threads(threads, is_much, [&](const Member& member) {
+    member.as_free(parts, 1, [&](int64_t part) {
+      const int64_t begin = part * kPart, end = begin + kPart < product.tokens ? begin + kPart : product.tokens;
+      for (int64_t i = 0; i < panels.count(); ++i) {
+        const Panel panel = panels.at(i);
+        if (panel.vectors == 2) multiply_part<kTokensOfTwo, 2>(product, panel, begin, end);
+        else multiply_part<kTokensOfOne, 1>(product, panel, begin, end);
+      }
+    });
+  });
+  return true;
+}
+
+#else
+
+bool skinny_product(const SkinnyProduct&, int) { return false; }
+
+#endif
+}  // namespace ggm::cpu::GGM_ISA

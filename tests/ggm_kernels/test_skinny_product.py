@@ -1,0 +1,140 @@
+"""The core's product of a few rows, and who uses it: what float64 says, whatever the sizes, layouts and threads."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from ggm_kernels import linear_expected_embedding, linear_glauber_step, native
+from ggm_kernels.native.linear_logits import skinny_product
+
+pytestmark = pytest.mark.skipif(native.core is None, reason="no compiled core")
+ISAS = [pytest.param(name, id=f"cpu-{name}") for name in (native.core.isas() if native.core else [])]
+# Rows on both sides of each panel, tokens on both sides of each block and part, sums on both sides of a chain.
+ROWS = [8, 15, 16, 17, 31, 32, 33, 49, 128]
+TOKENS = [1, 3, 4, 11, 12, 13, 24, 25, 191, 192, 193, 1000]
+SIZES = [128, 255, 256, 257, 600]
+
+
+@pytest.fixture
+def isa(request):
+    """An instruction set, in use until the end of the test."""
+    before = native.core.isa()
+    assert native.core.select_isa(request.param)
+    yield request.param
+    native.core.select_isa(before)
+
+
+def has_fused_sums(isa):
+    return isa in ("v3", "v4")
+
+
+def factors(rows, tokens, size, seed=0):
+    """With rows that do not follow each other, and logits in the midst of others."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, size + 3, generator=generator)[:, :size]
+    weight = torch.randn(tokens, size + 1, generator=generator)[:, 1:]
+    around = torch.full((rows + 1, tokens + 5), 7.0)
+    return hidden, weight, torch.randn(tokens, generator=generator), around
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("rows", ROWS)
+def test_product_is_that_of_float64(isa, rows):
+    for number, tokens in enumerate(TOKENS):
+        size = SIZES[(number + rows) % len(SIZES)]
+        hidden, weight, bias, around = factors(rows, tokens, size)
+        for given in (None, bias):
+            around.fill_(7.0)
+            out = around[:rows, :tokens]
+            assert skinny_product(hidden, weight, given, out) == has_fused_sums(isa)
+            if not has_fused_sums(isa):
+                assert around.eq(7).all()
+                continue
+            exact = linear(hidden.double(), weight.double(), None if given is None else given.double())
+            torch.testing.assert_close(out.double(), exact, rtol=0, atol=6e-6 * size**0.5)
+            assert around[:rows, tokens:].eq(7).all() and around[rows].eq(7).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_bits_depend_on_nothing_but_the_two_rows_of_a_logit(isa):
+    """Not on threads, on other rows, on the place among rows or tokens."""
+    if not has_fused_sums(isa):
+        pytest.skip("leaves products to the library")
+    hidden, weight, bias, _ = factors(40, 5000, 300)
+    whole, part, other = torch.empty(40, 5000), torch.empty(9, 997), torch.empty(40, 5000)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert skinny_product(hidden, weight, bias, whole)
+        torch.set_num_threads(3)
+        assert skinny_product(hidden, weight, bias, other)
+    finally:
+        torch.set_num_threads(threads)
+    assert skinny_product(hidden[20:29], weight[1001:1998], bias[1001:1998], part)
+    assert torch.equal(whole, other) and torch.equal(whole[20:29, 1001:1998], part)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_infinite_and_nan_weights_stay_with_their_tokens(isa):
+    if not has_fused_sums(isa):
+        pytest.skip("leaves products to the library")
+    hidden, weight, _, _ = factors(9, 100, 130)
+    weight, out = weight.contiguous(), torch.empty(9, 100)
+    weight[7, 3], weight[50, 129], weight[99, 0] = torch.nan, torch.inf, -torch.inf
+    assert skinny_product(hidden, weight, None, out)
+    assert out[:, 7].isnan().all() and out[:, [50, 99]].isinf().all()
+    out[:, [7, 50, 99]] = 0
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "dtype"), [(7, 128, torch.float32), (129, 128, torch.float32), (8, 127, torch.float32),
+                                (8, 128, torch.float64), (8, 128, torch.bfloat16)]
+)  # fmt: skip
+def test_what_the_library_does_as_well_is_left_to_it(rows, size, dtype):
+    hidden, weight = torch.zeros(rows, size, dtype=dtype), torch.zeros(5, size, dtype=dtype)
+    out = torch.full((rows, 5), 7.0, dtype=dtype)
+    assert not skinny_product(hidden, weight, None, out) and out.eq(7).all()
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """How many products the core made."""
+    made = []
+
+    def counted(*arguments):
+        made.append(skinny_product(*arguments))
+        return made[-1]
+
+    for name in ("linear_logits", "linear_expected_embedding"):
+        monkeypatch.setattr(sys.modules[f"ggm_kernels.native.{name}"], "skinny_product", counted)
+    return made
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.0}], ids=str)
+def test_cpu_steps_from_few_rows_are_steps_on_their_logits(changes, products):
+    """Tiles of 8 rows are wide ones: the vocabulary has more than one of those, too."""
+    for rows, tokens in ((8, 40_000), (32, 9000), (100, 4097), (16, 700)):
+        hidden, weight, bias, _ = factors(rows, tokens, 130)
+        present = torch.zeros(rows, 1, dtype=torch.int64)
+        arguments = {"positions": torch.zeros(1, dtype=torch.int64), "seed": 3, "step": 5, **changes}
+        weight = weight / 130**0.5
+        ours = linear_glauber_step(
+            present.clone(), hidden[:, None], weight, bias=bias, backend="cpu", **arguments
+        )
+        expected = linear_glauber_step(
+            present, hidden[:, None], weight, bias=bias, backend="reference", **arguments
+        )
+        assert (ours != expected).sum() <= 1, (rows, tokens)  # which token wins may hang by a rounding
+    assert len(products) >= 4 and all(products) == has_fused_sums(native.core.isa())
+
+
+def test_cpu_expected_embeddings_of_few_rows(products):
+    hidden, weight, bias, _ = factors(20, 5000, 130)
+    weight = weight / 130**0.5
+    ours = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="cpu")
+    expected = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="reference")
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert len(products) == 2 and all(products) == has_fused_sums(native.core.isa())
