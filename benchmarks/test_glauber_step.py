@@ -29,9 +29,9 @@ FULL_SIZES = [Size(rows=rows) for rows in (1, 16, 256, 4096, 65536)]
 CURVES = [Size(rows=rows) for rows in (1, 16)] + [Size(vocab_size=v) for v in (1024, 8192, 262144)]
 # 256 rows of logits in half precision fit a GPU's cache, and these do not.
 GPU_CURVES = [*CURVES, Size(rows=1024)]
-# From hidden states. Few rows wait for the weight to be read, many for the product: on a GPU one kernel for all
-# loses to the library's product somewhere between, on a CPU few rows have a product of their own. A cache holds
-# most of the weight of 50257 tokens from call to call, and little of the last.
+# From hidden states. Few rows wait for the weight to be read, many for the product: on a GPU one kernel for
+# all loses to the library's product somewhere between, on a CPU few rows have a product of their own. A cache
+# holds most of the weight of 50257 tokens from call to call, and little of the last.
 CPU_LINEAR_SIZES = [Size(), Size(rows=32)]
 GPU_LINEAR_SIZES = [*(Size(rows=rows) for rows in (1, 16, 64, 256, 1024)), Size(rows=64, vocab_size=262144)]
 
