@@ -277,6 +277,14 @@ void bind_skinny_product(py::module_& module) {
   });
 }
 
+void bind_weighted_sums(py::module_& module) {
+  using Struct = ggm::WeightedSums;
+  bind_struct<Struct>(module, "WeightedSums", {
+    GGM_FIELD(weights), GGM_FIELD(weight_stride), GGM_FIELD(rows), GGM_FIELD(row_stride), GGM_FIELD(totals),
+    GGM_FIELD(total_stride), GGM_FIELD(count), GGM_FIELD(terms), GGM_FIELD(columns)
+  });
+}
+
 // The states of some rows' races, between tiles.
 struct RowStates {
   explicit RowStates(int64_t rows) : of_row(static_cast<size_t>(rows), ggm::row_start()) {}
@@ -369,6 +377,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
   emulated::bind(module);
 #else
   bind_skinny_product(module);
+  bind_weighted_sums(module);
   py::class_<RowStates>(module, "RowStates").def(py::init<int64_t>());
   module.def("isas", &isas, "Instruction sets that this build and this processor share, best first.");
   module.def("isa", [] { return ggm::cpu::isa(); }, "The instruction set in use.");
@@ -433,6 +442,7 @@ PYBIND11_MODULE(GGM_MODULE, module) {
       },
       release);
   module.def("cpu_skinny_product", &ggm::cpu::skinny_product, release);
+  module.def("cpu_add_weighted_sums", &ggm::cpu::add_weighted_sums, release);
   module.def(
       "cpu_philox",
       [](uintptr_t counters, uintptr_t words, int64_t count, uint64_t seed) {

@@ -227,6 +227,18 @@ struct SkinnyProduct {
   int64_t rows, tokens, hidden_size;
 };
 
+// Totals [count, columns] and what is added to them, all float32: weights [count, terms] times rows [terms, columns].
+// Rows of all three are contiguous, strides count elements.
+struct WeightedSums {
+  const float* weights;
+  int64_t weight_stride;
+  const float* rows;
+  int64_t row_stride;
+  float* totals;
+  int64_t total_stride;
+  int64_t count, terms, columns;
+};
+
 // A matrix by its strides, which count elements; null data: there is none.
 template <class T>
 struct Matrix {
@@ -319,6 +331,8 @@ int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const Ro
 
 // False where the instruction set in use has no fused sums, and nothing is done: a library is the quicker one.
 bool skinny_product(const SkinnyProduct& product, int threads);
+// The same of weighted sums; false, too, where there are fewer totals than registers hold at once, which are 8 at most.
+bool add_weighted_sums(const WeightedSums& sums, int threads);
 
 // Instruction sets that were built and that this processor has, best first; the one in use.
 int isa_count();

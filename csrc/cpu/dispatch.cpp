@@ -26,13 +26,15 @@ struct Isa {
   void (*glauber_race)(const GlauberArgs&, const LogitsTile&, RowState*, int);
   int64_t (*glauber_settle)(const GlauberArgs&, const int64_t*, const RowState*, int64_t);
   bool (*skinny_product)(const SkinnyProduct&, int);
+  bool (*add_weighted_sums)(const WeightedSums&, int);
 };
 
 #define GGM_ISA_ENTRY(name, supported) \
   {#name, supported, name::corrupt, name::philox, name::commit, name::alias_table, name::sigmoid_bce,             \
    name::sigmoid_bce_backward, name::linear_cross_entropy, name::linear_cross_entropy_backward, name::run_tasks, \
    name::shared_sigmoid_bce, name::shared_sigmoid_bce_backward, name::glauber_check, name::glauber_step,          \
-   name::glauber_undecided, name::glauber_race, name::glauber_settle, name::skinny_product}
+   name::glauber_undecided, name::glauber_race, name::glauber_settle, name::skinny_product,                      \
+   name::add_weighted_sums}
 
 #if defined(__x86_64__)
 bool has_v4() {
@@ -120,6 +122,7 @@ int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const Ro
 }
 
 bool skinny_product(const SkinnyProduct& product, int threads) { return in_use->skinny_product(product, threads); }
+bool add_weighted_sums(const WeightedSums& sums, int threads) { return in_use->add_weighted_sums(sums, threads); }
 
 int isa_count() {
   int count = 0;

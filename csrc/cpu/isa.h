@@ -24,6 +24,7 @@
   void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);           \
   int64_t glauber_settle(const GlauberArgs& args, const int64_t* ids, const RowState* states, int64_t rows);   \
   bool skinny_product(const SkinnyProduct& product, int threads);                                              \
+  bool add_weighted_sums(const WeightedSums& sums, int threads);                                               \
   }
 
 GGM_DECLARE_ISA(v4)

@@ -147,19 +147,25 @@ class RowRacer {
     knows_next_ = false;
     if (!(near_top - near_top == 0.0f)) return false;
     const float mass = sums_at<false>(group, near_top, row_.law.inverse_temperature, next).mass;
-    if (mass != mass) state_.has_nan = 1u;
+    if (mass != mass) {
+      state_.has_nan = 1u;
+      return true;
+    }
     if (!(mass < kMostWithoutTop)) {
       knows_next_ = false;
-      return mass != mass;
+      return false;
     }
     rise_to(state_, near_top, row_.law.inverse_temperature);
-    if (row_.wants.law_mass || row_.wants.raw_mass) {
-      const double of_row = product(mass, expf(tempered(near_top, state_.top, row_.law.inverse_temperature)));
-      if (row_.wants.law_mass) state_.law_mass += of_row;
-      if (row_.wants.raw_mass) state_.raw_mass += of_row;
-    }
+    if (row_.wants.law_mass || row_.wants.raw_mass) add_mass(mass, near_top);
     enter_race(group.token_begin / kRaceGroup, near_top, mass);
     return true;
+  }
+
+  // Of a group whose law has neither filters nor, where the raw mass is asked for, a temperature.
+  GGM_HD_MEMBER void add_mass(float mass, float top) {
+    const double of_row = product(mass, expf(tempered(top, state_.top, row_.law.inverse_temperature)));
+    if (row_.wants.law_mass) state_.law_mass += of_row;
+    if (row_.wants.raw_mass) state_.raw_mass += of_row;
   }
 
   template <class T>

@@ -3,9 +3,9 @@
 // once and where it lies. A logit is summed in one order, so that its bits depend on nothing but its two rows.
 #include <cstdlib>
 
+#include "cpu/broadcast_rows.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
-#include "cpu/simd_float.h"
 
 namespace ggm::cpu::GGM_ISA {
 #if defined(__FMA__) || defined(__AVX512F__)
@@ -67,28 +67,6 @@ class Panels {
   float* packed_;
 };
 
-// Of the tokens from one on: addresses in few registers, which have to last for 24 rows of the weight.
-template <int kTokens>
-class WeightRows {
- public:
-  GGM_HD_MEMBER WeightRows(const float* first, int64_t stride) : stride_(stride), three_(3 * stride) {
-    for (int i = 0; i < kFours; ++i) fours_[i] = first + 4 * i * stride;
-  }
-  GGM_HD_MEMBER Floats of(int token) const {
-    const float* const four = fours_[token / 4];
-    const int rest = token % 4;
-    return load_to_all(rest == 0 ? four : rest == 1 ? four + stride_ : rest == 2 ? four + 2 * stride_ : four + three_);
-  }
-  GGM_HD_MEMBER void go_on() {
-    for (const float*& four : fours_) ++four;
-  }
-
- private:
-  static constexpr int kFours = (kTokens + 3) / 4;
-  const float* fours_[kFours];
-  const int64_t stride_, three_;
-};
-
 // four[j] holds four tokens of each of the lanes j, j + 4, ..
 GGM_HD void store_fours(float* logits, int64_t stride, int64_t lanes, const Words (&four)[4]) {
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -131,7 +109,7 @@ GGM_HD void multiply(const SkinnyProduct& product, const Panel& panel, int64_t t
   const float* const first = product.weight + token * product.weight_stride;
   const bool are_more = panel.first_row == 0 && token + 2 * kTokens <= product.tokens;
   const float* next = are_more ? first + kTokens * product.weight_stride : first;
-  WeightRows<kTokens> weight(first, product.weight_stride);
+  BroadcastRows<kTokens> weight(first, product.weight_stride);
   const float* hidden = panel.packed;
   const float* const end = hidden + product.hidden_size * kVectors * kLanes;
   while (hidden != end) {

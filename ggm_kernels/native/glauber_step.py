@@ -9,7 +9,7 @@ import torch
 from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native import glauber_step_cuda
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.native.linear_logits import linear_logits
+from ggm_kernels.native.skinny_product import skinny_product
 from ggm_kernels.native.step_arguments import Step
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
@@ -128,7 +128,11 @@ def _whole_rows(step: Step, row_ids, hidden, weight, bias, most_logits: int) -> 
 def _logits(rows, weight, bias, buffer: torch.Tensor) -> torch.Tensor:
     """``linear(rows, weight, bias)`` in the memory of `buffer`."""
     out = buffer[: rows.shape[0] * weight.shape[0]].view(rows.shape[0], weight.shape[0])
-    return linear_logits(rows, weight, bias, out)
+    if skinny_product(rows, weight, bias, out):
+        return out
+    if bias is None:
+        return torch.mm(rows, weight.T, out=out)
+    return torch.addmm(bias, rows, weight.T, out=out)
 
 
 def _tile(

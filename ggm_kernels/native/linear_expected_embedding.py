@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from ggm_kernels.native.compiled import Kernels, rows_contiguous
-from ggm_kernels.native.linear_logits import skinny_product
+from ggm_kernels.native.skinny_product import add_weighted_sums, skinny_product
 from ggm_kernels.products.ordered import add_product
 from ggm_kernels.reference.precision import without_autocast
 
@@ -147,7 +147,9 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _add_product(total: torch.Tensor, factor: torch.Tensor, rows: torch.Tensor) -> None:
     """Add ``factor @ rows`` to a float32 total; on a GPU likewise."""
     if not rows.is_cuda:
-        add_product(total, factor, rows.float())
+        rows = rows_contiguous(rows.float())
+        if factor.stride(-1) != 1 or not add_weighted_sums(total, factor, rows):
+            add_product(total, factor, rows)
     elif rows.dtype == torch.float32:
         total.addmm_(factor, rows)
     else:

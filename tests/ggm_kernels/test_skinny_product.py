@@ -1,13 +1,13 @@
-"""The core's product of a few rows, and who uses it: what float64 says, whatever the sizes, layouts and threads."""
+"""The core's products of a few rows, and who uses them: what float64 says, whatever sizes, layouts and threads."""
 
-import sys
+from importlib import import_module
 
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from ggm_kernels import linear_expected_embedding, linear_glauber_step, native
-from ggm_kernels.native.linear_logits import skinny_product
+from ggm_kernels.native.skinny_product import add_weighted_sums, skinny_product
 
 pytestmark = pytest.mark.skipif(native.core is None, reason="no compiled core")
 ISAS = [pytest.param(name, id=f"cpu-{name}") for name in (native.core.isas() if native.core else [])]
@@ -89,6 +89,39 @@ def test_infinite_and_nan_weights_stay_with_their_tokens(isa):
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("count", [8, 9, 12, 15, 16, 32])
+def test_weighted_sums_are_those_of_float64(isa, count):
+    """Terms on both sides of a chunk; columns of whole parts, of vectors beside them, and of less than a vector."""
+    for number, terms in enumerate([0, 1, 127, 128, 129, 700]):
+        columns = [128, 144, 193, 255, 600][(number + count) % 5]
+        weights, transposed, _, around = factors(count, columns, max(terms, 1), seed=number)
+        weights, rows = weights[:, :terms], transposed.T.contiguous()[:terms]
+        totals = around[:count, :columns]
+        assert add_weighted_sums(totals, weights, rows) == has_fused_sums(isa)
+        exact = 7 + weights.double() @ rows.double() if has_fused_sums(isa) else torch.full((), 7.0).double()
+        torch.testing.assert_close(totals.double(), exact.expand(totals.shape), rtol=0, atol=2e-4)
+        assert around[:count, columns:].eq(7).all() and around[count].eq(7).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_bits_of_weighted_sums_depend_on_no_threads_and_no_other_rows(isa):
+    if not has_fused_sums(isa):
+        pytest.skip("leaves products to the library")
+    weights, transposed, _, _ = factors(19, 300, 2000)
+    rows, threads = transposed.T.contiguous(), torch.get_num_threads()
+    whole, other, part = torch.zeros(19, 300), torch.zeros(19, 300), torch.zeros(9, 300)
+    try:
+        torch.set_num_threads(1)
+        assert add_weighted_sums(whole, weights, rows)
+        torch.set_num_threads(3)
+        assert add_weighted_sums(other, weights, rows)
+    finally:
+        torch.set_num_threads(threads)
+    assert add_weighted_sums(part, weights[5:14], rows)
+    assert torch.equal(whole, other) and torch.equal(whole[5:14], part)
+
+
 @pytest.mark.parametrize(
     ("rows", "size", "dtype"), [(7, 128, torch.float32), (129, 128, torch.float32), (8, 127, torch.float32),
                                 (8, 128, torch.float64), (8, 128, torch.bfloat16)]
@@ -104,12 +137,19 @@ def products(monkeypatch):
     """How many products the core made."""
     made = []
 
-    def counted(*arguments):
-        made.append(skinny_product(*arguments))
-        return made[-1]
+    def counted(product):
+        def call(*arguments):
+            made.append(product(*arguments))
+            return made[-1]
 
-    for name in ("linear_logits", "linear_expected_embedding"):
-        monkeypatch.setattr(sys.modules[f"ggm_kernels.native.{name}"], "skinny_product", counted)
+        return call
+
+    users = [
+        import_module(f"ggm_kernels.native.{name}") for name in ("glauber_step", "linear_expected_embedding")
+    ]
+    for user in users:
+        monkeypatch.setattr(user, "skinny_product", counted(skinny_product))
+    monkeypatch.setattr(users[1], "add_weighted_sums", counted(add_weighted_sums))
     return made
 
 
@@ -137,4 +177,4 @@ def test_cpu_expected_embeddings_of_few_rows(products):
     ours = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="cpu")
     expected = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="reference")
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
-    assert len(products) == 2 and all(products) == has_fused_sums(native.core.isa())
+    assert len(products) == 4 and all(products) == has_fused_sums(native.core.isa())
