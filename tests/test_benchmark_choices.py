@@ -71,6 +71,8 @@ def test_a_part_and_the_load_are_told():
     every = {(p, lever, name): [1.0] * 3 for p in LEVERS for lever in LEVERS[p] for name in LEVERS[p][lever]}
     assert "reduced run" not in page.render(results(every))
     assert "after a run 9 to 9" in page.render(results(every, load=9.0))
+    every["digits", "average", "0.9"] = [1.0]
+    assert "**This is a reduced run**: 1 to 3 of 3 seeds, 43 of 43 rows" in page.render(results(every))
     del every["digits", "average", "0.9"]
     assert "reduced run" in page.render(results(every))
     assert "Nothing has been measured yet" in page.render({"runs": {}})

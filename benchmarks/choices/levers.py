@@ -131,12 +131,12 @@ class Row:
         return base if self.lever == BASE else LEVERS[self.problem][self.lever][self.name](base)
 
 
+def names_of(problem: str) -> list[tuple[str, str]]:
+    """Levers and names of a problem's rows, the base first."""
+    return [(BASE, BASE), *((lever, name) for lever, names in LEVERS[problem].items() for name in names)]
+
+
 def rows(seeds: int, problems: list[str]) -> list[Row]:
     """All runs, one seed after the other, so that what is there at any time is of equal worth."""
-    names = [
-        (problem, lever, name)
-        for problem in problems
-        for lever, of_lever in {BASE: {BASE: None}, **LEVERS[problem]}.items()
-        for name in of_lever
-    ]
+    names = [(problem, *names) for problem in problems for names in names_of(problem)]
     return [Row(*name, seed) for seed in range(seeds) for name in names]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.choices.levers import BASE, LEVERS
+from benchmarks.choices.levers import BASE, LEVERS, names_of
 from benchmarks.choices.problems import PROBLEMS
 
 PAGE = Path(__file__).parents[2] / "docs" / "choices.md"
@@ -47,11 +48,9 @@ def _glance(runs: dict[str, Any]) -> list[str]:
     """Of each problem the rows with the best bound and the best samples, beside the base."""
     lines = []
     for problem in PROBLEMS:
-        levers = {BASE: [BASE], **LEVERS[problem]}
         found = {
             name if lever == BASE else f"{lever}: {name}": of_row
-            for lever, names in levers.items()
-            for name in names
+            for lever, name in names_of(problem)
             if (of_row := _runs(runs, problem, lever, name))
         }
         if BASE not in found or len(found) < 2:
@@ -90,13 +89,15 @@ def _conditions(results: dict[str, Any]) -> str:
         f"{machine['cores']} cores of {machine['cpu']}; load of the machine after a run "
         f"{min(loads):g} to {max(loads):g}.\n"
     )
-    seeds = {int(key.rsplit(" / ", 1)[1]) for key in runs}
+    seeds = Counter(key.rsplit(" / ", 1)[0] for key in runs)
     whole = {" / ".join((p, lever, row)) for p in LEVERS for lever in LEVERS[p] for row in LEVERS[p][lever]}
-    missing = whole - {key.rsplit(" / ", 1)[0] for key in runs}
-    if missing or len(seeds) < SEEDS:
+    missing = whole - set(seeds)
+    fewest, most = min(seeds.values()), max(seeds.values())
+    if missing or fewest < SEEDS:
         rows = f"{len(whole) - len(missing)} of {len(whole)} rows"
+        each = f"{most}" if fewest == most else f"{fewest} to {most}"
         told += (
-            f"\n**This is a reduced run**: {len(seeds)} of {SEEDS} seeds, {rows}: "
+            f"\n**This is a reduced run**: {each} of {SEEDS} seeds, {rows}: "
             "differences within a seed's spread are noise.\n"
         )
     return told

@@ -19,7 +19,7 @@ constexpr int kTokensOfTwo = 12, kTokensOfOne = 24;
 constexpr int kTokensOfTwo = 4, kTokensOfOne = 12;
 #endif
 constexpr int64_t kTerms = 256;  // of a sum before it is added to the others: one long chain would lose digits
-constexpr int64_t kPart = 192;  // tokens that a thread takes at a time: a multiple of all of these
+constexpr int64_t kPart = 192;   // tokens that a thread takes at a time: a multiple of all of these
 constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
 
 // Rows of hidden, transposed: for each of hidden_size the lanes of `vectors` vectors, 0 past the last row.
@@ -34,7 +34,7 @@ class Panels {
   explicit Panels(const SkinnyProduct& product) : product_(product) {
     const int64_t panels = count();
     packed_ = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * static_cast<size_t>(panels * size())));
-    for (int64_t i = 0; i < panels; ++i) pack(at(i));
+    for (int64_t i = 0; i < panels; ++i) pack(at(i), packed_ + i * size());
   }
   ~Panels() { std::free(packed_); }
   Panels(const Panels&) = delete;
@@ -52,9 +52,8 @@ class Panels {
 
   int64_t size() const { return kRows * product_.hidden_size; }
 
-  void pack(const Panel& panel) {
+  void pack(const Panel& panel, float* packed) const {
     const int64_t lanes = panel.vectors * kLanes;
-    float* const packed = packed_ + (panel.packed - packed_);
     for (int64_t k = 0; k < product_.hidden_size; ++k) {
       for (int64_t lane = 0; lane < lanes; ++lane) {
         const float* const row = product_.hidden + (panel.first_row + lane) * product_.hidden_stride;
