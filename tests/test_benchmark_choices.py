@@ -72,7 +72,7 @@ def test_a_part_and_the_load_are_told():
     assert "reduced run" not in page.render(results(every))
     assert "after a run 9 to 9" in page.render(results(every, load=9.0))
     every["digits", "average", "0.9"] = [1.0]
-    assert "**This is a reduced run**: 1 to 3 of 3 seeds, 43 of 43 rows" in page.render(results(every))
+    assert "**This is a reduced run**: 1 to 3 of 3 seeds, 45 of 45 rows" in page.render(results(every))
     del every["digits", "average", "0.9"]
     assert "reduced run" in page.render(results(every))
     assert "Nothing has been measured yet" in page.render({"runs": {}})
