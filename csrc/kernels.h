@@ -214,15 +214,16 @@ struct Factors {
   int64_t hidden_size;
 };
 
-// Logits of a few rows, all float32: hidden [rows, hidden_size] times the transpose of weight [tokens, hidden_size], to
-// logits [rows, tokens]. Rows are contiguous, strides count elements.
+// Logits of a few rows: hidden [rows, hidden_size] times the transpose of weight [tokens, hidden_size], to logits
+// [rows, tokens], all of one type. Rows are contiguous, strides count elements.
 struct SkinnyProduct {
-  const float* hidden;
+  Float dtype;
+  const void* hidden;
   int64_t hidden_stride;
-  const float* weight;
+  const void* weight;
   int64_t weight_stride;
-  const float* bias;  // [tokens] or null
-  float* logits;
+  const void* bias;  // [tokens] or null
+  void* logits;
   int64_t logits_stride;
   int64_t rows, tokens, hidden_size;
 };
@@ -329,7 +330,8 @@ int64_t glauber_undecided(const GlauberArgs& args, const Factors& factors, int64
 void glauber_race(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads);
 int64_t glauber_settle(const GlauberArgs& args, const int64_t* row_ids, const RowState* states, int64_t rows);
 
-// False where the instruction set in use has no fused sums, and nothing is done: a library is the quicker one.
+// False where nothing is done, for a library is the quicker one: the instruction set in use has no fused sums, or more
+// than seven rows are not float32.
 bool skinny_product(const SkinnyProduct& product, int threads);
 // The same of weighted sums; false, too, where there are fewer totals than registers hold at once, which are 8 at most.
 bool add_weighted_sums(const WeightedSums& sums, int threads);

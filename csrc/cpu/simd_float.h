@@ -93,10 +93,21 @@ GGM_HD float largest_lane(Floats lanes) {
   return largest;
 }
 
+#if defined(__AVX512DQ__)
+// GCC 12 takes the intrinsics that reduce a whole vector, and unmasked extraction, for uses of uninitialised values.
+template <int kHalf>
+GGM_HD __m256 half_of(Floats lanes) {
+  return _mm512_maskz_extractf32x8_ps(0xFF, (__m512)lanes, kHalf);
+}
+#endif
+
 // The same by halves, for vectors that wait for it.
 GGM_HD float tree_largest(Floats lanes) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)lanes);
+#if defined(__AVX512DQ__)
+  const __m256 eight = _mm256_max_ps(half_of<1>(lanes), half_of<0>(lanes));
+  const __m128 four = _mm_max_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return two[0] > two[1] ? two[0] : two[1];
 #else
   for (int distance = kLanes / 2; distance > 0; distance /= 2) {
     for (int lane = 0; lane < distance; ++lane) {
@@ -108,8 +119,11 @@ GGM_HD float tree_largest(Floats lanes) {
 }
 
 GGM_HD float tree_sum(Floats lanes) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)lanes);
+#if defined(__AVX512DQ__)
+  const __m256 eight = _mm256_add_ps(half_of<1>(lanes), half_of<0>(lanes));
+  const __m128 four = _mm_add_ps(_mm256_extractf128_ps(eight, 1), _mm256_castps256_ps128(eight));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return two[0] + two[1];
 #else
   for (int distance = kLanes / 2; distance > 0; distance /= 2) {
     for (int lane = 0; lane < distance; ++lane) lanes[lane] += lanes[lane + distance];

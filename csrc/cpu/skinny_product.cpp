@@ -1,9 +1,11 @@
-// Logits of a few rows: hidden times the transpose of weight, in float32. A library packs the weight before it
-// multiplies, which few rows do not pay back. Here the rows are lanes, what is packed is hidden, and a weight is read
-// once and where it lies. A logit is summed in one order, so that its bits depend on nothing but its two rows.
+// Logits of a few rows: hidden times the transpose of weight. A library packs the weight before it multiplies, which few
+// rows do not pay back. Here what is packed is hidden, and the weight is read once and where it lies. Up to seven rows
+// wait for that alone: few_rows.h. More of them are the lanes below. A logit is summed in one order, so that in either
+// its bits depend on nothing but its two rows.
 #include <cstdlib>
 
 #include "cpu/broadcast_rows.h"
+#include "cpu/few_rows.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
@@ -21,6 +23,8 @@ constexpr int kTokensOfTwo = 4, kTokensOfOne = 12;
 constexpr int64_t kTerms = 256;  // of a sum before it is added to the others: one long chain would lose digits
 constexpr int64_t kPart = 192;   // tokens that a thread takes at a time: a multiple of all of these
 constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
+
+GGM_HD const float* floats(const void* data) { return static_cast<const float*>(data); }
 
 // Rows of hidden, transposed: for each of hidden_size the lanes of `vectors` vectors, 0 past the last row.
 struct Panel {
@@ -56,8 +60,8 @@ class Panels {
     const int64_t lanes = panel.vectors * kLanes;
     for (int64_t k = 0; k < product_.hidden_size; ++k) {
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        const float* const row = product_.hidden + (panel.first_row + lane) * product_.hidden_stride;
-        packed[k * lanes + lane] = lane < panel.rows ? row[k] : 0.0f;
+        const float* const first = floats(product_.hidden) + panel.first_row * product_.hidden_stride;
+        packed[k * lanes + lane] = lane < panel.rows ? first[lane * product_.hidden_stride + k] : 0.0f;
       }
     }
   }
@@ -80,10 +84,10 @@ GGM_HD void store(const SkinnyProduct& product, const Panel& panel, int64_t toke
                   Floats (&sums)[kTokens][kVectors]) {
   if (product.bias != nullptr) {
     for (int t = 0; t < kTokens; ++t) {
-      for (int v = 0; v < kVectors; ++v) sums[t][v] += product.bias[token + t];
+      for (int v = 0; v < kVectors; ++v) sums[t][v] += floats(product.bias)[token + t];
     }
   }
-  float* const logits = product.logits + panel.first_row * product.logits_stride + token;
+  float* const logits = static_cast<float*>(product.logits) + panel.first_row * product.logits_stride + token;
   for (int v = 0; v < kVectors; ++v) {
     const int64_t lanes = panel.rows - v * kLanes < kLanes ? panel.rows - v * kLanes : kLanes;
     float* const of_lanes = logits + v * kLanes * product.logits_stride;
@@ -105,7 +109,7 @@ GGM_HD void store(const SkinnyProduct& product, const Panel& panel, int64_t toke
 template <int kTokens, int kVectors>
 GGM_HD void multiply(const SkinnyProduct& product, const Panel& panel, int64_t token) {
   Floats totals[kTokens][kVectors] = {};
-  const float* const first = product.weight + token * product.weight_stride;
+  const float* const first = floats(product.weight) + token * product.weight_stride;
   const bool are_more = panel.first_row == 0 && token + 2 * kTokens <= product.tokens;
   const float* next = are_more ? first + kTokens * product.weight_stride : first;
   BroadcastRows<kTokens> weight(first, product.weight_stride);
@@ -141,23 +145,56 @@ __attribute__((noinline)) void multiply_part(const SkinnyProduct& product, const
   for (; token < end; ++token) multiply<1, kVectors>(product, panel, token);
 }
 
-}  // namespace
-
-bool skinny_product(const SkinnyProduct& product, int threads) {
-  const Panels panels(product);
+// do_part(begin, end) for parts of the tokens, on all threads.
+template <class DoPart>
+void in_parts(const SkinnyProduct& product, int threads, const DoPart& do_part) {
   const int64_t parts = (product.tokens + kPart - 1) / kPart;
   const bool is_much = product.rows * product.tokens * product.hidden_size >= kParallelFrom;
   on_threads(threads, is_much, [&](const Member& member) {
     member.as_free(parts, 1, [&](int64_t part) {
-      const int64_t begin = part * kPart, end = begin + kPart < product.tokens ? begin + kPart : product.tokens;
-      for (int64_t i = 0; i < panels.count(); ++i) {
-        const Panel panel = panels.at(i);
-        if (panel.vectors == 2) multiply_part<kTokensOfTwo, 2>(product, panel, begin, end);
-        else multiply_part<kTokensOfOne, 1>(product, panel, begin, end);
-      }
+      const int64_t begin = part * kPart;
+      do_part(begin, begin + kPart < product.tokens ? begin + kPart : product.tokens);
     });
   });
-  return true;
+}
+
+template <class T>
+void multiply_few_rows(const SkinnyProduct& product, int threads) {
+  const FewRows<T> rows(product);
+  in_parts(product, threads, [&](int64_t begin, int64_t end) { multiply_few_rows(product, rows, begin, end); });
+}
+
+void multiply_panels(const SkinnyProduct& product, int threads) {
+  const Panels panels(product);
+  in_parts(product, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const Panel panel = panels.at(i);
+      if (panel.vectors == 2) multiply_part<kTokensOfTwo, 2>(product, panel, begin, end);
+      else multiply_part<kTokensOfOne, 1>(product, panel, begin, end);
+    }
+  });
+}
+
+}  // namespace
+
+bool skinny_product(const SkinnyProduct& product, int threads) {
+  if (product.rows > kFewRows) {
+    if (product.dtype != Float::float32) return false;
+    multiply_panels(product, threads);
+    return true;
+  }
+  switch (product.dtype) {
+    case Float::float32:
+      multiply_few_rows<float>(product, threads);
+      return true;
+    case Float::bfloat16:
+      multiply_few_rows<BFloat16>(product, threads);
+      return true;
+    case Float::float16:
+      multiply_few_rows<Float16>(product, threads);
+      return true;
+  }
+  return false;
 }
 
 #else

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import pad
 
-from ggm_kernels.native.compiled import CPU, address
+from ggm_kernels.native.compiled import CPU, DTYPES, address
 
-# Of fewer rows a library reads the other factor as it lies, too; of more, or with short ones, packing pays.
-_LEAST_ROWS, _MOST_ROWS = 8, 128
-_MOST_TOTALS = 32  # of weighted sums, whose other factor a library finds packed
-_LEAST_SIZE = 128
+# Of more rows, or with short ones, packing pays, and sooner in 16 bits, which have units of their own.
+_MOST_ROWS, _MOST_HALF_ROWS, _LEAST_SIZE = 128, 5, 128
+# Of weighted sums, whose other factor lies as a library packs it. The core takes no fewer.
+_LEAST_TOTALS, _MOST_TOTALS = 8, 32
 
 
 def skinny_product(
@@ -20,9 +21,13 @@ def skinny_product(
     Rows of all matrices are contiguous. The bits of a logit depend on its two rows alone: not on threads, nor
     on other rows.
     """
-    if not _is_skinny(rows, _MOST_ROWS, rows.shape[1]):
+    most = _MOST_ROWS if rows.dtype == torch.float32 else _MOST_HALF_ROWS
+    if not (
+        1 <= rows.shape[0] <= most and rows.shape[1] >= _LEAST_SIZE and rows.dtype in DTYPES and CPU.core
+    ):
         return False
     product = CPU.core.SkinnyProduct(
+        dtype=DTYPES[rows.dtype],
         hidden=rows.data_ptr(),
         hidden_stride=rows.stride(0),
         weight=weight.data_ptr(),
@@ -39,8 +44,14 @@ def skinny_product(
 
 def add_weighted_sums(totals: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor) -> bool:
     """Add ``weights @ rows`` to `totals` likewise: float32, rows of all matrices contiguous."""
-    if not _is_skinny(weights, _MOST_TOTALS, rows.shape[1]):
+    count, terms = weights.shape
+    if not (1 <= count <= _MOST_TOTALS and rows.shape[1] >= _LEAST_SIZE and CPU.core):
         return False
+    if count < _LEAST_TOTALS:
+        padded = totals.new_zeros(_LEAST_TOTALS, totals.shape[1])
+        is_done = add_weighted_sums(padded, pad(weights, (0, 0, 0, _LEAST_TOTALS - count)), rows)
+        totals += padded[:count]
+        return is_done
     sums = CPU.core.WeightedSums(
         weights=weights.data_ptr(),
         weight_stride=weights.stride(0),
@@ -48,13 +59,8 @@ def add_weighted_sums(totals: torch.Tensor, weights: torch.Tensor, rows: torch.T
         row_stride=rows.stride(0),
         totals=totals.data_ptr(),
         total_stride=totals.stride(0),
-        count=weights.shape[0],
-        terms=rows.shape[0],
+        count=count,
+        terms=terms,
         columns=rows.shape[1],
     )
     return CPU.core.cpu_add_weighted_sums(sums, torch.get_num_threads())
-
-
-def _is_skinny(factor: torch.Tensor, most_rows: int, size: int) -> bool:
-    are_few = _LEAST_ROWS <= factor.shape[0] <= most_rows and size >= _LEAST_SIZE
-    return are_few and factor.dtype == torch.float32 and CPU.core is not None

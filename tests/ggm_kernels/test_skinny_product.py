@@ -12,7 +12,7 @@ from ggm_kernels.native.skinny_product import add_weighted_sums, skinny_product
 pytestmark = pytest.mark.skipif(native.core is None, reason="no compiled core")
 ISAS = [pytest.param(name, id=f"cpu-{name}") for name in (native.core.isas() if native.core else [])]
 # Rows on both sides of each panel, tokens on both sides of each block and part, sums on both sides of a chain.
-ROWS = [8, 15, 16, 17, 31, 32, 33, 49, 128]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 32, 33, 49, 128]
 TOKENS = [1, 3, 4, 11, 12, 13, 24, 25, 191, 192, 193, 1000]
 SIZES = [128, 255, 256, 257, 600]
 
@@ -58,12 +58,30 @@ def test_product_is_that_of_float64(isa, rows):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-def test_bits_depend_on_nothing_but_the_two_rows_of_a_logit(isa):
-    """Not on threads, on other rows, on the place among rows or tokens."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_in_half_precision_is_rounded_once(isa, dtype):
+    for rows in (1, 2, 5):
+        for tokens, size in ((1, 128), (13, 130), (193, 257)):
+            hidden, weight, bias, around = (given.to(dtype) for given in factors(rows, tokens, size))
+            out = around[:rows, :tokens]
+            assert skinny_product(hidden, weight, bias, out) == has_fused_sums(isa)
+            if not has_fused_sums(isa):
+                continue
+            exact = linear(hidden.double(), weight.double(), bias.double())
+            allowed = torch.finfo(dtype).eps * exact.abs() / 2 + 6e-6 * size**0.5
+            assert ((out.double() - exact).abs() <= allowed).all()
+            assert around[:rows, tokens:].eq(7).all() and around[rows].eq(7).all()
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_bits_depend_on_nothing_but_the_two_rows_of_a_logit(isa, rows):
+    """Not on threads, on other rows of as many, on the place among rows or tokens."""
     if not has_fused_sums(isa):
         pytest.skip("leaves products to the library")
-    hidden, weight, bias, _ = factors(40, 5000, 300)
-    whole, part, other = torch.empty(40, 5000), torch.empty(9, 997), torch.empty(40, 5000)
+    all_rows = 7 if rows == 3 else 40
+    hidden, weight, bias, _ = factors(all_rows, 5000, 300)
+    whole, part, other = torch.empty(all_rows, 5000), torch.empty(rows, 997), torch.empty(all_rows, 5000)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -72,25 +90,27 @@ def test_bits_depend_on_nothing_but_the_two_rows_of_a_logit(isa):
         assert skinny_product(hidden, weight, bias, other)
     finally:
         torch.set_num_threads(threads)
-    assert skinny_product(hidden[20:29], weight[1001:1998], bias[1001:1998], part)
-    assert torch.equal(whole, other) and torch.equal(whole[20:29, 1001:1998], part)
+    first = all_rows - rows - 2
+    assert skinny_product(hidden[first : first + rows], weight[1001:1998], bias[1001:1998], part)
+    assert torch.equal(whole, other) and torch.equal(whole[first : first + rows, 1001:1998], part)
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_infinite_and_nan_weights_stay_with_their_tokens(isa):
     if not has_fused_sums(isa):
         pytest.skip("leaves products to the library")
-    hidden, weight, _, _ = factors(9, 100, 130)
-    weight, out = weight.contiguous(), torch.empty(9, 100)
-    weight[7, 3], weight[50, 129], weight[99, 0] = torch.nan, torch.inf, -torch.inf
-    assert skinny_product(hidden, weight, None, out)
-    assert out[:, 7].isnan().all() and out[:, [50, 99]].isinf().all()
-    out[:, [7, 50, 99]] = 0
-    assert out.isfinite().all()
+    for rows in (2, 9):
+        hidden, weight, _, _ = factors(rows, 100, 130)
+        weight, out = weight.contiguous(), torch.empty(rows, 100)
+        weight[7, 3], weight[50, 129], weight[99, 0] = torch.nan, torch.inf, -torch.inf
+        assert skinny_product(hidden, weight, None, out)
+        assert out[:, 7].isnan().all() and out[:, [50, 99]].isinf().all()
+        out[:, [7, 50, 99]] = 0
+        assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.parametrize("count", [8, 9, 12, 15, 16, 32])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 12, 15, 16, 32])
 def test_weighted_sums_are_those_of_float64(isa, count):
     """Terms on both sides of a chunk; columns of whole parts, of vectors beside them, and of less than a vector."""
     for number, terms in enumerate([0, 1, 127, 128, 129, 700]):
@@ -123,9 +143,15 @@ def test_bits_of_weighted_sums_depend_on_no_threads_and_no_other_rows(isa):
 
 
 @pytest.mark.parametrize(
-    ("rows", "size", "dtype"), [(7, 128, torch.float32), (129, 128, torch.float32), (8, 127, torch.float32),
-                                (8, 128, torch.float64), (8, 128, torch.bfloat16)]
-)  # fmt: skip
+    ("rows", "size", "dtype"),
+    [
+        (0, 128, torch.float32),
+        (129, 128, torch.float32),
+        (8, 127, torch.float32),
+        (8, 128, torch.float64),
+        (6, 128, torch.bfloat16),
+    ],
+)
 def test_what_the_library_does_as_well_is_left_to_it(rows, size, dtype):
     hidden, weight = torch.zeros(rows, size, dtype=dtype), torch.zeros(5, size, dtype=dtype)
     out = torch.full((rows, 5), 7.0, dtype=dtype)
@@ -155,8 +181,8 @@ def products(monkeypatch):
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.0}], ids=str)
 def test_cpu_steps_from_few_rows_are_steps_on_their_logits(changes, products):
-    """Tiles of 8 rows are wide ones: the vocabulary has more than one of those, too."""
-    for rows, tokens in ((8, 40_000), (32, 9000), (100, 4097), (16, 700)):
+    """Few rows have wide tiles; the vocabulary has more than one of those, too."""
+    for rows, tokens in ((1, 5000), (5, 60_000), (8, 40_000), (32, 9000), (100, 4097), (16, 700)):
         hidden, weight, bias, _ = factors(rows, tokens, 130)
         present = torch.zeros(rows, 1, dtype=torch.int64)
         arguments = {"positions": torch.zeros(1, dtype=torch.int64), "seed": 3, "step": 5, **changes}
@@ -168,11 +194,12 @@ def test_cpu_steps_from_few_rows_are_steps_on_their_logits(changes, products):
             present, hidden[:, None], weight, bias=bias, backend="reference", **arguments
         )
         assert (ours != expected).sum() <= 1, (rows, tokens)  # which token wins may hang by a rounding
-    assert len(products) >= 4 and all(products) == has_fused_sums(native.core.isa())
+    assert len(products) >= 6 and all(products) == has_fused_sums(native.core.isa())
 
 
-def test_cpu_expected_embeddings_of_few_rows(products):
-    hidden, weight, bias, _ = factors(20, 5000, 130)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_cpu_expected_embeddings_of_few_rows(products, rows):
+    hidden, weight, bias, _ = factors(rows, 5000, 130)
     weight = weight / 130**0.5
     ours = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="cpu")
     expected = linear_expected_embedding(hidden, weight, weight, bias=bias, backend="reference")
