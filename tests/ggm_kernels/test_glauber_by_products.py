@@ -188,13 +188,13 @@ def test_frozen_rows_are_not_read(op):
 @pytest.mark.parametrize("vocab_size", [1000, 5000])
 def test_frozen_rows_are_not_multiplied(vocab_size, monkeypatch):
     compiled, multiplied = import_module("ggm_kernels.native.glauber_step"), []
-    product = compiled._product
+    product = compiled._logits
 
     def noted(rows, *rest):
         multiplied.append(len(rows))
         return product(rows, *rest)
 
-    monkeypatch.setattr(compiled, "_product", noted)
+    monkeypatch.setattr(compiled, "_logits", noted)
     rows = (torch.zeros(1, 8, 4), torch.zeros(vocab_size, 4))
     for drawn in (8, 2, 0):
         multiplied.clear()
