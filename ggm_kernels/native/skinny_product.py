@@ -18,8 +18,8 @@ def skinny_product(
 ) -> bool:
     """Put ``linear(rows, weight, bias)`` into `out` where the core is the quicker one; else False.
 
-    Rows of all matrices are contiguous. The bits of a logit depend on its two rows alone: not on threads, nor
-    on other rows.
+    Rows of all matrices are contiguous. Whatever the threads and the other rows are, a logit has the same
+    bits among up to seven rows, and the same among more.
     """
     most = _MOST_ROWS if rows.dtype == torch.float32 else _MOST_HALF_ROWS
     if not (
