@@ -272,8 +272,7 @@ void bind_factors(py::module_& module) {
 void bind_skinny_product(py::module_& module) {
   using Struct = ggm::SkinnyProduct;
   bind_struct<Struct>(module, "SkinnyProduct", {
-    GGM_FIELD(dtype), GGM_FIELD(hidden), GGM_FIELD(hidden_stride), GGM_FIELD(weight), GGM_FIELD(weight_stride),
-    GGM_FIELD(bias), GGM_FIELD(logits), GGM_FIELD(logits_stride), GGM_FIELD(rows), GGM_FIELD(tokens), GGM_FIELD(hidden_size)
+    GGM_FIELD(factors), GGM_FIELD(logits), GGM_FIELD(logits_stride), GGM_FIELD(rows), GGM_FIELD(tokens)
   });
 }
 

@@ -214,18 +214,13 @@ struct Factors {
   int64_t hidden_size;
 };
 
-// Logits of a few rows: hidden [rows, hidden_size] times the transpose of weight [tokens, hidden_size], to logits
-// [rows, tokens], all of one type. Rows are contiguous, strides count elements.
+// Logits [rows, tokens] of a few rows: of the hidden states and the weight of `factors`, which has as many tokens; all of
+// one type. Rows are contiguous, strides count elements.
 struct SkinnyProduct {
-  Float dtype;
-  const void* hidden;
-  int64_t hidden_stride;
-  const void* weight;
-  int64_t weight_stride;
-  const void* bias;  // [tokens] or null
+  Factors factors;
   void* logits;
   int64_t logits_stride;
-  int64_t rows, tokens, hidden_size;
+  int64_t rows, tokens;
 };
 
 // Totals [count, columns] and what is added to them, all float32: weights [count, terms] times rows [terms, columns].

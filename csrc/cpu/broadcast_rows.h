@@ -7,6 +7,8 @@
 namespace ggm::cpu::GGM_ISA {
 namespace {
 
+constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
+
 // Addresses in few registers, which have to last for 24 rows.
 template <int kRows>
 class BroadcastRows {

@@ -2,8 +2,7 @@
 // for the weight a block of tokens ahead. Internal to each instruction set.
 #pragma once
 
-#include <cstdlib>
-
+#include "cpu/aligned_floats.h"
 #include "cpu/simd_float.h"
 #include "kernels.h"
 
@@ -26,37 +25,29 @@ template <class T>
 class FewRows {
  public:
   explicit FewRows(const SkinnyProduct& product)
-      : vectors_((product.hidden_size + kLanes - 1) / kLanes), rest_(static_cast<int>(product.hidden_size % kLanes)) {
-    const int64_t size = vectors_ * kLanes;
-    hidden_ = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * static_cast<size_t>(kFewRows * size + 64)
-                                                             / 64 * 64));
+      : size_(product.factors.hidden_size),
+        vectors_((size_ + kLanes - 1) / kLanes),
+        hidden_(product.rows * vectors_ * kLanes) {
     for (int64_t row = 0; row < product.rows; ++row) {
-      const T* const from = static_cast<const T*>(product.hidden) + row * product.hidden_stride;
-      for (int64_t k = 0; k < size; ++k) hidden_[row * size + k] = k < product.hidden_size ? to_float(from[k]) : 0.0f;
+      const T* const from = static_cast<const T*>(product.factors.hidden) + row * product.factors.hidden_stride;
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const Floats part = load_some(from + v * kLanes, many(v));
+        memcpy(hidden_.data() + (row * vectors_ + v) * kLanes, &part, sizeof part);
+      }
     }
   }
-  ~FewRows() { std::free(hidden_); }
-  FewRows(const FewRows&) = delete;
-  FewRows& operator=(const FewRows&) = delete;
 
+  GGM_HD_MEMBER int64_t whole() const { return size_ / kLanes; }  // vectors
   GGM_HD_MEMBER int64_t vectors() const { return vectors_; }
-  GGM_HD_MEMBER int rest() const { return rest_; }  // of the last vector, where it is not whole
+  GGM_HD_MEMBER int many(int64_t vector) const { return lanes_for(size_ - vector * kLanes); }
   GGM_HD_MEMBER Floats at(int64_t row, int64_t vector) const {
-    return load(hidden_ + (row * vectors_ + vector) * kLanes);
+    return load(hidden_.data() + (row * vectors_ + vector) * kLanes);
   }
 
  private:
-  const int64_t vectors_;
-  const int rest_;
-  float* hidden_;
+  const int64_t size_, vectors_;
+  const AlignedFloats hidden_;
 };
-
-template <class T>
-GGM_HD Floats load_first(const T* from, int count) {
-  Floats lanes = {};
-  for (int lane = 0; lane < count; ++lane) lanes[lane] = to_float(from[lane]);
-  return lanes;
-}
 
 template <int kRows, int kTokens>
 struct FewSums {
@@ -73,25 +64,23 @@ struct FewSums {
 
 template <class T, int kRows, int kTokens>
 GGM_HD void multiply_few(const SkinnyProduct& product, const FewRows<T>& rows, int64_t token) {
-  const T* weight = static_cast<const T*>(product.weight) + token * product.weight_stride;
-  const T* const later = weight + kTokens * product.weight_stride;
+  const int64_t stride = product.factors.weight_stride;
+  const T* const weight = static_cast<const T*>(product.factors.weight) + token * stride;
+  const T* const later = weight + kTokens * stride;
   FewSums<kRows, kTokens> sums;
   Floats parts[kTokens];
-  const int64_t whole = rows.rest() == 0 ? rows.vectors() : rows.vectors() - 1;
-  for (int64_t v = 0; v < whole; ++v) {
+  for (int64_t v = 0; v < rows.whole(); ++v) {
     for (int t = 0; t < kTokens; ++t) {
-      parts[t] = load(weight + t * product.weight_stride + v * kLanes);
-      __builtin_prefetch(later + t * product.weight_stride + v * kLanes, 0, 3);
+      parts[t] = load(weight + t * stride + v * kLanes);
+      __builtin_prefetch(later + t * stride + v * kLanes, 0, 3);
     }
     sums.add(rows, v, parts);
   }
-  if (rows.rest() != 0) {
-    for (int t = 0; t < kTokens; ++t) {
-      parts[t] = load_first(weight + t * product.weight_stride + whole * kLanes, rows.rest());
-    }
-    sums.add(rows, whole, parts);
+  for (int64_t v = rows.whole(); v < rows.vectors(); ++v) {
+    for (int t = 0; t < kTokens; ++t) parts[t] = load_some(weight + t * stride + v * kLanes, rows.many(v));
+    sums.add(rows, v, parts);
   }
-  const T* const bias = static_cast<const T*>(product.bias);
+  const T* const bias = static_cast<const T*>(product.factors.bias);
   for (int row = 0; row < kRows; ++row) {
     T* const logits = static_cast<T*>(product.logits) + row * product.logits_stride + token;
     for (int t = 0; t < kTokens; ++t) {

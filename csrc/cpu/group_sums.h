@@ -141,7 +141,7 @@ struct Exponents {
   }
 };
 
-#if defined(__FMA__) || defined(__AVX512F__)
+#if defined(GGM_FUSES)
 constexpr float kMostFused = 1024.0f;  // of |top * slope|
 #else
 constexpr float kMostFused = -1.0f;

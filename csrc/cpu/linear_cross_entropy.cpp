@@ -9,26 +9,6 @@ namespace {
 
 GGM_HD float minus_infinity() { return float_of(0xFF800000u); }
 
-GGM_HD int lanes_for(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
-
-// `many` of them; lanes beyond hold `filling`.
-template <class T>
-GGM_HD Floats load_some(const T* from, int many, float filling) {
-  if (many == kLanes) return load(from);
-  Floats lanes = Floats{} + filling;
-  for (int lane = 0; lane < many; ++lane) lanes[lane] = to_float(from[lane]);
-  return lanes;
-}
-
-template <class T>
-GGM_HD void store_some(T* to, Floats values, int many) {
-  for (int lane = 0; lane < many; ++lane) round_to(values[lane], to[lane]);
-}
-
-GGM_HD void store_some(float* to, Floats values, int many) {
-  memcpy(to, &values, many == kLanes ? sizeof values : sizeof(float) * static_cast<size_t>(many));
-}
-
 // A row of a tile of products, as logits.
 template <class T>
 struct Row {

@@ -10,19 +10,11 @@ namespace {
 constexpr int64_t kParallelFrom = 1 << 14;  // logits below which a second thread is not worth waking
 constexpr int kPendingBlocks = 32;          // vectors that are added in float32 before they go to a double
 
-// Lanes of a row from a candidate on, beyond its end 0.
-GGM_HD Floats some(const float* from, int64_t many) {
-  if (many >= kLanes) return load(from);
-  Floats lanes = {};
-  memcpy(&lanes, from, sizeof(float) * many);
-  return lanes;
-}
-
 // Logits of a row with what is added to them, from a candidate on.
 GGM_HD Floats logits_at(const SharedTile& tile, const float* row, float offset, int64_t column) {
-  const int64_t many = tile.columns - column;
-  const Floats f = some(row + column, many) + offset;
-  return tile.bias == nullptr ? f : f + some(tile.bias + column, many);
+  const int many = lanes_for(tile.columns - column);
+  const Floats f = load_some(row + column, many) + offset;
+  return tile.bias == nullptr ? f : f + load_some(tile.bias + column, many);
 }
 
 GGM_HD float offset_of(const SharedTile& tile, int64_t row) { return tile.offset == nullptr ? 0.0f : tile.offset[row]; }
@@ -37,7 +29,7 @@ double loss_of_row(const SharedTile& tile, int64_t row) {
     Floats pending = {};
     for (int block = 0; block < kPendingBlocks && column < tile.columns; ++block, column += kLanes) {
       const Floats f = logits_at(tile, logits, offset, column);
-      const Floats weight = some(tile.weight + column, tile.columns - column);
+      const Floats weight = load_some(tile.weight + column, lanes_for(tile.columns - column));
       pending += loss_of(f, log1p_unit(exp_minus_abs(f)), Floats{}, weight);
     }
     for (int lane = 0; lane < kLanes; ++lane) total += pending[lane];
@@ -49,11 +41,11 @@ void gradient_of_row(const SharedTile& tile, const float* row_gradient, int64_t 
   const float* logits = static_cast<const float*>(tile.logits) + row * tile.row_stride;
   const float offset = offset_of(tile, row), scale = row_gradient[row];
   for (int64_t column = 0; column < tile.columns; column += kLanes) {
-    const int64_t many = tile.columns - column;
+    const int many = lanes_for(tile.columns - column);
     const Floats f = logits_at(tile, logits, offset, column);
-    const Floats weight = some(tile.weight + column, many);
+    const Floats weight = load_some(tile.weight + column, many);
     const Floats gradient = scale * derivative_of(f, exp_minus_abs(f), Floats{}, weight);
-    memcpy(out + column, &gradient, sizeof(float) * (many < kLanes ? many : kLanes));
+    store_some(out + column, gradient, many);
   }
 }
 

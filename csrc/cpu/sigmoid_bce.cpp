@@ -58,16 +58,6 @@ GGM_HD Weights weights_at(const SigmoidBceArgs& args, Cursor at, int many) {
           weights_at(args, args.noise_weight, args.noise_row_stride, args.noise_stride, at, many)};
 }
 
-// `many` of them; lanes beyond hold 0.
-GGM_HD Floats load_some(const float* from, int many) {
-  if (many == kLanes) return load(from);
-  Floats lanes = {};
-  memcpy(&lanes, from, sizeof(float) * many);
-  return lanes;
-}
-
-GGM_HD int lanes_for(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
-
 GGM_HD bool in_vocabulary(const SigmoidBceArgs& args, int64_t token) {
   return static_cast<uint64_t>(token) < static_cast<uint64_t>(args.vocab_size);
 }

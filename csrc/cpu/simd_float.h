@@ -34,6 +34,33 @@ GGM_HD Floats load(const Float16* from) {
 #endif
 }
 
+GGM_HD int lanes_for(int64_t left) { return left < kLanes ? static_cast<int>(left) : kLanes; }
+
+// `many` of them; lanes beyond hold `filling`.
+template <class T>
+GGM_HD Floats load_some(const T* from, int many, float filling = 0.0f) {
+  if (many == kLanes) return load(from);
+  Floats lanes = Floats{} + filling;
+  for (int lane = 0; lane < many; ++lane) lanes[lane] = to_float(from[lane]);
+  return lanes;
+}
+
+GGM_HD Floats load_some(const float* from, int many, float filling = 0.0f) {
+  if (many == kLanes) return load(from);
+  Floats lanes = Floats{} + filling;
+  memcpy(&lanes, from, sizeof(float) * static_cast<size_t>(many));
+  return lanes;
+}
+
+template <class T>
+GGM_HD void store_some(T* to, Floats values, int many) {
+  for (int lane = 0; lane < many; ++lane) round_to(values[lane], to[lane]);
+}
+
+GGM_HD void store_some(float* to, Floats values, int many) {
+  memcpy(to, &values, many == kLanes ? sizeof values : sizeof(float) * static_cast<size_t>(many));
+}
+
 // One number in all lanes, from memory in one instruction: GCC 12 makes two of Floats{} + *from.
 GGM_HD Floats load_to_all(const float* from) {
 #if defined(__AVX512F__)
@@ -44,6 +71,10 @@ GGM_HD Floats load_to_all(const float* from) {
   return Floats{} + *from;
 #endif
 }
+
+#if defined(__FMA__) || defined(__AVX512F__)
+#define GGM_FUSES
+#endif
 
 // Fused where the instruction set has it: without, the sum rounds twice, which float32 accumulation allows.
 GGM_HD Floats multiply_add(Floats a, Floats b, Floats c) {

@@ -2,15 +2,14 @@
 // rows do not pay back. Here what is packed is hidden, and the weight is read once and where it lies. Up to seven rows
 // wait for that alone: few_rows.h. More of them are the lanes below. A logit is summed in one order, so that in either
 // its bits depend on nothing but its two rows.
-#include <cstdlib>
-
+#include "cpu/aligned_floats.h"
 #include "cpu/broadcast_rows.h"
 #include "cpu/few_rows.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
 namespace ggm::cpu::GGM_ISA {
-#if defined(__FMA__) || defined(__AVX512F__)
+#if defined(GGM_FUSES)
 namespace {
 
 // Tokens at a time, so that sums, one vector of weights and the hidden states fit the registers: for rows of two
@@ -22,7 +21,6 @@ constexpr int kTokensOfTwo = 4, kTokensOfOne = 12;
 #endif
 constexpr int64_t kTerms = 256;  // of a sum before it is added to the others: one long chain would lose digits
 constexpr int64_t kPart = 192;   // tokens that a thread takes at a time: a multiple of all of these
-constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
 
 GGM_HD const float* floats(const void* data) { return static_cast<const float*>(data); }
 
@@ -35,39 +33,34 @@ struct Panel {
 // The rows of a product in panels of two vectors, the last of one where that is enough.
 class Panels {
  public:
-  explicit Panels(const SkinnyProduct& product) : product_(product) {
-    const int64_t panels = count();
-    packed_ = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * static_cast<size_t>(panels * size())));
-    for (int64_t i = 0; i < panels; ++i) pack(at(i), packed_ + i * size());
+  explicit Panels(const SkinnyProduct& product) : product_(product), packed_(count() * size()) {
+    for (int64_t i = 0; i < count(); ++i) pack(at(i), packed_.data() + i * size());
   }
-  ~Panels() { std::free(packed_); }
-  Panels(const Panels&) = delete;
-  Panels& operator=(const Panels&) = delete;
 
   int64_t count() const { return (product_.rows + kRows - 1) / kRows; }
 
   Panel at(int64_t i) const {
     const int64_t left = product_.rows - i * kRows, rows = left < kRows ? left : kRows;
-    return {packed_ + i * size(), i * kRows, rows, rows > kLanes ? 2 : 1};
+    return {packed_.data() + i * size(), i * kRows, rows, rows > kLanes ? 2 : 1};
   }
 
  private:
   static constexpr int64_t kRows = 2 * kLanes;
 
-  int64_t size() const { return kRows * product_.hidden_size; }
+  int64_t size() const { return kRows * product_.factors.hidden_size; }
 
   void pack(const Panel& panel, float* packed) const {
     const int64_t lanes = panel.vectors * kLanes;
-    for (int64_t k = 0; k < product_.hidden_size; ++k) {
+    for (int64_t k = 0; k < product_.factors.hidden_size; ++k) {
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        const float* const first = floats(product_.hidden) + panel.first_row * product_.hidden_stride;
-        packed[k * lanes + lane] = lane < panel.rows ? first[lane * product_.hidden_stride + k] : 0.0f;
+        const float* const first = floats(product_.factors.hidden) + panel.first_row * product_.factors.hidden_stride;
+        packed[k * lanes + lane] = lane < panel.rows ? first[lane * product_.factors.hidden_stride + k] : 0.0f;
       }
     }
   }
 
   const SkinnyProduct& product_;
-  float* packed_;
+  const AlignedFloats packed_;
 };
 
 // four[j] holds four tokens of each of the lanes j, j + 4, ..
@@ -82,9 +75,9 @@ GGM_HD void store_fours(float* logits, int64_t stride, int64_t lanes, const Word
 template <int kTokens, int kVectors>
 GGM_HD void store(const SkinnyProduct& product, const Panel& panel, int64_t token,
                   Floats (&sums)[kTokens][kVectors]) {
-  if (product.bias != nullptr) {
+  if (product.factors.bias != nullptr) {
     for (int t = 0; t < kTokens; ++t) {
-      for (int v = 0; v < kVectors; ++v) sums[t][v] += floats(product.bias)[token + t];
+      for (int v = 0; v < kVectors; ++v) sums[t][v] += floats(product.factors.bias)[token + t];
     }
   }
   float* const logits = static_cast<float*>(product.logits) + panel.first_row * product.logits_stride + token;
@@ -109,12 +102,12 @@ GGM_HD void store(const SkinnyProduct& product, const Panel& panel, int64_t toke
 template <int kTokens, int kVectors>
 GGM_HD void multiply(const SkinnyProduct& product, const Panel& panel, int64_t token) {
   Floats totals[kTokens][kVectors] = {};
-  const float* const first = floats(product.weight) + token * product.weight_stride;
+  const float* const first = floats(product.factors.weight) + token * product.factors.weight_stride;
   const bool are_more = panel.first_row == 0 && token + 2 * kTokens <= product.tokens;
-  const float* next = are_more ? first + kTokens * product.weight_stride : first;
-  BroadcastRows<kTokens> weight(first, product.weight_stride);
+  const float* next = are_more ? first + kTokens * product.factors.weight_stride : first;
+  BroadcastRows<kTokens> weight(first, product.factors.weight_stride);
   const float* hidden = panel.packed;
-  const float* const end = hidden + product.hidden_size * kVectors * kLanes;
+  const float* const end = hidden + product.factors.hidden_size * kVectors * kLanes;
   while (hidden != end) {
     Floats sums[kTokens][kVectors] = {};
     const int64_t left = end - hidden, most = kTerms * kVectors * kLanes;
@@ -149,7 +142,7 @@ __attribute__((noinline)) void multiply_part(const SkinnyProduct& product, const
 template <class DoPart>
 void in_parts(const SkinnyProduct& product, int threads, const DoPart& do_part) {
   const int64_t parts = (product.tokens + kPart - 1) / kPart;
-  const bool is_much = product.rows * product.tokens * product.hidden_size >= kParallelFrom;
+  const bool is_much = product.rows * product.tokens * product.factors.hidden_size >= kParallelFrom;
   on_threads(threads, is_much, [&](const Member& member) {
     member.as_free(parts, 1, [&](int64_t part) {
       const int64_t begin = part * kPart;
@@ -179,11 +172,11 @@ void multiply_panels(const SkinnyProduct& product, int threads) {
 
 bool skinny_product(const SkinnyProduct& product, int threads) {
   if (product.rows > kFewRows) {
-    if (product.dtype != Float::float32) return false;
+    if (product.factors.dtype != Float::float32) return false;
     multiply_panels(product, threads);
     return true;
   }
-  switch (product.dtype) {
+  switch (product.factors.dtype) {
     case Float::float32:
       multiply_few_rows<float>(product, threads);
       return true;

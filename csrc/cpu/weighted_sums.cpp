@@ -5,7 +5,7 @@
 #include "cpu/parallel.h"
 
 namespace ggm::cpu::GGM_ISA {
-#if defined(__FMA__) || defined(__AVX512F__)
+#if defined(GGM_FUSES)
 namespace {
 
 // Totals at a time, so that they, a weight and a part of a row fit the registers.
@@ -15,25 +15,12 @@ constexpr int kTotals = 8, kVectors = 3;
 constexpr int kTotals = 4, kVectors = 2;
 #endif
 constexpr int64_t kChunk = 128;  // rows whose columns stay in the first cache for all totals
-constexpr int64_t kParallelFrom = 1 << 20;  // products of two numbers below which a second thread is not worth waking
 
-// Columns of a row: whole vectors, or the last ones, fewer than a vector has.
+// Columns of a row: whole vectors, or the last ones, of which `many` are in one.
 struct Columns {
   int64_t begin;
-  int vectors, rest;
+  int vectors, many;
 };
-
-GGM_HD Floats load_columns(const float* from, int rest) {
-  if (rest == 0) return load(from);
-  Floats lanes = {};
-  for (int lane = 0; lane < rest; ++lane) lanes[lane] = from[lane];
-  return lanes;
-}
-
-GGM_HD void add_columns(float* to, Floats values, int rest) {
-  const Floats sum = load_columns(to, rest) + values;
-  memcpy(to, &sum, rest == 0 ? sizeof sum : sizeof(float) * static_cast<size_t>(rest));
-}
 
 // Columns of some rows, one row after the other: where they lie, strides like powers of 2 push each other out of cache.
 template <int kOfRow>
@@ -41,7 +28,7 @@ GGM_HD void gather(const WeightedSums& of, int64_t begin, int64_t end, const Col
   const float* row = of.rows + begin * of.row_stride + columns.begin;
   for (int64_t term = begin; term < end; ++term, row += of.row_stride) {
     for (int v = 0; v < kOfRow; ++v) {
-      *gathered++ = load_columns(row + v * kLanes, columns.rest);
+      *gathered++ = load_some(row + v * kLanes, columns.many);
     }
   }
 }
@@ -70,7 +57,9 @@ GGM_HD void add(const WeightedSums& of, int64_t begin, int64_t end, int64_t tota
   for (int t = 0; t < kTotals; ++t) {
     if (total + t < first_new) continue;
     float* const to = of.totals + (total + t) * of.total_stride + columns.begin;
-    for (int v = 0; v < kOfRow; ++v) add_columns(to + v * kLanes, sums[t][v], columns.rest);
+    for (int v = 0; v < kOfRow; ++v) {
+      store_some(to + v * kLanes, load_some(to + v * kLanes, columns.many) + sums[t][v], columns.many);
+    }
   }
 }
 
@@ -89,9 +78,9 @@ __attribute__((noinline)) void add_part(const WeightedSums& of, int64_t begin, i
 // Parts of the columns, widest first.
 GGM_HD Columns columns_of(int64_t part, int64_t columns) {
   const int64_t wide = columns / (kVectors * kLanes), begin = wide * kVectors * kLanes;
-  if (part < wide) return {part * kVectors * kLanes, kVectors, 0};
+  if (part < wide) return {part * kVectors * kLanes, kVectors, kLanes};
   const int64_t at = begin + (part - wide) * kLanes;
-  return {at, 1, at + kLanes <= columns ? 0 : static_cast<int>(columns - at)};
+  return {at, 1, lanes_for(columns - at)};
 }
 
 GGM_HD int64_t parts_of(int64_t columns) {

@@ -9,7 +9,7 @@ import torch
 from ggm_kernels.arguments.glauber_step import Update
 from ggm_kernels.native import glauber_step_cuda
 from ggm_kernels.native.compiled import DTYPES, Kernels, address, rows_contiguous
-from ggm_kernels.native.skinny_product import skinny_product
+from ggm_kernels.native.skinny_product import factors_of, skinny_product
 from ggm_kernels.native.step_arguments import Step
 from ggm_kernels.randomness import RACE_GROUP
 from ggm_kernels.reference.precision import without_autocast
@@ -82,15 +82,7 @@ def _linear_glauber_step(
 def _undecided(step: Step, hidden, weight, bias) -> torch.Tensor:
     """Ids of the rows that may draw; the present tokens of the others alone decide that they stay."""
     row_ids = torch.empty(hidden.shape[0], dtype=torch.int64)
-    factors = step.core.Factors(
-        dtype=DTYPES[hidden.dtype],
-        hidden=hidden.data_ptr(),
-        hidden_stride=hidden.stride(0),
-        weight=weight.data_ptr(),
-        weight_stride=weight.stride(0),
-        bias=address(bias),
-        hidden_size=hidden.shape[1],
-    )
+    factors = factors_of(step.core, hidden, weight, bias)
     return row_ids[: step.core.cpu_glauber_undecided(step.args, factors, row_ids.data_ptr(), step.threads)]
 
 

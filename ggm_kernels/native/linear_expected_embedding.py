@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ggm_kernels.native.compiled import Kernels, rows_contiguous
+from ggm_kernels.native.compiled import Kernels
 from ggm_kernels.native.skinny_product import add_weighted_sums, skinny_product
 from ggm_kernels.products.ordered import add_product
 from ggm_kernels.reference.precision import without_autocast
@@ -137,7 +137,7 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T`` in float32; on a GPU half precision is left to its matrix units."""
     if rows.is_cuda:
         return (rows @ weight.T).float()
-    rows, weight = rows_contiguous(rows.float()), rows_contiguous(weight.float())
+    rows, weight = rows.float(), weight.float()
     product = rows.new_empty(len(rows), len(weight))
     if not skinny_product(rows, weight, None, product):
         add_product(product.zero_(), rows, weight.T)
@@ -147,8 +147,8 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _add_product(total: torch.Tensor, factor: torch.Tensor, rows: torch.Tensor) -> None:
     """Add ``factor @ rows`` to a float32 total; on a GPU likewise."""
     if not rows.is_cuda:
-        rows = rows_contiguous(rows.float())
-        if factor.stride(-1) != 1 or not add_weighted_sums(total, factor, rows):
+        rows = rows.float()
+        if not add_weighted_sums(total, factor, rows):
             add_product(total, factor, rows)
     elif rows.dtype == torch.float32:
         total.addmm_(factor, rows)

@@ -179,22 +179,43 @@ def products(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("changes", [{}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.0}], ids=str)
+# A fifth of the rows is frozen. Tiles of the 8 that are left of 10 have 32,768 tokens, of the 80 of 100 3,072.
+STEPS = [(1, 5000), (5, 60_000), (10, 32_767), (10, 32_768), (10, 32_769), (32, 9000), (100, 3073), (16, 700)]
+CHANGES = [{}, {"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.0}]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_cpu_steps_from_few_rows_are_steps_on_their_logits(changes, products):
-    """Few rows have wide tiles; the vocabulary has more than one of those, too."""
-    for rows, tokens in ((1, 5000), (5, 60_000), (8, 40_000), (32, 9000), (100, 4097), (16, 700)):
+    """By-products and frozen rows among the options, vocabularies on both sides of a tile."""
+    for rows, tokens in STEPS:
         hidden, weight, bias, _ = factors(rows, tokens, 130)
-        present = torch.zeros(rows, 1, dtype=torch.int64)
-        arguments = {"positions": torch.zeros(1, dtype=torch.int64), "seed": 3, "step": 5, **changes}
-        weight = weight / 130**0.5
-        ours = linear_glauber_step(
-            present.clone(), hidden[:, None], weight, bias=bias, backend="cpu", **arguments
-        )
-        expected = linear_glauber_step(
-            present, hidden[:, None], weight, bias=bias, backend="reference", **arguments
-        )
-        assert (ours != expected).sum() <= 1, (rows, tokens)  # which token wins may hang by a rounding
-    assert len(products) >= 6 and all(products) == has_fused_sums(native.core.isa())
+        factors_of_step = {"hidden": hidden[:, None], "weight": weight / 130**0.5, "bias": bias}
+        frozen = torch.arange(rows)[:, None] % 5 == 1
+        drawn, said = {}, {}
+        for backend in ("cpu", "reference"):
+            names = ("log_sum_exp", "log_prob", "entropy", "margin")
+            said[backend] = {name: torch.full((rows, 1), 7.0) for name in names}
+            drawn[backend] = linear_glauber_step(
+                torch.zeros(rows, 1, dtype=torch.int64),
+                positions=torch.zeros(1, dtype=torch.int64),
+                seed=3,
+                step=5,
+                frozen=frozen,
+                backend=backend,
+                **factors_of_step,
+                **said[backend],
+                **changes,
+            )
+        # Which token wins may hang by a rounding, in one row of many.
+        same = drawn["cpu"] == drawn["reference"]
+        assert (~same).sum() <= rows // 32, (rows, tokens)
+        for name, ours in said["cpu"].items():
+            expected = said["reference"][name]
+            compared = same if name == "log_prob" else torch.ones_like(same)
+            torch.testing.assert_close(
+                ours[compared], expected[compared], equal_nan=True, rtol=1e-5, atol=2e-5, msg=name
+            )
+    assert len(products) >= len(STEPS) and all(products) == has_fused_sums(native.core.isa())
 
 
 @pytest.mark.parametrize("rows", [1, 20])
