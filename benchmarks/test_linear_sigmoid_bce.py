@@ -234,16 +234,19 @@ def test_the_vocabulary_costs_no_time_or_memory(record, heads, device, what, sha
     case = case_of(flatness.large, what.partition(",")[0], f"{form}against V={SMALL.vocab_size}")
     case = replace(case, op=f"{case.op}{', sparse' * ('sparse' in what)}", work=None if shared else case.work)
     record(case, name_of(backend), flatness.calls[0], role_of(backend), rounds=3)
+    memory, memory_of_small = flatness.memory()
+    if what in FLAT_PASSES:
+        assert memory <= 1.3 * memory_of_small + 2**20
+    if record.benchmark.disabled:  # nothing is timed, and other work may run beside it
+        return
     notes, name = record.benchmark.extra_info, f"that_of_V={SMALL.vocab_size}"
     # The best of three: work that others do meanwhile makes the ratio larger or smaller, the kernel does not.
     cold = min(flatness.time(device) for _ in range(3))
     notes[f"time_over_{name}"] = round(cold, 2)
     notes[f"time_over_{name}_in_cache"] = round(times_faster(*flatness.calls), 2)
-    memory, memory_of_small = flatness.memory()
     notes[f"peak_extra_MB_beyond_{name}"] = round((memory - memory_of_small) / 1e6, 1)
     if what in FLAT_PASSES:
         assert cold <= 1.3
-        assert memory <= 1.3 * memory_of_small + 2**20
 
 
 @pytest.mark.parametrize("what", PASSES)

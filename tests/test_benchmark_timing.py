@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import test_linear_sigmoid_bce as head_benchmark
 from benchmarks import timing
 from benchmarks.timing import DeviceInstant, between_calls, empty_caches, seconds_once, times_faster
 
@@ -94,3 +96,44 @@ def test_benchmarks_use_that_clock(tmp_path):
     (row,) = json.loads(results.read_text())["benchmarks"]
     assert row["options"]["timer"] == timing.instant.__name__
     assert 0 < row["stats"]["median"] < 1e-3
+
+
+class SlowFlatness:
+    """Of a kernel that the vocabulary costs ten times the time, and no memory."""
+
+    calls = (lambda: None, lambda: None)
+    large = SimpleNamespace(work=None)
+
+    @classmethod
+    def of(cls, device, what, shared):
+        return cls()
+
+    def time(self, device):
+        return 10.0
+
+    def memory(self):
+        return 1, 1
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_run_that_times_nothing_demands_no_time(disabled, monkeypatch):
+    """Whether benchmarks run is asked beside other work, which makes any ratio of times."""
+    monkeypatch.setattr(head_benchmark, "Flatness", SlowFlatness)
+    monkeypatch.setattr(head_benchmark, "case_of", lambda *_: SimpleNamespace(op="op"))
+    monkeypatch.setattr(head_benchmark, "replace", lambda case, **_: case)
+    monkeypatch.setattr(head_benchmark, "times_faster", lambda *_: 1.0)
+
+    def record(*_, **__):
+        pass
+
+    record.benchmark = SimpleNamespace(disabled=disabled, extra_info={})
+    cpu = torch.device("cpu")
+
+    def run():
+        head_benchmark.test_the_vocabulary_costs_no_time_or_memory(record, {}, cpu, "forward", 0)
+
+    if disabled:
+        run()
+    else:
+        with pytest.raises(AssertionError):
+            run()
