@@ -17,9 +17,25 @@ from pathlib import Path
 from . import driver, ninja_plan, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
-# In one process: the cases in random combinations, all of them, and what tests hold against odd memory.
-_TESTS = ["random_steps", "random_losses", "memory", "corrupt", "philox", "skinny_product"]
-_CHOICE = ["-k", "cpu", "-m", "slow or not slow", "-p", "no:cacheprovider", "-q"]
+# What holds the core of each op against the truth and against odd memory; tests/ggm_kernels/test_instruction_sets.py
+# runs the same without sanitizers. Nothing is compiled by torch: it would be by processes without the sanitizers.
+TESTS = [
+    f"tests/ggm_kernels/test_{name}.py"
+    for name in (
+        "random_steps",
+        "random_losses",
+        "linear_cross_entropy",
+        "linear_expected_embedding",
+        "corrupt",
+        "commit",
+        "glauber_shards",
+        "memory",
+        "noise",
+        "philox",
+        "skinny_product",
+    )
+]
+CHOICE = ["-k", "(cpu or core or instruction_set) and not compile", "-p", "no:cacheprovider", "-q"]
 
 
 def main() -> int:
@@ -98,7 +114,7 @@ def _in_process(library: Path, what: str) -> int:
     from ggm_kernels import native
 
     assert native.core is core
-    return int(pytest.main([*(f"tests/ggm_kernels/test_{name}.py" for name in _TESTS), *_CHOICE]))
+    return int(pytest.main([*TESTS, *CHOICE, "-m", "slow or not slow"]))
 
 
 if __name__ == "__main__":

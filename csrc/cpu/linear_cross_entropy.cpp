@@ -65,7 +65,7 @@ float mass_of(const Row<T>& row, float top) {
       const int64_t begin = i + j * kLanes;
       if (begin >= row.tokens) break;
       const int many = lanes_for(row.tokens - begin);
-      const Floats x = (row.logits(begin, many) - top) * kLog2E;
+      const Floats x = normal_exponent((row.logits(begin, many) - top) * kLog2E);
       sums[j] += exp2_for_sum(x);
     }
   }
