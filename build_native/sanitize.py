@@ -17,8 +17,8 @@ from pathlib import Path
 from . import driver, ninja_plan, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
-# What holds the core of each op against the truth and against odd memory; tests/ggm_kernels/test_instruction_sets.py
-# runs the same without sanitizers. Nothing is compiled by torch: it would be by processes without the sanitizers.
+# What holds the core of each op against the truth and against odd memory. The same without sanitizers is in
+# tests/ggm_kernels/test_instruction_sets.py. Nothing that torch compiles: other processes would compile it.
 TESTS = [
     f"tests/ggm_kernels/test_{name}.py"
     for name in (

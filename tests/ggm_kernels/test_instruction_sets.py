@@ -26,7 +26,9 @@ def test_an_older_instruction_set_agrees_with_the_truth(level):
 
 
 def test_every_op_is_among_them():
-    called = "".join(Path(ROOT, file).read_text(encoding="utf-8") for file in [*TESTS, "tests/random_cases.py"])
+    called = "".join(
+        Path(ROOT, file).read_text(encoding="utf-8") for file in [*TESTS, "tests/random_cases.py"]
+    )
     ops = {name for name in ggm_kernels.__all__ if name.islower() and callable(getattr(ggm_kernels, name))}
     missing = {op for op in ops if not re.search(rf"\b{op}\b", called)}
     assert not missing
