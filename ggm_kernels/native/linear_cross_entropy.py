@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
+from ggm_kernels.native.ordered_products import run_apart
 from ggm_kernels.products import logit_blocks
 from ggm_kernels.products.logit_blocks import Problem, Scales, Sizes, Tile, device_sizes, problem_of
 from ggm_kernels.reference.precision import without_autocast
@@ -117,7 +118,6 @@ class _Between:
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels, self._core = kernels, kernels.core
-        self._threads = torch.get_num_threads()
 
     def sizes(self, problem: Problem) -> Sizes:
         if self._kernels.are_device_code:
@@ -131,18 +131,8 @@ class _Between:
         if self._kernels.are_device_code:
             for index in range(count):
                 task(index)
-            return
-
-        def apart(index: int) -> None:
-            # Libraries cut a product up by the threads that they might use, also where they use but one.
-            torch.set_num_threads(1)
-            with torch.inference_mode():  # a thread of its own knows nothing of the caller's modes
-                task(index)
-
-        try:
-            self._core.cpu_run_tasks(apart, count, self._threads)
-        finally:
-            torch.set_num_threads(self._threads)
+        else:
+            run_apart(task, count)
 
     def negligible(self, softmax_scale: torch.Tensor, target_scale: torch.Tensor) -> float:
         if self._kernels.are_device_code or softmax_scale.numel() == 0:

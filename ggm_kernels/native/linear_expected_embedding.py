@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 
 from ggm_kernels.native.compiled import Kernels
+from ggm_kernels.native.ordered_products import add_product
 from ggm_kernels.native.skinny_product import add_weighted_sums, skinny_product
-from ggm_kernels.products.ordered import add_product
 from ggm_kernels.reference.precision import without_autocast
 
 _TILE = 2**21  # logits at once: 8 MB, so that what is done to a product finds it in the cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ggm_kernels.native.compiled import DTYPES, Kernels, address
+from ggm_kernels.native.ordered_products import add_product
 from ggm_kernels.products import shared_tiles
 
 
@@ -41,7 +42,9 @@ def _tile_kernels(kernels: Kernels) -> shared_tiles.TileKernels:
             threads = torch.get_num_threads()
             core.cpu_shared_sigmoid_bce_backward(tile, row_gradient.data_ptr(), gradients, threads=threads)
 
-    return shared_tiles.TileKernels(loss, gradient)
+    if kernels.are_device_code:
+        return shared_tiles.TileKernels(loss, gradient)
+    return shared_tiles.TileKernels(loss, gradient, add_product)
 
 
 def _tile(kernels: Kernels, logits, bias, offset, weight):

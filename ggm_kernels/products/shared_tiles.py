@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import pad
 
-from ggm_kernels.products.ordered import NARROW, add_product
 from ggm_kernels.reference.precision import without_autocast
 
 _CPU_TILE = (256, 1024)  # rows, candidates: logits of a megabyte, in cache
 _DEVICE_TILE = (1024, 8192)
+_ONES = 16  # rows of ones that columns are summed by: products with fewer are no faster
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,13 @@ class TileKernels:
     gradient : callable
         ``gradient(logits, bias, offset, weight, row_gradient, out)``: writes
         ``row_gradient[:, None] * weight * sigmoid(f)`` to out, which may be the logits.
+    add_product : callable
+        ``add_product(out, a, b)``: adds ``a @ b`` to out, all float32.
     """
 
     loss: Callable
     gradient: Callable
+    add_product: Callable = torch.Tensor.addmm_
 
 
 @without_autocast
@@ -47,7 +49,7 @@ def loss(
 ) -> torch.Tensor:
     """Weighted sum of softplus over the candidates whose rows of the weight are given, float64 [N]."""
     sums = torch.zeros(hidden.shape[0], dtype=torch.float64, device=hidden.device)
-    for tile in _Tiles(hidden, rows, bias, offset, weight):
+    for tile in _Tiles(hidden, rows, bias, offset, weight, kernels):
         kernels.loss(tile.logits, tile.bias, tile.offset, tile.weight, sums[tile.rows])
     return sums
 
@@ -70,27 +72,23 @@ def gradients(
         weight, of_candidates = _scaled(weight)
         scale = of_rows * of_candidates
     row_gradient = row_gradient.to(torch.float32).contiguous()
-    tiles = _Tiles(hidden, rows, bias, offset, weight)
+    tiles = _Tiles(hidden, rows, bias, offset, weight, kernels)
     sums = [
         torch.zeros(shape, dtype=torch.float32, device=hidden.device) if needed else None
         for shape, needed in zip((tiles.hidden.shape, tiles.weights.shape), needs[:2], strict=True)
     ]
-    grad_bias = hidden.new_zeros(NARROW, len(tiles.weights), dtype=torch.float32) if needs[2] else None
+    grad_bias = hidden.new_zeros(_ONES, len(tiles.weights), dtype=torch.float32) if needs[2] else None
     grad_hidden, grad_rows = sums
     for tile in tiles:
         grad = _gradient_of(tile, row_gradient[tile.rows], kernels)
         if grad_hidden is not None:
-            _add_product(grad_hidden[tile.padded_rows], grad, tile.weights)
+            _add_product(grad_hidden[tile.rows], grad, tile.weights, kernels)
         if grad_rows is not None:
-            _add_product(grad_rows[tile.padded_candidates], grad.T, tile.hidden)
+            _add_product(grad_rows[tile.candidates], grad.T, tile.hidden, kernels)
         if grad_bias is not None:
-            ones = grad.new_ones(NARROW, grad.shape[0])
-            _add_product(grad_bias[:, tile.padded_candidates], ones, grad)
-    found = (
-        grad_hidden if grad_hidden is None else grad_hidden[: hidden.shape[0], : hidden.shape[1]],
-        grad_rows if grad_rows is None else grad_rows[: rows.shape[0], : rows.shape[1]],
-        grad_bias if grad_bias is None else grad_bias[0, : rows.shape[0]],
-    )
+            ones = grad.new_ones(_ONES, grad.shape[0])
+            _add_product(grad_bias[:, tile.candidates], ones, grad, kernels)
+    found = grad_hidden, grad_rows, None if grad_bias is None else grad_bias[0]
     return tuple(_scaled_back(value, scale) for value in found)  # type: ignore[return-value]
 
 
@@ -109,24 +107,21 @@ def _scaled_back(value: torch.Tensor | None, scale: torch.Tensor | None) -> torc
 
 
 def _gradient_of(tile: _Tile, row_gradient: torch.Tensor, kernels: TileKernels) -> torch.Tensor:
-    """Gradient of the tile's logits, as a factor of products: zeros beyond the tile."""
+    """Gradient of the tile's logits, as a factor of products."""
     dtype = tile.weights.dtype
-    out = tile.product if dtype == torch.float32 else torch.empty_like(tile.product, dtype=dtype)
-    inside = out[: tile.logits.shape[0], : tile.logits.shape[1]]
-    kernels.gradient(tile.logits, tile.bias, tile.offset, tile.weight, row_gradient, inside)
+    out = tile.logits if dtype == torch.float32 else torch.empty_like(tile.logits, dtype=dtype)
+    kernels.gradient(tile.logits, tile.bias, tile.offset, tile.weight, row_gradient, out)
     return out
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """A tile and its operands. `product` holds the logits, and zeros where its operands were padded."""
+    """A tile and its operands."""
 
     rows: slice
-    padded_rows: slice
-    padded_candidates: slice
+    candidates: slice
     hidden: torch.Tensor
     weights: torch.Tensor
-    product: torch.Tensor
     logits: torch.Tensor
     bias: torch.Tensor | None
     offset: torch.Tensor | None
@@ -134,38 +129,34 @@ class _Tile:
 
 
 class _Tiles:
-    """All tiles, row after row of them; each has its product in the same memory."""
+    """All tiles, row after row of them; each has its logits in the same memory."""
 
-    def __init__(self, hidden, rows, bias, offset, weight) -> None:
-        self._size = hidden.shape[0], rows.shape[0]
-        self.hidden = _padded(hidden)
-        self.weights = _operand(_padded(rows))
+    def __init__(self, hidden, rows, bias, offset, weight, kernels: TileKernels) -> None:
+        self.hidden, self.weights = hidden, _operand(rows)
         self._bias = None if bias is None else bias.to(torch.float32)
         self._offset = None if offset is None else offset.to(torch.float32).contiguous()
         self._weight = weight.contiguous()
+        self._kernels = kernels
 
     def __iter__(self):
-        if 0 in self._size:
+        if 0 in (len(self.hidden), len(self.weights)):
             return
         heights, widths = _CPU_TILE if self.hidden.device.type == "cpu" else _DEVICE_TILE
         height, width = _share(len(self.hidden), heights), _share(len(self.weights), widths)
         buffer = torch.empty(height * width, dtype=torch.float32, device=self.hidden.device)
         for row in range(0, len(self.hidden), height):
-            padded_rows = slice(row, min(row + height, len(self.hidden)))
-            rows = slice(row, min(row + height, self._size[0]))
-            hidden = _operand(self.hidden[padded_rows])
+            rows = slice(row, min(row + height, len(self.hidden)))
+            hidden = _operand(self.hidden[rows])
             for start in range(0, len(self.weights), width):
-                padded = slice(start, min(start + width, len(self.weights)))
-                inside = slice(start, min(start + width, self._size[1]))
-                weights = self.weights[padded]
-                product = buffer[: len(hidden) * len(weights)].view(len(hidden), len(weights))
-                _multiply(product, hidden, weights.T)
+                candidates = slice(start, min(start + width, len(self.weights)))
+                weights = self.weights[candidates]
+                logits = buffer[: len(hidden) * len(weights)].view(len(hidden), len(weights))
+                _multiply(logits, hidden, weights.T, self._kernels)
                 yield _Tile(
-                    rows, padded_rows, padded, hidden, weights, product,
-                    product[: rows.stop - row, : inside.stop - start],
-                    None if self._bias is None else self._bias[inside],
+                    rows, candidates, hidden, weights, logits,
+                    None if self._bias is None else self._bias[candidates],
                     None if self._offset is None else self._offset[rows],
-                    self._weight[inside],
+                    self._weight[candidates],
                 )  # fmt: skip
 
 
@@ -183,31 +174,20 @@ def _operand(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if _is_rounded(matrix) else matrix.to(torch.float32)
 
 
-def _padded(matrix: torch.Tensor) -> torch.Tensor:
-    """On the CPU with no side too short for products that do not depend on threads."""
-    if matrix.device.type != "cpu":
-        return matrix
-    rows, columns = (max(0, NARROW - size) for size in matrix.shape)
-    return pad(matrix, (0, columns, 0, rows)) if rows or columns else matrix
-
-
-def _multiply(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    if a.device.type == "cpu":
-        _add_product(out.zero_(), a, b)
-    elif a.dtype == torch.float32:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(_wide_product(a, b))
-
-
-def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+def _multiply(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, kernels: TileKernels) -> None:
     if a.dtype != torch.float32:
+        out.copy_(_wide_product(a, b))
+    elif a.device.type == "cpu":
+        kernels.add_product(out.zero_(), a, b)
+    else:
+        torch.mm(a, b, out=out)
+
+
+def _add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, kernels: TileKernels) -> None:
+    if a.dtype == torch.float32:
+        kernels.add_product(out, a, b)
+    else:
         out += _wide_product(a, b)
-        return
-    if a.device.type != "cpu":
-        out.addmm_(a, b)
-        return
-    add_product(out, a, b)
 
 
 def _wide_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
