@@ -119,7 +119,7 @@ class SlowFlatness:
 def test_a_run_that_times_nothing_demands_no_time(disabled, monkeypatch):
     """Whether benchmarks run is asked beside other work, which makes any ratio of times."""
     monkeypatch.setattr(head_benchmark, "Flatness", SlowFlatness)
-    monkeypatch.setattr(head_benchmark, "case_of", lambda *_: SimpleNamespace(op="op"))
+    monkeypatch.setattr(head_benchmark, "case_of", lambda *_: SimpleNamespace(op="op", work=None))
     monkeypatch.setattr(head_benchmark, "replace", lambda case, **_: case)
     monkeypatch.setattr(head_benchmark, "times_faster", lambda *_: 1.0)
 

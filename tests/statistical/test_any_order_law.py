@@ -158,7 +158,8 @@ def choices(tables: list, left: list, count: int, order: str, temperature: float
         token = dict(zip(left, drawn, strict=True))
         sure = {i: float(tables[i][token[i]]) for i in left}
         most = max(count, sum(probability >= threshold for probability in sure.values()))
-        chosen = sorted(left, key=lambda i, sure=sure: -sure[i])[:most]
+        # Of equals the first: rounded, for sums of symmetric laws differ in their last digits.
+        chosen = sorted(left, key=lambda i, sure=sure: -round(sure[i], 9))[:most]
         each = [float(tempered[i][token[i]]) for i in left]
         yield chosen, [token[i] for i in chosen], math.prod(each)
 
