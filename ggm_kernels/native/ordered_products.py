@@ -29,7 +29,11 @@ def run_apart(task: Callable[[int], None], count: int) -> None:
             task(index)
 
     try:
-        CPU.core.cpu_run_tasks(apart, count, threads)
+        if CPU.core is None:  # tensors of a device that is only emulated
+            for index in range(count):
+                apart(index)
+        else:
+            CPU.core.cpu_run_tasks(apart, count, threads)
     finally:
         torch.set_num_threads(threads)
 
