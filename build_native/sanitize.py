@@ -28,6 +28,8 @@ TESTS = [
         "linear_expected_embedding",
         "corrupt",
         "commit",
+        "denormals",
+        "extreme_numbers",
         "glauber_shards",
         "memory",
         "noise",

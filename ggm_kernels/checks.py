@@ -42,6 +42,12 @@ def number(name: str, value: float, *, low: float, high: float, open_low: bool =
     return value
 
 
+def softcap(value: float) -> float:
+    """Check 0 < value < infinity; within float32, so that it is neither 0 nor infinity there."""
+    value = number("softcap", value, low=0.0, high=math.inf, open_low=True)
+    return min(max(value, 2.0**-126), 2.0**126)
+
+
 def tensor(
     name: str,
     value: torch.Tensor,

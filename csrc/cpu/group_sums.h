@@ -83,13 +83,11 @@ float second_largest_of(const T* logits, int64_t count) {
 }
 
 template <class T>
-GGM_HD int64_t index_of(const T* logits, float g) {
+GGM_HD int64_t index_of(const Span<T>& group, float g) {
   int64_t i = 0;
-  while (to_float(logits[i]) != g) ++i;
+  while (i < group.tokens - 1 && to_float(group.logits[i]) != g) ++i;
   return i;
 }
-
-constexpr float kBinaryLog2E = 0x1.715476p0f, kLog2 = 0x1.62e43p-1f;
 
 // exp(z) and z exp(z), summed over a group, z relative to its top.
 struct GroupSums {
@@ -170,7 +168,7 @@ GGM_HD GroupSums sums_relative(const T* logits, int64_t count, const Exponents<k
 
 template <class T, bool kMoment>
 GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature, Ahead<T>& ahead) {
-  const float slope = inverse_temperature * kBinaryLog2E;
+  const float slope = binary_slope(inverse_temperature);
   if (fabsf(top * slope) <= kMostFused) {
     return sums_relative<T, kMoment>(logits, count, Exponents<true>(top, slope), ahead);
   }
@@ -181,7 +179,7 @@ GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float invers
 template <class T>
 float mass_above_threshold(const T* logits, int64_t count, const Law& law, const Tops& at) {
   Chains chains;
-  const Floats tops = Floats{} + at.group, slope = Floats{} + law.inverse_temperature * kBinaryLog2E;
+  const Floats tops = Floats{} + at.group, slope = Floats{} + binary_slope(law.inverse_temperature);
   for (int64_t i = 0; i < count; i += kBatch) {
     Floats g[8];
     load_batch(logits + i, count - i, g);

@@ -128,7 +128,7 @@ class RowRacer {
     const bool rises = largest.top > seen_;
     if (rises) seen_ = largest.top;
     if (rises && (row_.wants.argmax || row_.law.greedy)) {
-      state_.argmax = static_cast<uint32_t>(group.token_begin + index_of(group.logits, largest.top));
+      state_.argmax = static_cast<uint32_t>(group.token_begin + index_of(group, largest.top));
     }
     rise_to(state_, largest.top, row_.law.inverse_temperature);
     const float mass = add_sums(group, largest.top, next);

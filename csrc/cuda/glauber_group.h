@@ -105,13 +105,6 @@ struct Chains {
   __device__ __forceinline__ float total() const { return warp_sum((of[0] + of[1]) + (of[2] + of[3])); }
 };
 
-constexpr float kBinaryLog2E = 0x1.715476p0f, kLog2 = 0x1.62e43p-1f;
-
-// To units of log 2, no more than a float can hold: a top less itself stays 0.
-__device__ __forceinline__ float binary_slope(float inverse_temperature) {
-  return fminf(inverse_temperature * kBinaryLog2E, float_of(0x7F7FFFFFu));
-}
-
 // Sum of exp(z), z relative to a finite top.
 template <class Values>
 __device__ __forceinline__ float mass_of(const Values& group, float top, float slope) {

@@ -34,17 +34,17 @@ GGM_HD float to_float(float value) { return value; }
 
 GGM_HD float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
-// Exponent and mantissa move to their places in float32 and the exponent is rebased by a product, which also
-// normalises subnormals; infinity and NaN (all exponent bits set) get their exponent by hand.
+// Exponent and mantissa move to their places in float32, and the exponent is rebased. Subnormals are the low bits of 1/2
+// and more, less that: no float32 on the way is subnormal, for a processor may be told to take such for 0.
 GGM_HD float to_float(Float16 value) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(value.bits));
 #else
   const uint32_t magnitude = value.bits & 0x7FFFu;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  const uint32_t finite = float_bits(float_of(magnitude << 13) * 0x1p112f);
-  const uint32_t bits = magnitude >= 0x7C00u ? (magnitude << 13 | 0x7F800000u) : finite;
-  return float_of(bits | sign);
+  const uint32_t subnormal = float_bits(float_of(magnitude | 0x3F000000u) - 0.5f);
+  const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7C00u ? 0x70000000u : 0x38000000u);
+  return float_of((magnitude < 0x400u ? subnormal : normal) | sign);
 #endif
 }
 

@@ -104,4 +104,11 @@ GGM_HD float inverse_of(float temperature) {
   return inverse < 0x1p-126f ? 0x1p-126f : inverse > 3e38f ? 3e38f : inverse;
 }
 
+constexpr float kBinaryLog2E = 0x1.715476p0f, kLog2 = 0x1.62e43p-1f;
+
+// To units of log 2, no more than a float can hold: a top less itself stays 0.
+GGM_HD float binary_slope(float inverse_temperature) {
+  return fminf(inverse_temperature * kBinaryLog2E, float_of(0x7F7FFFFFu));
+}
+
 }  // namespace ggm

@@ -138,4 +138,4 @@ def _float32(value: float) -> float:
 
 def _temperature(temperature: float) -> float:
     """As float32, of which only 0 is 0."""
-    return 0.0 if temperature == 0 else min(max(temperature, 2.0**-126), 3e38)
+    return 0.0 if temperature == 0 else min(max(temperature, 2.0**-126), 2.0**126)

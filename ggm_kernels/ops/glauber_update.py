@@ -83,7 +83,7 @@ def check_update(
     if filter_order not in _ORDERS:
         raise ValueError(f"filter_order: got {filter_order!r}; allowed: {', '.join(map(repr, _ORDERS))}")
     if softcap is not None:
-        softcap = checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
+        softcap = checks.softcap(softcap)
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     log_probs = None if noise is None else noise.log_probs(tokens.device)

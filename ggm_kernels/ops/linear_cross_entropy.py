@@ -114,7 +114,7 @@ def linear_cross_entropy(
     scale = row_scale(row_weight, targets, ignore_index, hidden)
     scale, nothing = mean_scale(scale) if reduction == "mean" else (scale, None)
     shift, shifted = checked_shift(logit_shift, shifted_token, hidden)
-    cap = 0.0 if softcap is None else checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
+    cap = 0.0 if softcap is None else checks.softcap(softcap)
     z_loss = checks.number("z_loss", z_loss, low=0.0, high=math.inf)
     rows = (hidden, weight, bias, targets, scale, shift, shifted)
     numbers = (cap, z_loss, ignore_index, return_log_sum_exp, requested_for(hidden, backend))

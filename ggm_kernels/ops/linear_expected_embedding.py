@@ -77,7 +77,7 @@ def linear_expected_embedding(
     if weight.shape[0] < 1:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: one token at least")
     if softcap is not None:
-        softcap = checks.number("softcap", softcap, low=0.0, high=math.inf, open_low=True)
+        softcap = checks.softcap(softcap)
     scale = _inverse(temperature, hidden)
     backend = requested_for(hidden, backend)
     mean, _ = _op(hidden, weight, embedding, bias, softcap, scale, backend)

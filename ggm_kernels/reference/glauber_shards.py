@@ -269,7 +269,7 @@ def _group_scores(
 
 def _tempered(g: torch.Tensor, top: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
     """Of shapes that broadcast together: at most 0, and 0 at the top, be it infinite."""
-    temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 3e38)
+    temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 2.0**126)
     return torch.where(g == top, 0.0, (g - top) / temperature)
 
 

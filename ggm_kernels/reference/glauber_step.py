@@ -175,7 +175,7 @@ class Rows:
         # <= 0, so no temperature that float32 holds overflows it; 0 at the top, be it infinite
         top = g.amax(1, keepdim=True)
         temperature = self.value("temperature", part, 1.0)[:, None]
-        temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 3e38)
+        temperature = torch.where(temperature == 0, 1.0, temperature).clamp(1 / 3e38, 2.0**126)
         return torch.where(g == top, 0.0, (g - top) / temperature)
 
     def _filters(self, part: slice) -> tuple:
