@@ -29,7 +29,7 @@ def run_apart(task: Callable[[int], None], count: int) -> None:
             task(index)
 
     try:
-        if CPU.core is None:  # tensors of a device that is only emulated
+        if CPU.core is None:  # tensors on the CPU of another backend
             for index in range(count):
                 apart(index)
         else:

@@ -14,7 +14,6 @@ from ggm_kernels.reference.precision import without_autocast
 
 _CPU_TILE = (256, 1024)  # rows, candidates: logits of a megabyte, in cache
 _DEVICE_TILE = (1024, 8192)
-_ONES = 16  # rows of ones that columns are summed by: products with fewer are no faster
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def gradients(
         torch.zeros(shape, dtype=torch.float32, device=hidden.device) if needed else None
         for shape, needed in zip((tiles.hidden.shape, tiles.weights.shape), needs[:2], strict=True)
     ]
-    grad_bias = hidden.new_zeros(_ONES, len(tiles.weights), dtype=torch.float32) if needs[2] else None
+    grad_bias = hidden.new_zeros(1, len(tiles.weights), dtype=torch.float32) if needs[2] else None
     grad_hidden, grad_rows = sums
     for tile in tiles:
         grad = _gradient_of(tile, row_gradient[tile.rows], kernels)
@@ -86,7 +85,8 @@ def gradients(
         if grad_rows is not None:
             _add_product(grad_rows[tile.candidates], grad.T, tile.hidden, kernels)
         if grad_bias is not None:
-            ones = grad.new_ones(_ONES, grad.shape[0])
+            # A product: a plain sum may add in another order on several threads.
+            ones = grad.new_ones(1, grad.shape[0])
             _add_product(grad_bias[:, tile.candidates], ones, grad, kernels)
     found = grad_hidden, grad_rows, None if grad_bias is None else grad_bias[0]
     return tuple(_scaled_back(value, scale) for value in found)  # type: ignore[return-value]
