@@ -37,7 +37,7 @@ TESTS = [
         "skinny_product",
     )
 ]
-CHOICE = ["-k", "(cpu or core or instruction_set) and not compile", "-p", "no:cacheprovider", "-q"]
+CHOICE = ["-k", "(cpu or the_core or instruction_set) and not compile", "-p", "no:cacheprovider", "-q"]
 
 
 def main() -> int:
