@@ -5,12 +5,14 @@ Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it
 kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
 that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels, unless
 ``--archs 80,100`` names others.
-``--only cuda`` or ``--only triton`` looks at one kind.
+``--only cuda`` or ``--only triton`` looks at one kind. A kind whose sources, flags and compiler are those
+that the report was made from is not compiled again by ``check``, unless ``--anyway`` asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,37 +70,97 @@ SHOWN = {
     "commit_kernel<ggm::BFloat16>": "commit",
 }
 
+# What the machine code of a kind is made from, beside flags and compiler.
+SOURCES = {
+    "cuda": ("csrc/*.h", "csrc/cuda/*", "csrc/numerics/*"),
+    "triton": (
+        "ggm_kernels/triton/*.py",
+        "ggm_kernels/arguments/*.py",
+        "ggm_kernels/products/*.py",
+        "ggm_kernels/randomness.py",
+        "tests/ggm_kernels/compile_triton.py",
+    ),
+}
+MADE_FROM = "made from"
+
 Kernels = dict[str, dict[str, int]]
 
 
 def main() -> int:
     """Write the report or hold the code against it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("write", "check"))
-    parser.add_argument(
-        "--archs", help=f"default: {','.join(ARCHS)} to write, {','.join(CHECKED_ARCHS)} to check"
-    )
-    parser.add_argument("--only", choices=("cuda", "triton"))
-    options = parser.parse_args()
+    options = parser().parse_args()
     cuda_archs = ARCHS if options.what == "write" else CHECKED_ARCHS
     triton_archs = TRITON_ARCHS
     if options.archs:
-        cuda_archs = options.archs.split(",")
+        cuda_archs = tuple(options.archs.split(","))
         triton_archs = tuple(arch for arch in TRITON_ARCHS if arch in cuda_archs)
     if options.only:
         cuda_archs, triton_archs = (cuda_archs, ()) if options.only == "cuda" else ((), triton_archs)
-    found = measure(cuda_archs, triton_archs)
     before = json.loads(REPORT.read_text()) if REPORT.exists() else {}
     if options.what == "write":
-        report = {**before, **found}
-        REPORT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-        PAGE.write_text(with_table(PAGE.read_text(), report))
-        return 0
+        return write(before, {"cuda": cuda_archs, "triton": triton_archs})
+    known = {} if options.anyway else before.get(MADE_FROM, {})
+    return check(before, {"cuda": cuda_archs, "triton": triton_archs}, known)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Words and flags."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("what", choices=("write", "check"))
+    made.add_argument(
+        "--archs", help=f"default: {','.join(ARCHS)} to write, {','.join(CHECKED_ARCHS)} to check"
+    )
+    made.add_argument("--only", choices=("cuda", "triton"))
+    made.add_argument("--anyway", action="store_true", help="compile what the report was made from, too")
+    return made
+
+
+Archs = dict[str, tuple[str, ...]]
+
+
+def write(before: dict, archs: Archs) -> int:
+    """Compile, and write the report and the page's table."""
+    report = {**before, **measure(archs["cuda"], archs["triton"])}
+    # Of some architectures alone it is not known what the others were made from.
+    whole = {"cuda": ARCHS, "triton": TRITON_ARCHS}
+    made_from = {**before.get(MADE_FROM, {}), **{kind: "" for kind in whole if archs[kind]}}
+    made_from |= {kind: digest_of(kind) for kind in whole if archs[kind] == whole[kind]}
+    report[MADE_FROM] = made_from
+    REPORT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    PAGE.write_text(with_table(PAGE.read_text(), report))
+    return 0
+
+
+def check(before: dict, archs: Archs, known: dict[str, str]) -> int:
+    """Compile what is not known, and say what got worse."""
+    same = [kind for kind in archs if archs[kind] and known.get(kind) == digest_of(kind)]
+    for kind in same:
+        print(f"{kind}: sources, flags and compiler are those that {REPORT.name} was made from")
+    wanted = {kind: () if kind in same else archs[kind] for kind in archs}
+    found = measure(wanted["cuda"], wanted["triton"])
     worse = [line for name, now in found.items() for line in compare(name, before.get(name, {}), now)]
     print(*worse, sep="\n", file=sys.stderr)
     total = sum(len(kernels) for kernels in found.values())
-    print(f"{total} kernels of {', '.join(found)}: {len(worse) or 'nothing'} worse than {REPORT.name} says")
-    return 1 if worse or not total else 0
+    if found:
+        told = f"{total} kernels of {', '.join(found)}: {len(worse) or 'nothing'} worse"
+        print(f"{told} than {REPORT.name} says")
+    return 1 if worse or not (total or same) else 0
+
+
+def digest_of(kind: str) -> str:
+    """Of all that the machine code of a kind depends on."""
+    digest = hashlib.sha256(compiler_of(kind).encode())
+    for file in sorted({file for pattern in SOURCES[kind] for file in ROOT.glob(pattern) if file.is_file()}):
+        digest.update(f"{file.relative_to(ROOT)}\0{len(file.read_bytes())}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def compiler_of(kind: str) -> str:
+    """Its version, and the flags."""
+    if kind == "triton":
+        return version("triton")
+    return "\n".join([run([find_cuda(os.environ).command, "--version"]), *CUDA_FLAGS, *STRICT_FLAGS])
 
 
 def with_table(page: str, report: dict[str, Kernels]) -> str:

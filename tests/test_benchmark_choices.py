@@ -67,6 +67,19 @@ def test_the_page_has_means_spreads_and_the_best_row():
     assert "### Average" not in told and "## Characters" not in told
 
 
+def test_what_is_better_than_the_base_is_beyond_its_seeds():
+    base, row, near = (
+        ("digits", BASE, BASE),
+        ("digits", "learning rate", "twice"),
+        ("digits", "average", "0.9"),
+    )
+    told = page.render(results({base: [1.0, 1.1, 1.2], row: [0.5, 0.6, 0.7], near: [0.9, 1.0, 1.3]}))
+    assert "| digits | learning rate: twice | -0.500 ± 0.082 | +0.000 ± 0.000 |" in told
+    assert "average: 0.9 |" not in told
+    assert "What is better" not in page.render(results({base: [1.0, 1.1], near: [1.2, 1.3]}))
+    assert "What is better" not in page.render(results({base: [1.0], row: [0.5]}))
+
+
 def test_a_part_and_the_load_are_told():
     every = {(p, lever, name): [1.0] * 3 for p in LEVERS for lever in LEVERS[p] for name in LEVERS[p][lever]}
     assert "reduced run" not in page.render(results(every))

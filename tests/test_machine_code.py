@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_the_report_holds_every_kernel_of_every_architecture():
     import json
 
     report = json.loads(machine_code.REPORT.read_text())
+    assert set(report.pop(machine_code.MADE_FROM)) == set(machine_code.SOURCES)
     assert set(report) == {f"cuda sm_{arch}" for arch in machine_code.ARCHS} | {
         f"triton sm_{arch}" for arch in machine_code.TRITON_ARCHS
     }
@@ -104,3 +106,80 @@ def test_the_report_holds_every_kernel_of_every_architecture():
         assert not any(kernel["local"] or kernel["stack"] for kernel in kernels.values())
     page = machine_code.PAGE.read_text()
     assert machine_code.with_table(page, report) == page
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A tree of three sources, and a compiler of one version whose work is listed."""
+    for name in ("csrc/cuda/step.cu", "csrc/numerics/race.h", "ggm_kernels/triton/step.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    compiled = []
+
+    def measure(cuda_archs, triton_archs):
+        names = [*(f"cuda sm_{arch}" for arch in cuda_archs), *(f"triton sm_{arch}" for arch in triton_archs)]
+        compiled.extend(names)
+        return {name: {"race": KERNEL} for name in names}
+
+    monkeypatch.setattr(machine_code, "ROOT", tmp_path)
+    monkeypatch.setattr(machine_code, "compiler_of", lambda kind: "one")
+    monkeypatch.setattr(machine_code, "measure", measure)
+    tree.compiled = compiled
+    return tmp_path
+
+
+ALL = {"cuda": machine_code.CHECKED_ARCHS, "triton": machine_code.TRITON_ARCHS}
+BEFORE = {f"{kind} sm_{arch}": {"race": KERNEL} for kind in ALL for arch in ("80", "90", "120")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("csrc/cuda/step.cu", ["cuda"]),
+        ("csrc/numerics/race.h", ["cuda"]),
+        ("csrc/cuda/new.h", ["cuda"]),
+        ("ggm_kernels/triton/step.py", ["triton"]),
+        ("ggm_kernels/ops.py", []),
+    ],
+)
+def test_what_changed_is_compiled_and_nothing_else(tree, name, kinds, capsys):
+    known = {kind: machine_code.digest_of(kind) for kind in ALL}
+    assert machine_code.check(BEFORE, ALL, known) == 0 and tree.compiled == []
+    assert capsys.readouterr().out.count("are those that machine_code.json was made from") == 2
+    (tree / name).write_text("another")
+    assert machine_code.check(BEFORE, ALL, known) == 0
+    assert sorted({compiled.split()[0] for compiled in tree.compiled}) == kinds
+
+
+def test_another_compiler_compiles_again(tree, monkeypatch):
+    known = {kind: machine_code.digest_of(kind) for kind in ALL}
+    monkeypatch.setattr(machine_code, "compiler_of", lambda kind: "two")
+    machine_code.check(BEFORE, ALL, known)
+    assert len(tree.compiled) == 4
+
+
+def test_a_report_of_some_architectures_is_not_known_to_be_whole(tree, monkeypatch):
+    report, page = tree / "report.json", tree / "page.md"
+    page.write_text("")
+    for name, value in [("REPORT", report), ("PAGE", page), ("with_table", lambda page, report: page)]:
+        monkeypatch.setattr(machine_code, name, value)
+    machine_code.write({}, {"cuda": machine_code.ARCHS, "triton": machine_code.TRITON_ARCHS})
+    whole = machine_code.json.loads(report.read_text())
+    assert whole[machine_code.MADE_FROM] == {kind: machine_code.digest_of(kind) for kind in ALL}
+    machine_code.write(whole, {"cuda": ("90",), "triton": ()})
+    part = machine_code.json.loads(report.read_text())[machine_code.MADE_FROM]
+    assert part == {"cuda": "", "triton": machine_code.digest_of("triton")}
+
+
+def test_all_that_kernels_include_is_among_the_sources():
+    def among(name: str, kind: str) -> bool:
+        return any(ROOT / name in ROOT.glob(pattern) for pattern in machine_code.SOURCES[kind])
+
+    for file in [*(ROOT / "csrc/cuda").iterdir(), *(ROOT / "csrc/numerics").iterdir()]:
+        for name in re.findall(r'#include "(.*?)"', file.read_text()):
+            assert name == "emulated/device.h" or among(f"csrc/{name}", "cuda"), name
+    for file in (ROOT / "ggm_kernels/triton").glob("*.py"):
+        for name in re.findall(r"^from (ggm_kernels\.\S+) import", file.read_text(), flags=re.MULTILINE):
+            path = name.replace(".", "/")
+            on_host = name.startswith("ggm_kernels.reference")
+            assert on_host or among(f"{path}.py", "triton") or (ROOT / path).is_dir(), name

@@ -34,7 +34,7 @@ have every value.
 
 def render(results: dict[str, Any]) -> str:
     """The page."""
-    parts = [_HEAD, _conditions(results), *_glance(results["runs"])]
+    parts = [_HEAD, _conditions(results), *_glance(results["runs"]), *_better(results["runs"])]
     for name, problem in PROBLEMS.items():
         tables = [_table(results["runs"], name, lever) for lever in LEVERS[name]]
         tables = [table for table in tables if table]
@@ -69,6 +69,44 @@ def _glance(runs: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     return ["## At a glance\n", "\n".join([*head, *lines]) + "\n"]
+
+
+def _better(runs: dict[str, Any]) -> list[str]:
+    """Rows that beat the base by more than seeds explain, by either measure, with both."""
+    lines = []
+    for problem in PROBLEMS:
+        base = _runs(runs, problem, BASE, BASE)
+        for lever, name in names_of(problem)[1:]:
+            found = _runs(runs, problem, lever, name)
+            if min(len(found), len(base)) < 2:
+                continue
+            differences = [_difference(found, base, measure) for measure in ("bound", "distance")]
+            if any(difference + 2 * error < 0 for difference, error in differences):
+                cells = (_signed(*difference) for difference in differences)
+                lines.append(f"| {problem} | {lever}: {name} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    head = [
+        "## What is better than the base\n",
+        "Rows that are better by one of the measures, by more than two standard errors over seeds. Numbers",
+        "are differences from the base, ± that error: what is below 0 is better.\n",
+        "| problem | row | bound | samples |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    return ["\n".join([*head, *lines]) + "\n"]
+
+
+def _difference(runs: list[dict[str, Any]], base: list[dict[str, Any]], measure: str) -> tuple[float, float]:
+    """Difference of means from the base's and its standard error; NaN where the measure is not there."""
+    values = [[run[measure] for run in group if run[measure] is not None] for group in (runs, base)]
+    if min(map(len, values)) < 2:
+        return math.nan, math.nan
+    error = math.sqrt(sum(stdev(group) ** 2 / len(group) for group in values))
+    return fmean(values[0]) - fmean(values[1]), error
+
+
+def _signed(difference: float, error: float) -> str:
+    return "–" if math.isnan(difference) else f"{difference:+.3f} ± {error:.3f}"
 
 
 def _mean(runs: list[dict[str, Any]], measure: str) -> float:

@@ -1,9 +1,9 @@
 """Trains and measures all systems of a preset; what is done is not done again.
 
-    python -m benchmarks.quality --preset small --out outputs/quality
+    python -m benchmarks.quality --preset small --out outputs/quality   # under 90 minutes on two cores
     python -m benchmarks.quality.report outputs/quality -o docs/quality.md
 
-On a CPU every process has one thread: `--shard 0/2` and `--shard 1/2`, in two shells, share the work.
+On a CPU as many trainings run at a time as there are cores, each on one thread.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import machine
-from benchmarks.quality.cells import Cell, cells_of, run_cell
+from benchmarks.quality.cells import Cell, cells_of
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.systems import ABLATIONS, SYSTEMS
-from benchmarks.quality.tasks import MAKERS, SHARES, Evaluator, Task
+from benchmarks.quality.tasks import MAKERS, SHARES
+from benchmarks.quality.work import cell_file, data_file, measure_cell, measure_data
 from ggm.files import write_text
 from ggm.progress import progress_bar
 
@@ -33,10 +35,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     options = parser().parse_args(words)
     preset = chosen(options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    run(preset, options.out, device, shard=options.shard, progress=not options.quiet)
+    on_gpu = torch.cuda.is_available()
+    workers = options.workers or (1 if on_gpu else os.cpu_count() or 1)
+    run(preset, options.out, "cuda" if on_gpu else "cpu", workers=workers, progress=not options.quiet)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,26 +48,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", nargs="+", choices=MAKERS, metavar="TASK", help=", ".join(MAKERS))
     made.add_argument("--systems", nargs="+", choices=(*SYSTEMS, *ABLATIONS), metavar="SYSTEM")
     made.add_argument("--budgets", nargs="+", choices=("seconds", "steps"), metavar="BUDGET")
-    for name in ("seconds", "evaluator-seconds"):
+    for name in ("seconds", "evaluator-seconds", "learning-rate"):
         made.add_argument(f"--{name}", type=float)
     for name in ("seeds", "steps", "samples", "frontier", "bound-times", "scale"):
         made.add_argument(f"--{name}", type=int)
     made.add_argument("--evaluations", type=int, nargs="+", metavar="N")
     made.add_argument("--temperatures", type=float, nargs="+", metavar="T")
-    made.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="every Nth cell from I")
+    made.add_argument("--workers", type=int, help="trainings at a time (default: cores; on a GPU 1)")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
-
-
-def shard(word: str) -> tuple[int, int]:
-    """Part of the cells, as "0/2"."""
-    try:
-        part, parts = map(int, word.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {word!r}; allowed: I/N, as 0/2") from None
-    if not 0 <= part < parts:
-        raise argparse.ArgumentTypeError(f"got {word!r}; allowed: I from 0 to N - 1")
-    return part, parts
 
 
 def chosen(options: argparse.Namespace) -> Preset:
@@ -79,43 +69,45 @@ def chosen(options: argparse.Namespace) -> Preset:
     )
 
 
-def run(
-    preset: Preset,
-    out: Path,
-    device: torch.device,
-    *,
-    shard: tuple[int, int] = (0, 1),
-    progress: bool = False,
-) -> None:
+def run(preset: Preset, out: Path, device: str, *, workers: int = 1, progress: bool = False) -> None:
     """Run the cells that have no file yet; each file appears when its cell is done.
 
     Raises
     ------
     ValueError
-        If the folder holds results of another preset.
+        If the folder holds results of another preset, or of another processor.
     """
     out.mkdir(parents=True, exist_ok=True)
     check_same_run(out / RUN, preset)
-    cells = cells_of(preset)[shard[0] :: shard[1]]
-    left = [cell for cell in cells if not (out / f"{cell.name}.json").exists()]
-    evaluator = Evaluator(preset.evaluator_seconds, out)
+    cells = cells_of(preset)
+    left = [cell for cell in cells if not cell_file(out, cell).exists()]
     if progress:
-        print(f"{len(left)} of {len(cells)} cells to do, {estimate(left, preset):.0f} minutes of training")
-    loaded: tuple[str, Task] | None = None
-    with progress_bar(progress, len(cells), "cells", initial=len(cells) - len(left)) as bar:
-        for cell in left:
-            bar.set_postfix_str(cell.name)
-            if loaded is None or loaded[0] != cell.task:
-                loaded = (cell.task, MAKERS[cell.task](preset.scale, evaluator))
-            result = run_cell(cell, loaded[1], preset, device)
-            result |= {"machine": machine.describe(), "load": os.getloadavg()[0]}
-            write_text(out / f"{cell.name}.json", json.dumps(result) + "\n")
-            bar.update(1)
-        for task in preset.tasks:
-            file = out / f"{task}.data.json"
-            if not file.exists():
-                made = loaded[1] if loaded and loaded[0] == task else MAKERS[task](preset.scale, evaluator)
-                write_text(file, json.dumps(of_data(task, made, preset)) + "\n")
+        minutes = estimate(left, preset) / workers
+        print(f"{len(left)} of {len(cells)} cells to do, {minutes:.0f} minutes of training")
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        progress_bar(progress, len(cells), "cells", initial=len(cells) - len(left)) as bar,
+        ProcessPoolExecutor(workers, mp_context=spawn) as pool,
+    ):
+        # Cells wait for what is measured once of their task, and for no other task.
+        running: dict[Future[None], list[Cell]] = {
+            pool.submit(measure_data, task, preset, out, device): [cell for cell in left if cell.task == task]
+            for task in preset.tasks
+            if any(cell.task == task for cell in left) or not data_file(out, task).exists()
+        }
+        tasks = set(running)
+        try:
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    following = running.pop(future)
+                    future.result()
+                    bar.update(0 if future in tasks else 1)
+                    running |= {
+                        pool.submit(measure_cell, cell, preset, out, device): [] for cell in following
+                    }
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def estimate(cells: Sequence[Cell], preset: Preset) -> float:
@@ -124,34 +116,19 @@ def estimate(cells: Sequence[Cell], preset: Preset) -> float:
     return sum(shares) * preset.seconds / 60
 
 
-def of_data(name: str, task: Task, preset: Preset) -> dict[str, Any]:
-    """What is measured of held-out data in place of samples, and how many sequences there are."""
-    held_out = task.held_out[: preset.samples]
-    return {
-        "task": name,
-        "train": len(task.train),
-        "length": task.shape.length,
-        "vocab_size": task.shape.vocab_size,
-        "sequences": len(held_out),
-        "measures": task.measure(held_out),
-        "samples": [task.show(row) if task.show else row.tolist() for row in held_out[:4]],
-    }
-
-
 def check_same_run(file: Path, preset: Preset) -> None:
-    """Write what a folder is of, or refuse another preset's."""
-    values = json.loads(json.dumps(dataclasses.asdict(preset)))
+    """Write what a folder is of, or refuse another preset's or another machine's."""
+    found = machine.describe()
+    values = json.loads(json.dumps({**dataclasses.asdict(preset), "processor": found["gpu"] or found["cpu"]}))
     if not file.exists():
         write_text(file, json.dumps(values, indent=1) + "\n")
         return
     before = json.loads(file.read_text())
     for key in values:
-        # More tasks, systems or seeds of the same settings may be added.
+        # More tasks, systems or seeds of the same settings may be added; seconds elsewhere are others.
         if key not in ("tasks", "systems", "seeds", "budgets") and before.get(key) != values[key]:
             raise ValueError(f"{key}: got {values[key]}; allowed: {before.get(key)}, as in {file}")
 
-
-__all__ = ["Cell", "main", "run"]
 
 if __name__ == "__main__":
     main()

@@ -19,6 +19,8 @@ from ggm.data.puzzles import is_solved
 from ggm.training.config import TrainingConfig
 
 BOUND_SEQUENCES = 128
+# Draws that no training has.
+BOUND_SEED, SAMPLE_SEED = 1000, 1001
 SHOWN = 4
 # With the log-linear schedule of absorbing noise, Euler and analytic steps are the same.
 LEFT_OUT = {("sedd-absorbing", "euler")}
@@ -51,18 +53,29 @@ def cells_of(preset: Preset) -> list[Cell]:
     ]
 
 
-def run_cell(cell: Cell, task: Task, preset: Preset, device: torch.device) -> dict[str, Any]:
-    """Train and measure; plain numbers, as they are written to JSON."""
-    train, share = task.train.to(device), SHARES.get(cell.task, 1.0)
-    config = TrainingConfig(
-        seconds=share * preset.seconds if cell.budget == "seconds" else math.inf,
-        steps=max(1, round(share * preset.steps)) if cell.budget == "steps" else None,
+def batches_of(preset: Preset) -> TrainingConfig:
+    """How every system trains, but for how long."""
+    return TrainingConfig(
+        seconds=math.inf,
+        steps=1,
         batch_size=32,
-        learning_rate=3e-3,
+        learning_rate=preset.learning_rate,
         weight_decay=0.05,
         ema_decay=0.99,
-        seed=cell.seed,
     )
+
+
+def steps_of(cell: Cell, preset: Preset, pace: float) -> int:
+    """Steps that a budget is enough for; `pace` is seconds per step of the system."""
+    share = SHARES.get(cell.task, 1.0)
+    steps = preset.steps if cell.budget == "steps" else preset.seconds / pace
+    return max(1, round(share * steps))
+
+
+def run_cell(cell: Cell, task: Task, preset: Preset, device: torch.device, pace: float) -> dict[str, Any]:
+    """Train and measure; plain numbers, as they are written to JSON."""
+    train = task.train.to(device)
+    config = dataclasses.replace(batches_of(preset), steps=steps_of(cell, preset, pace), seed=cell.seed)
     torch.manual_seed(cell.seed)
     system = make_system(cell.system, task.shape).to(device)
     memory = kept_bytes(lambda: system.loss(train[:32], 0, 0, torch.arange(32, device=device)))
@@ -70,11 +83,12 @@ def run_cell(cell: Cell, task: Task, preset: Preset, device: torch.device) -> di
     return {
         "cell": dataclasses.asdict(cell),
         "parameters": sum(p.numel() for p in system.parameters()),
-        "training": {"steps": fitted.steps, "seconds": fitted.seconds, "loss": fitted.loss},
+        "training": {"steps": fitted.steps, "pace": pace, "seconds": fitted.seconds, "loss": fitted.loss},
         "kept_MB": round(memory / 1e6, 1),
         "bound": bound_of(fitted.system, task, preset, device),
         "points": [
-            point_of(fitted.system, task, preset, *at, device) for at in points(cell, fitted.system, preset)
+            point_of(fitted.system, task, preset, *at, device)
+            for at in points(cell, fitted.system, preset, task.is_text)
         ],
     }
 
@@ -98,17 +112,18 @@ def kept_bytes(loss: Callable[[], torch.Tensor]) -> int:
 def bound_of(system: Any, task: Task, preset: Preset, device: torch.device) -> dict[str, float]:
     """Mean bound of held-out sequences in nats per token, and its standard error."""
     held_out = task.held_out[:BOUND_SEQUENCES].to(device)
-    nats = system.bound(held_out, preset.bound_times, 0) / task.shape.length
+    nats = system.bound(held_out, preset.bound_times, BOUND_SEED) / task.shape.length
     return {
         "nats_per_token": float(nats.mean()),
         "standard_error": float(nats.std()) / math.sqrt(len(nats)),
     }
 
 
-def points(cell: Cell, system: Any, preset: Preset) -> Iterator[tuple[str, int, float]]:
+def points(cell: Cell, system: Any, preset: Preset, frontier: bool) -> Iterator[tuple[str, int, float]]:
     """Samplers, evaluations and temperatures to be measured, none of them twice."""
     wanted = [(evaluations, 1.0) for evaluations in preset.evaluations]
-    wanted += [(preset.frontier, temperature) for temperature in (*preset.temperatures, 1.0)]
+    if frontier:
+        wanted += [(preset.frontier, temperature) for temperature in (*preset.temperatures, 1.0)]
     for sampler in system.samplers:
         if (cell.system, sampler) in LEFT_OUT:
             continue
@@ -128,19 +143,22 @@ def point_of(
     device: torch.device,
 ) -> dict[str, Any]:
     """Samples of one setting, measured: and solved puzzles, where the task has them."""
-    request = Request(preset.samples, sampler, evaluations, temperature, seed=1)
-    drawn, seconds = timed(lambda: system.sample(request))
+    count = task.samples or preset.samples
+    request = Request(count, sampler, evaluations, temperature, seed=SAMPLE_SEED)
+    drawn, seconds = timed(lambda: system.sample(request), device)
     tokens = drawn.tokens.cpu()
     measures = task.measure(tokens)
-    if task.puzzles is not None:
-        filled = _solve(system, task, request, device).tokens.cpu()
-        measures["solved"] = float(is_solved(filled).double().mean())
+    if task.puzzles is not None:  # what is judged is their solving, and so what it costs
+        given = dataclasses.replace(request, count=len(task.puzzles[0]))
+        drawn, seconds = timed(lambda: _solve(system, task, given, device), device)
+        count = given.count
+        measures["solved"] = float(is_solved(drawn.tokens.cpu()).double().mean())
     return {
         "sampler": sampler,
         "evaluations": evaluations,
         "evaluations_per_sample": drawn.evaluations,
         "temperature": temperature,
-        "seconds": seconds,
+        "seconds_per_sample": seconds / count,
         "measures": measures,
         "samples": [task.show(row) if task.show else row.tolist() for row in tokens[:SHOWN]],
     }
@@ -148,5 +166,5 @@ def point_of(
 
 def _solve(system: Any, task: Task, request: Request, device: torch.device) -> Drawn:
     assert task.puzzles is not None
-    tokens, given = (part[: request.count].to(device) for part in task.puzzles)
-    return system.sample(dataclasses.replace(request, count=len(tokens), tokens=tokens, given=given))
+    tokens, given = (part.to(device) for part in task.puzzles)
+    return system.sample(dataclasses.replace(request, tokens=tokens, given=given))

@@ -49,8 +49,9 @@ class Glauber(nn.Module):
     def __init__(self, shape: Shape, network: Network, **changes: Any) -> None:
         super().__init__()
         self.shape = shape
-        # One site, and numbers that come near 4, 16, 64, .. evaluations.
-        counts = tuple(sorted({max(1, shape.length // 4**n) for n in range(8)}, reverse=True))
+        # One site, and numbers that come near 4, 8, 16, .. evaluations. A masked network has to learn each.
+        ratio = 4 if network == "masked" else 2
+        counts = tuple(sorted({max(1, shape.length // ratio**n) for n in range(16)}, reverse=True))
         chain = {key: changes.pop(key) for key in list(changes) if key in CHAIN_FIELDS}
         values: dict[str, Any] = {
             "vocab_size": shape.vocab_size,

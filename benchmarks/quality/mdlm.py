@@ -94,8 +94,12 @@ class MDLM(nn.Module):
     def _best(self, tokens: torch.Tensor, request: Request) -> Drawn:
         """Draw everywhere, and take the positions whose tokens have the largest probability."""
         log_prob = torch.empty(tokens.shape, dtype=torch.float32, device=tokens.device)
+        evaluated = 0
         for number in range(request.evaluations):
             is_masked = tokens == self.mask
+            evaluated += int(is_masked.any(dim=1).sum())
+            if not is_masked.any():
+                break
             proposal = tokens.clone()
             glauber_step(
                 proposal,
@@ -111,7 +115,7 @@ class MDLM(nn.Module):
             count = -(-left // (request.evaluations - number))
             score = log_prob.masked_fill(~is_masked, -torch.inf)
             commit(tokens, proposal, score, count=count, eligible=is_masked, seed=request.seed, step=number)
-        return Drawn(tokens, float(request.evaluations))
+        return Drawn(tokens, evaluated / max(1, len(tokens)))
 
     def bound(self, tokens: torch.Tensor, times: int, seed: int) -> torch.Tensor:
         """The bound of 1000 ancestral steps."""

@@ -37,10 +37,10 @@ class LogLinear:
 
 @dataclass(frozen=True)
 class Geometric:
-    """sigma = low ** (1 - t) * high ** t (SEDD with uniform noise)."""
+    """sigma = low ** (1 - t) * high ** t (SEDD with uniform noise, from its authors' first to last sigma)."""
 
-    low: float = 1e-3
-    high: float = 8.0
+    low: float = 1e-4
+    high: float = 20.0
 
     def sigma(self, time: torch.Tensor) -> torch.Tensor:
         return self.low ** (1.0 - time) * self.high**time

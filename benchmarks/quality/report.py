@@ -36,37 +36,45 @@ ABOUT = f"""\
     python -m benchmarks.quality.report outputs/quality -o docs/quality.md
 
 The first goes on where it was stopped: each training is a file. `--preset gpu` takes larger networks, BPE and
-9 x 9 grids, `--preset smoke` is over in seconds; `--help` tells which numbers can be replaced. On a CPU a
-process has one thread and its budget is processor time, so that a busy machine takes longer and trains the
-same; `--shard 0/2` and `--shard 1/2` share the work between two processes.
+9 x 9 grids, `--preset smoke` is over in seconds; `--help` tells which numbers can be replaced. On a CPU as
+many trainings run at a time as there are cores, each on one thread, and seconds are the processor's;
+`--budgets steps` into the same folder adds equal steps.
 
+
+- Numbers are means over seeds, ± half of their range. A seed is a training: all draw with the same noise.
 - **bound**: upper bound of -log p of held-out sequences, nats per token, with its standard error. For GGM
   that of the chain with one site per step; for MDLM and uniform diffusion that of 1000 ancestral steps; for
-  SEDD the paper's in continuous time, without the step that removes the least noise; for the
-  autoregressive model -log p itself.
+  SEDD the paper's in continuous time, without the step that removes the least noise nor, of masks, the
+  divergence at time 1: each less than a hundredth of a nat; for the autoregressive model -log p itself.
 - **evaluations**: of the network, per sample. A sampler that can skip some, as MDLM's does while no token
   of the sequence changed, makes fewer than it has steps: tables name the steps, pictures show what was made.
 - **digits**: Frechet distance of pixels to the training set, which falls with the number of samples: the
   held-out row has as many.
 - **texts**, which have {SHARES["pydoc-char"]:g} times the seconds of digits: perplexity under an
-  autoregressive model of the same texts, trained longer, whose perplexity on held-out text is the held-out
-  row; it may be low for dull text, so the entropy of a sample's tokens stands beside it, and the frontier
-  over temperatures says more than one point. Samples whose entropy is {DULL:g} nats below that of held-out
-  text are left out at a glance.
-- **sudoku**: solved are puzzles of held-out grids, some cells given, that are filled in without a fault. The
-  autoregressive model sees what comes later only when it is there. `valid` counts grids drawn from nothing.
-- **potts**: total variation between frequencies of all 81 sequences and their law.
+  autoregressive model of the same texts, the yardstick's twin trained longer, whose perplexity on held-out
+  text is the held-out row; the mean is over tokens, and where a text is far from what the model knows a few
+  tokens rule it. It may be low for dull text, so the entropy of a sample's tokens stands beside it, and the
+  frontier over temperatures says more than one point. Samples whose entropy is {DULL:g} nats below that of
+  held-out text are left out at a glance.
+- **sudoku**: solved are puzzles of held-out grids, some cells given, that are filled in without a fault,
+  whichever of several solutions it is. The autoregressive model sees what comes later only when it is there.
+  `valid` counts grids drawn from nothing.
+- **potts**: total variation between frequencies of all 81 sequences and their law; held-out data are draws
+  of it, as many.
 - A **temperature** divides the logits of tokens that are drawn. SEDD's jumps go to tempered tokens as often
   as without.
 - With the log-linear schedule of absorbing noise SEDD's Euler step is its analytic one, so it is run once.
-- `ggm-hollow` and `ggm-masked` predict the state by the binary loss, as the paper has it; `ggm-data` (hollow)
-  and `ggm-denoiser` (the rivals' network) the data token by cross-entropy. `ggm-data-kept` is `ggm-data`
-  whose training looks at the sweeps of the chain in proportion to the share of data left in them
-  (`training_times: kept`).
-- Where puzzles are to be filled in, networks are told which positions are given, and half of their training
-  sequences have some; MDLM and the autoregressive model need no such training. Elsewhere nothing is given.
+- `ggm-hollow` and `ggm-masked` predict the state by the binary loss, in the form of least variance and with a
+  noise ratio of our own; `ggm-data` (hollow) and `ggm-denoiser` (the rivals' blocks, told how much of the
+  sequence is data) the data token by cross-entropy. `ggm-data-kept` is `ggm-data` whose training looks at the
+  sweeps of the chain in proportion to the share of data left in them (`training_times: kept`). Rows of GGM
+  were chosen by [the choices](choices.md), made on two of these tasks; the learning rate is one for all.
+- Where puzzles are to be filled in, networks that are told how much noise there is are told which positions
+  are given, and half of their training sequences have some; MDLM and the autoregressive model, which are told
+  nothing, need no such training. Elsewhere nothing is given.
 - **confidence**: each token drawn once, the most probable first, as many per step as spread them over the
-  steps. Of GGM it is for networks that predict the data and have learnt what is given.
+  steps. Of GGM it is for networks that predict the data and have learnt what is given. SEDD and uniform
+  diffusion have no such order in their papers, and no rival revises what it has settled (ReMDM would be one).
 
 ## Adding a system
 
@@ -102,15 +110,22 @@ def made_with(found: Results, source: str) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}, {preset['samples']} samples a point, "
         f"evaluator trained for {preset['evaluator_seconds']:g} s; load of the machine "
         f"{min(loads):.1f} to {max(loads):.1f}. torch {versions['torch']}, kept in `{source}`. "
-        f"{caution(preset, seeds)}\n"
+        f"{how_long(found)}{caution(seeds)}\n"
     )
 
 
-def caution(preset: dict, seeds: int) -> str:
+def how_long(found: Results) -> str:
+    """How a budget of seconds was kept."""
+    if all("pace" in cell["training"] for cell in found.cells):
+        return "Seconds are trained as the steps that each system's pace, measured once, gives for them. "
+    return (
+        "Trainings ended when their processor time was over: what else the machine did changed their steps. "
+    )
+
+
+def caution(seeds: int) -> str:
     """How far such numbers may be trusted."""
-    words = []
-    if preset["seconds"] < 30:
-        words.append("So short a training ranks how fast systems learn, not how good they become.")
+    words = ["So short a training ranks how fast systems learn, not how good they become."]
     if seeds == 1:
         words.append("With one seed, differences of a few per cent are noise.")
     return " ".join(words)
@@ -167,7 +182,8 @@ def shown(headline: results.Headline, point: Point | None) -> str:
     """Value of a point and what it took."""
     if point is None:
         return ""
-    return f"{number(point.measures[headline.measure])} ({point.system}, {point.evaluations} evaluations)"
+    made = f"{point.per_sample:.3g} evaluations"
+    return f"{number(point.measures[headline.measure])} ({point.system}, {made})"
 
 
 def number(value: float) -> str:
@@ -183,8 +199,12 @@ def section(found: Results, task: str, images: dict[str, str]) -> str:
             words = budget_words(found, task, budget)
             parts.append(f"Training, {words}:\n\n{training(found, task, budget)}\n")
             parts.append(f"Samples at temperature 1:\n\n{curves(found, task, budget)}\n")
+            if costs := sampling_costs(found, task, budget):
+                parts.append(f"Processor milliseconds per sample:\n\n{costs}\n")
             if "entropy" in found.data[task]["measures"]:
                 parts.append(f"Over temperatures:\n\n{temperatures(found, task, budget)}\n")
+    for name, value in found.data[task].get("known", {}).items():
+        parts.append(f"{name.replace('_', ' ').capitalize()}: {number(value)}.\n\n")
     for name, words in ((f"{task}-frontier", "Perplexity against entropy"), (f"{task}-sheet", "Samples")):
         if name in images:
             parts.append(f"![{words}]({images[name]})\n\n")
@@ -195,17 +215,17 @@ def section(found: Results, task: str, images: dict[str, str]) -> str:
 
 def budget_words(found: Results, task: str, budget: str) -> str:
     """What each system had."""
-    trained = [cell["training"] for cells in found.of(task, budget).values() for cell in cells]
     if budget == "steps":
+        trained = [cell["training"] for cells in found.of(task, budget).values() for cell in cells]
         return f"equal steps, {trained[0]['steps']} each"
-    return f"equal time, {min(one['seconds'] for one in trained):.0f} s each"
+    return f"equal time, {SHARES.get(task, 1.0) * found.preset['seconds']:.0f} s each"
 
 
 def training(found: Results, task: str, budget: str) -> str:
     """Parameters, steps, memory and bound of each system."""
     lines = [
-        "| system | parameters | steps | ms per step | kept for the gradient, MB | bound, nats per token |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| system | seeds | parameters | steps | ms per step | kept for gradients, MB | bound, nats/token |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for system, cells in found.of(task, budget).items():
         steps = fmean(cell["training"]["steps"] for cell in cells)
@@ -214,8 +234,8 @@ def training(found: Results, task: str, budget: str) -> str:
         bound = fmean(cell["bound"]["nats_per_token"] for cell in cells)
         error = fmean(cell["bound"]["standard_error"] for cell in cells)
         lines.append(
-            f"| {system} | {cells[0]['parameters'] / 1e3:.0f}k | {steps:.0f} | {each:.1f} | {memory:.0f} "
-            f"| {bound:.3f} ± {error:.3f} |"
+            f"| {system} | {len(cells)} | {cells[0]['parameters'] / 1e3:.0f}k | {steps:.0f} | {each:.1f} "
+            f"| {memory:.0f} | {bound:.3f} ± {error:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -237,6 +257,21 @@ def curves(found: Results, task: str, budget: str) -> str:
     real = found.data[task]["measures"].get(headline.measure)
     if real is not None:
         lines.append(f"| *held-out data* | {number(real)} |" + " |" * (len(steps) - 1))
+    return "\n".join(lines) + "\n"
+
+
+def sampling_costs(found: Results, task: str, budget: str) -> str:
+    """What a sample costs by the evaluations asked for; nothing where it was not measured."""
+    points = [point for point in found.points(task, budget) if point.temperature == 1.0]
+    if any(point.seconds is None for point in points):
+        return ""
+    steps = sorted({point.evaluations for point in points})
+    lines = ["| sampler | " + " | ".join(map(str, steps)) + " |", "| --- |" + " ---: |" * len(steps)]
+    for system, sampler, group in pictures.lines(points):
+        cost = {
+            point.evaluations: number(1e3 * point.seconds) for point in group if point.seconds is not None
+        }
+        lines.append(f"| {system}, {sampler} | " + " | ".join(cost.get(step, "") for step in steps) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -46,6 +46,8 @@ class Point:
     ----------
     evaluations, per_sample : int, float
         Network evaluations asked for, and those that a sample took part in.
+    seconds : float or None
+        What a sample costs, where that was measured.
     measures : dict
         Means by name.
     spread : dict
@@ -57,7 +59,7 @@ class Point:
     evaluations: int
     per_sample: float
     temperature: float
-    seconds: float
+    seconds: float | None
     measures: dict[str, float]
     spread: dict[str, float]
 
@@ -111,12 +113,16 @@ def _averaged(cells: list[dict[str, Any]]) -> list[Point]:
                 evaluations,
                 fmean(point["evaluations_per_sample"] for point in group),
                 temperature,
-                fmean(point["seconds"] for point in group),
+                fmean(costs) if (costs := _costs(group)) else None,
                 {name: fmean(v) for name, v in values.items()},
                 {name: 0.5 * (max(v) - min(v)) for name, v in values.items()},
             )
         )
     return made
+
+
+def _costs(points: list[dict[str, Any]]) -> list[float]:
+    return [point["seconds_per_sample"] for point in points if "seconds_per_sample" in point]
 
 
 def read(path: Path) -> Results:
@@ -127,7 +133,8 @@ def read(path: Path) -> Results:
 
 def merged(folder: Path) -> dict[str, Any]:
     """All files of a run as one object."""
-    files = sorted(folder.glob("*.json"))
+    # One whose name begins with a dot was being written when a process ended.
+    files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
     values = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
     preset = values.pop(RUN)
     data = {value["task"]: value for name, value in values.items() if name.endswith(".data.json")}

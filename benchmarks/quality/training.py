@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.quality.system import clock
 from ggm.data.batches import Batch, index_batches
 from ggm.training.average import start_average
 from ggm.training.checkpoints import TrainingState
@@ -25,14 +25,6 @@ class Fitted:
     steps: int
     seconds: float
     loss: float
-
-
-def clock(device: torch.device) -> float:
-    """Seconds of a budget: of the processor on a CPU, where other programs must not count; else of the wall.
-
-    With one thread, processor time on an idle machine is the time of the wall.
-    """
-    return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
 def fit(system: nn.Module, data: torch.Tensor, config: TrainingConfig) -> Fitted:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,12 @@ import torch
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import report, results
-from benchmarks.quality.cells import cells_of, kept_bytes
+from benchmarks.quality.cells import Cell, cells_of, kept_bytes, points, steps_of
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.results import HEADLINES
 from benchmarks.quality.system import Shape
 from benchmarks.quality.systems import ABLATIONS, SYSTEMS, make_system
-from benchmarks.quality.tasks import MAKERS
+from benchmarks.quality.tasks import MAKERS, completed_share
 from ggm.backbones.layers import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -35,10 +37,10 @@ SMOKE = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    threads = torch.get_num_threads()
     folder = tmp_path_factory.mktemp("quality")
-    command.main([*SMOKE, "--out", str(folder)])
-    torch.set_num_threads(threads)
+    # As its users run it: processes of a pool must find what they are to do.
+    words = [sys.executable, "-m", "benchmarks.quality", *SMOKE, "--workers", "2", "--out", str(folder)]
+    subprocess.run(words, check=True, cwd=ROOT)
     return folder
 
 
@@ -46,24 +48,27 @@ def test_a_cell_tells_what_it_is_of_and_what_it_cost(folder):
     found = results.read(folder)
     assert found.tasks() == ["potts"]
     for cell in found.cells:
-        assert cell["training"]["steps"] >= 1 and cell["training"]["seconds"] >= 0.025
+        training = cell["training"]
+        pace = found.data["potts"]["paces"][cell["cell"]["system"]]
+        assert training["pace"] == pace > 0.0 and training["seconds"] > 0.0
+        assert training["steps"] == max(1, round(0.25 * 0.1 / pace))
         assert cell["kept_MB"] > 0 and cell["parameters"] > 1000
         assert cell["bound"]["nats_per_token"] > 0.0
         settings = [(p["sampler"], p["evaluations"], p["temperature"]) for p in cell["points"]]
         assert len(set(settings)) == len(settings) >= 2
         assert all(0.0 <= p["measures"]["total_variation"] <= 1.0 for p in cell["points"])
+        assert all(p["seconds_per_sample"] > 0.0 for p in cell["points"])
 
 
-def test_what_is_done_is_not_done_again(folder, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(command, "run_cell", refuse)
+def test_what_is_done_is_not_done_again(folder):
+    made = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     command.main([*SMOKE, "--out", str(folder)])
-    (folder / "potts.mdlm.seconds.0.json").rename(folder / "aside")
-    with pytest.raises(AssertionError, match="trained again"):
-        command.main([*SMOKE, "--out", str(folder)])
-    (folder / "aside").rename(folder / "potts.mdlm.seconds.0.json")
+    lost = folder / "potts.mdlm.seconds.0.json"
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+    lost.unlink()
+    command.main([*SMOKE, "--out", str(folder)])
+    again = {file for file in folder.iterdir() if file.stat().st_mtime_ns != made[file]}
+    assert again == {lost}
 
 
 def test_a_folder_of_other_settings_is_refused(folder):
@@ -81,14 +86,47 @@ def test_a_page_and_one_file_are_made_of_it(folder, tmp_path):
     assert json.loads(kept.read_text())["preset"]["seconds"] == 0.1
 
 
-def test_shards_share_the_cells():
+def test_a_failing_cell_is_told_before_what_is_behind_it(folder, tmp_path, monkeypatch):
+    (tmp_path / "potts.data.json").write_bytes((folder / "potts.data.json").read_bytes())
+    behind = [Cell("potts", "mdlm", "seconds", seed) for seed in range(8)]
+    monkeypatch.setattr(command, "cells_of", lambda _: [Cell("potts", "nobody", "seconds", 0), *behind])
+    with pytest.raises(KeyError, match="nobody"):
+        command.main([*SMOKE, "--out", str(tmp_path), "--workers", "1"])
+    assert len(list(tmp_path.glob("potts.mdlm.*.json"))) < 8
+
+
+def test_a_folder_of_another_processor_is_refused(folder, tmp_path):
+    values = json.loads((folder / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**values, "processor": "an abacus"}))
+    with pytest.raises(ValueError, match="processor: got .*; allowed: an abacus"):
+        command.main([*SMOKE, "--out", str(tmp_path)])
+
+
+def test_a_budget_of_seconds_is_steps_at_the_pace():
     preset = PRESETS["small"]
-    cells = cells_of(preset)
-    parts = [cells[part::2] for part in range(2)]
-    assert sorted(c.name for c in parts[0] + parts[1]) == sorted({c.name for c in cells})
-    for word in ("2/2", "a", "1"):
-        with pytest.raises(SystemExit):
-            command.parser().parse_args(["--shard", word])
+    assert steps_of(Cell("digits", "mdlm", "seconds", 2), preset, pace=0.1) == 400
+    assert steps_of(Cell("pydoc-char", "mdlm", "seconds", 0), preset, pace=0.1) == 1600
+    assert steps_of(Cell("sudoku-4", "mdlm", "steps", 0), preset, pace=0.1) == 200
+    assert steps_of(Cell("potts", "mdlm", "seconds", 0), preset, pace=1e3) == 1
+
+
+def test_what_a_training_grid_completes_is_counted():
+    grids = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]])
+    puzzles = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 0], [1, 0, 1, 0]])
+    given = torch.tensor([[True] * 4, [True, True, False, False], [True, True, True, False]])
+    assert completed_share(grids, puzzles, given) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("frontier", [True, False])
+def test_temperatures_are_those_of_texts(frontier):
+    shape = Shape(16, 3, TransformerConfig(width=8, depth=3, heads=2))
+    made = list(
+        points(Cell("t", "mdlm", "seconds", 0), make_system("mdlm", shape), PRESETS["small"], frontier)
+    )
+    assert len(set(made)) == len(made)
+    ancestral = {(steps, temperature) for sampler, steps, temperature in made if sampler == "ancestral"}
+    cold = {(16, 0.8), (16, 0.9)} if frontier else set()
+    assert ancestral == {(4, 1.0), (8, 1.0), (16, 1.0), (64, 1.0), *cold}
 
 
 def test_presets_name_what_there_is():
@@ -96,7 +134,8 @@ def test_presets_name_what_there_is():
     for preset in PRESETS.values():
         assert set(preset.tasks) <= set(MAKERS) and set(preset.systems) <= {*SYSTEMS, *ABLATIONS}
     # Trainings alone, of two processes and of one GPU.
-    assert command.estimate(cells_of(PRESETS["small"]), PRESETS["small"]) / 2 < 60
+    assert command.estimate(cells_of(PRESETS["small"]), PRESETS["small"]) / 2 < 45
+    assert {"mdlm", "sedd-absorbing", "ggm-hollow"} < set(PRESETS["small"].systems)
     assert command.estimate(cells_of(PRESETS["gpu"]), PRESETS["gpu"]) < 20
     with pytest.raises(ValueError, match="seconds: got 0"):
         Preset(seconds=0)
@@ -129,14 +168,14 @@ def synthetic(**values: float) -> results.Results:
             "evaluations": 4,
             "evaluations_per_sample": 4.0,
             "temperature": 1.0,
-            "seconds": 1.0,
+            "seconds_per_sample": 1e-3,
             "measures": {"frechet": distance, "copies": 0.0},
             "samples": [[0] * 64] * 4,
         }
         return {
             "cell": {"task": "digits", "system": system, "budget": "seconds", "seed": seed},
             "parameters": 10,
-            "training": {"steps": 5, "seconds": 40.0, "loss": 1.0},
+            "training": {"steps": 5, "pace": 8.0, "seconds": 40.0, "loss": 1.0},
             "kept_MB": 1.0,
             "bound": {"nats_per_token": 1.0, "standard_error": 0.1},
             "points": [point],
@@ -159,6 +198,13 @@ def test_seeds_are_averaged_and_the_best_is_bold_whoever_it_is():
     assert "| mdlm | 3 (ggm-hollow, 4 evaluations) | 2.5 (mdlm, 4 evaluations) | 1.5 |" in report.glance(
         synthetic(mdlm=2.5)
     )
+
+
+def test_costs_are_shown_where_they_were_measured():
+    assert "| mdlm, s | 1 |" in report.sampling_costs(synthetic(), "digits", "seconds")
+    found = synthetic()
+    del found.cells[0]["points"][0]["seconds_per_sample"], found.cells[1]["points"][0]["seconds_per_sample"]
+    assert report.sampling_costs(found, "digits", "seconds") == ""
 
 
 def test_dull_samples_are_not_the_best_at_a_glance():
