@@ -90,6 +90,11 @@ class ObjectiveConfig:
         """Whether the loss asks for the logit of every token, and not of a few."""
         return self.form != "observed" and self.candidates is None and self.shared_candidates is None
 
+    @property
+    def determines_calibration(self) -> bool:
+        """Whether its minimiser has sum_a exp g = 1; cross-entropy leaves that open."""
+        return self.form != "cross_entropy"
+
 
 @dataclass(frozen=True)
 class Visits:

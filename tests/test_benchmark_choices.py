@@ -99,6 +99,19 @@ def test_what_is_there_is_not_measured_again_unless_its_setup_is_another():
     assert not command._is_there(row, runs)
 
 
+def test_notes_are_kept_with_the_results_and_stand_on_the_page(tmp_path):
+    path, notes = tmp_path / "results.json", tmp_path / "notes.txt"
+    path.write_text(json.dumps(results({("digits", BASE, BASE): [1.0]})))
+    notes.write_text("take the base\n")
+    words = ["--page-only", "--results", str(path), "--page", str(tmp_path / "page.md")]
+    command.main([*words, "--notes", str(notes)])
+    command.main(words)
+    told = (tmp_path / "page.md").read_text()
+    assert "## Which setting, then\n\n- take the base\n" in told and command.read(path)["notes"] == [
+        "take the base"
+    ]
+
+
 def test_other_seconds_are_refused(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results({("digits", BASE, BASE): [1.0]})))

@@ -33,6 +33,9 @@ def main(words: list[str] | None = None) -> None:
     """Measure what is missing, then write the page."""
     options = _parser().parse_args(words)
     results = read(options.results)
+    if options.notes is not None:
+        results["notes"] = options.notes.read_text(encoding="utf-8").splitlines()
+        write_text(options.results, _as_text(results))
     if not options.page_only:
         if results["runs"] and results["seconds"] != options.seconds:
             allowed = f"{results['seconds']:g}, those of {options.results}"
@@ -51,10 +54,14 @@ def _measure(wanted: list[Row], results: dict[str, Any], options: argparse.Names
         for number, future in enumerate(as_completed(futures), start=1):
             row, found = futures[future], future.result()
             results["runs"][row.key] = found
-            write_text(options.results, json.dumps(results, indent=1, sort_keys=True) + "\n")
+            write_text(options.results, _as_text(results))
             bound, distance = f"{found['bound']:.4f} nats", found["distance"]
             told = bound if distance is None else f"{bound}, distance {distance:.3f}"
             print(f"[{number}/{len(wanted)}] {row.key}: {told}, {found['steps']} steps", flush=True)
+
+
+def _as_text(results: dict[str, Any]) -> str:
+    return json.dumps(results, indent=1, sort_keys=True) + "\n"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of results")
     parser.add_argument("--page", type=Path, default=page.PAGE, help="page to write")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="lines to be kept: what follows from it")
     return parser
 
 

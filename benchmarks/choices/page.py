@@ -35,6 +35,8 @@ have every value.
 def render(results: dict[str, Any]) -> str:
     """The page."""
     parts = [_HEAD, _conditions(results), *_glance(results["runs"]), *_better(results["runs"])]
+    if results.get("notes"):
+        parts.append("## Which setting, then\n\n" + "".join(f"- {note}\n" for note in results["notes"]))
     for name, problem in PROBLEMS.items():
         tables = [_table(results["runs"], name, lever) for lever in LEVERS[name]]
         tables = [table for table in tables if table]

@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
         looks = [line for line in lines if "held_out_loss" in line]
         if looks:
             last = looks[-1]
-            told["held out"] = f"loss {last['held_out_loss']:.4f}, calibration {last['calibration']:.4f}"
+            names = {"loss": "held_out_loss", "calibration": "calibration"}
+            known = [f"{name} {last[key]:.4f}" for name, key in names.items() if key in last]
+            told["held out"] = ", ".join(known)
     best = Checkpoints(run_folder / "checkpoints", keep=1).best()
     if best is not None:
         told["best"] = f"{best}: step {read_progress(best)[0]}"

@@ -134,10 +134,10 @@ class Loop:
 
     def _status(self, loss: float, rate: float) -> str:
         self.clock.tell()
-        return (
-            f"{rate / 1e3:.0f}k tokens/s, loss {loss:.3f}, "
-            f"calibration {self.held_out['calibration']:.2f}, held out {self.held_out['held_out_loss']:.3f}"
-        )
+        told = [f"{rate / 1e3:.0f}k tokens/s", f"loss {loss:.3f}"]
+        if "calibration" in self.held_out:
+            told.append(f"calibration {self.held_out['calibration']:.2f}")
+        return ", ".join([*told, f"held out {self.held_out['held_out_loss']:.3f}"])
 
     def _check_finite(self, numbers: torch.Tensor) -> None:
         """Raise for the first step whose loss or gradient is not finite on some process."""
@@ -229,15 +229,14 @@ class Loop:
 
 @torch.no_grad()
 def evaluate(model: GGM, tokens: torch.Tensor, batch: int) -> dict[str, float]:
-    """Loss and calibration on sequences [N, L], `batch` at a time: always with the same noise."""
+    """Loss, and calibration if it is learnt, of sequences [N, L], `batch` at a time, with the same noise."""
     losses, sums = [], []
     for ids in torch.arange(len(tokens), device=tokens.device).split(batch):
         losses.append(len(ids) * model.loss(tokens[ids], seed=0, step=0, sample_ids=ids))
-        sums.append(model.calibration(tokens[ids], seed=0, sample_ids=ids))
-    return {
-        "held_out_loss": float(torch.stack(losses).sum() / len(tokens)),
-        "calibration": float(torch.cat(sums).mean()),
-    }
+        if model.config.objective.determines_calibration:
+            sums.append(model.calibration(tokens[ids], seed=0, sample_ids=ids))
+    found = {"held_out_loss": float(torch.stack(losses).sum() / len(tokens))}
+    return {**found, "calibration": float(torch.cat(sums).mean())} if sums else found
 
 
 class _Clock:
