@@ -225,6 +225,8 @@ def values_in_range(
 
     NaN is outside every range. `allowed` says the range in other words.
     """
+    if value.dtype == torch.int32:  # a bound beyond it would be cut to 32 bits
+        value = value.long()
     inside = (value >= low) & ((value <= high) if closed else (value < high))
     if bool(inside.all()):
         return

@@ -71,16 +71,25 @@ def check_seed(seed: int) -> int:
     return seed if seed < 2**63 else seed - 2**64
 
 
-def check_step(step: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
+def check_step(step: int | torch.Tensor, tokens: torch.Tensor) -> tuple[int, torch.Tensor | None]:
     """Split `step` into (integer, tensor): a 0-d int64 tensor can change inside a captured CUDA graph."""
     if isinstance(step, torch.Tensor):
-        if step.dim() != 0 or step.dtype != torch.int64:
-            raise TypeError(
-                f"step: got a {step.dtype} tensor of shape {tuple(step.shape)}; "
-                "allowed: an int or a 0-d int64 tensor"
-            )
+        check_coordinate("step", step, [torch.Size(())], "0-d", tokens)
         return 0, step
     return checks.integer("step", step, low=0, high=MAX_STEP), None
+
+
+def check_coordinate(
+    name: str, value: torch.Tensor, shapes: list[torch.Size], allowed: str, tokens: torch.Tensor
+) -> None:
+    """Check a seed or step that is a tensor."""
+    if value.dtype != torch.int64 or value.shape not in shapes:
+        raise TypeError(
+            f"{name}: got a {value.dtype} tensor of shape {tuple(value.shape)}; "
+            f"allowed: an int or an int64 tensor, {allowed}"
+        )
+    checks.tensor(name, value, dtypes=(torch.int64,))
+    checks.same_device(name, value, "tokens", tokens)
 
 
 def check_sample_ids(sample_ids: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:

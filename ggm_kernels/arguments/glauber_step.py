@@ -72,5 +72,6 @@ def idle_rows(tokens: torch.Tensor, update: Update) -> torch.Tensor:
     positions = positions if positions.dim() == 2 else positions.expand(tokens.shape[0], -1)
     idle = positions < 0
     if update.frozen is not None and tokens.shape[1] > 0:
-        idle = idle | update.frozen.gather(1, positions.clamp_min(0))
+        # Positions may not have been looked at yet.
+        idle = idle | update.frozen.gather(1, positions.clamp(0, tokens.shape[1] - 1))
     return idle

@@ -66,7 +66,7 @@ def _check_weight(name: str, value: Weight, candidates: torch.Tensor, dtype: tor
     if not isinstance(value, torch.Tensor):
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name}: got {type(value).__name__}; allowed: a tensor or a number")
-        return torch.tensor(float(value), dtype=dtype, device=candidates.device)
+        return torch.full((), float(value), dtype=dtype, device=candidates.device)
     shapes = [(rows, count), (rows, 1), (1, count), (1, 1), (1,), (), *([(rows,)] if count == 1 else [])]
     checks.tensor(name, value, dtypes=_WEIGHT_DTYPES, shapes=shapes)
     value = _constant(name, value, candidates)

@@ -135,7 +135,7 @@ def commit(
     source = _check_rest(rest, noise, vocab_size, tokens.device)
     seed_and_step = seed, step
     seed = randomness.check_seed(seed)
-    step, step_tensor = randomness.check_step(step)
+    step, step_tensor = randomness.check_step(step, tokens)
     ids, sample_ids = sample_ids, randomness.check_sample_ids(sample_ids, tokens)
     copies = (
         ("count", count, limits[1]), ("threshold", threshold, limits[3]), ("budget", budget, limits[5]),
@@ -162,7 +162,10 @@ def _check_limit(name: str, limit, tokens: torch.Tensor, *, low: float):
         return None, None
     if isinstance(limit, torch.Tensor):
         _check_per_row(name, limit, (*checks.FLOATS, torch.float64), tokens)
-        return None, limit.detach().to(torch.float32)
+        rounded = limit.detach().to(torch.float32)
+        if limit.dtype == torch.float64 and low == 0.0:  # what is negative stays so
+            rounded = torch.where((limit < 0) & (rounded == 0), -(2.0**-126), rounded)
+        return None, rounded
     if isinstance(limit, bool) or not isinstance(limit, Real):
         raise TypeError(f"{name}: got {type(limit).__name__}; allowed: a float or a torch.Tensor")
     if not float(limit) >= low:

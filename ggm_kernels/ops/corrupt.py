@@ -162,7 +162,7 @@ def _call(tokens, keep_prob, vocab_size, seed, step, sample_ids, frozen, noise, 
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_VOCAB + 1)
     seed_and_step = seed, step
     seed = randomness.check_seed(seed)
-    step, step_tensor = randomness.check_step(step)
+    step, step_tensor = randomness.check_step(step, tokens)
     sample_ids = randomness.check_sample_ids(sample_ids, tokens)
     frozen = checks.boolean_mask("frozen", frozen, tokens)
     check_noise(noise, vocab_size)

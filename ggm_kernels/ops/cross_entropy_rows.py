@@ -35,7 +35,7 @@ def row_scale(
     row_weight: torch.Tensor | None, targets: torch.Tensor, ignore_index: int, hidden: torch.Tensor
 ) -> torch.Tensor:
     """What the loss of each row counts: its weight, 0 where it is ignored."""
-    counts = targets != ignore_index
+    counts = targets.long() != ignore_index  # int32 would compare with 32 bits of it
     if row_weight is None:
         return counts.to(_accumulate(hidden))
     return torch.where(counts, _check_constant("row_weight", row_weight, hidden, (*_FLOATS, torch.bool)), 0.0)
@@ -67,7 +67,7 @@ def check_values(targets, shifted_token, ignore_index: int, all_rows: bool, voca
     """Raise IndexError where a token that is read is outside the vocabulary and values are looked at."""
     if not checks_values(targets.device):
         return
-    ignored = targets == ignore_index
+    ignored = targets.long() == ignore_index
     checks.values_in_range("targets", _legal_where(targets, ignored), 0, vocab_size, IndexError)
     if shifted_token is not None:
         unread = torch.zeros_like(ignored) if all_rows else ignored

@@ -46,11 +46,12 @@ def glauber_race(
     positions : torch.Tensor or None
         As in `glauber_step`.
     tokens : torch.Tensor
-        Token ids, int32 or int64, [B, L]; only read, to know the logits of present tokens.
+        Token ids, int32 or int64, [B, L]; only read, to know the logits of present tokens. One without a
+        logit in the shard, any number, is looked for in vain.
     vocab_offset, vocab_size : int
-        The shard holds the tokens from `vocab_offset` on, of `vocab_size`. Any cut will do. A group of 1024
-        tokens that it goes through is summed in another order, so its mass is equal but for rounding; cuts at
-        multiples of 1024 leave every mass as it is.
+        The shard holds the tokens from `vocab_offset` on, of `vocab_size`. Any cut will do, and v may be 0. A
+        group of 1024 tokens that it goes through is summed in another order, so its mass is equal but for
+        rounding; cuts at multiples of 1024 leave every mass as it is.
     bias : torch.Tensor, optional
         The shard's part of the bias, [v].
     seed, step, temperature, sample_ids, softcap, logit_shift
@@ -80,8 +81,8 @@ def glauber_race(
         name, size = "weight", weight.shape[0]
     vocab_size = checks.integer("vocab_size", vocab_size, low=1, high=randomness.MAX_RACE_VOCAB + 1)
     vocab_offset = checks.integer("vocab_offset", vocab_offset, low=0, high=max(1, vocab_size - size + 1))
-    if not 1 <= size <= vocab_size:
-        raise ValueError(f"{name}: got v = {size}; allowed: 1 to vocab_size = {vocab_size}")
+    if not 0 <= size <= vocab_size:
+        raise ValueError(f"{name}: got v = {size}; allowed: 0 to vocab_size = {vocab_size}")
     update = _checked(
         tokens, positions, logits, "logits", vocab_size, seed=seed, step=step, temperature=temperature,
         sample_ids=sample_ids, softcap=softcap, logit_shift=logit_shift,
@@ -243,7 +244,7 @@ def _race(op, tokens, factors, vocab_offset, vocab_size, *of_race_and_backend):
     *of_race, backend = of_race_and_backend
     update = _race_update(of_race)
     _, run = kernel(op, backend, tokens.device)
-    check_values(tokens, vocab_size, update)
+    check_values(tokens, vocab_size, update._replace(logit_shift=None))  # any token may stand there
     return run(tokens, *factors, vocab_offset, vocab_size, update)
 
 

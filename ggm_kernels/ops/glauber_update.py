@@ -61,7 +61,8 @@ def check_update(
         raise ValueError(f"{rows_name}: got shape {tuple(rows.shape)}; allowed: ({batch}, K, ..), as tokens")
     checks.same_device(rows_name, rows, "tokens", tokens)
     if not 1 <= vocab_size <= randomness.MAX_RACE_VOCAB:
-        raise ValueError(f"{rows_name}: got V = {vocab_size}; allowed: 1 to {randomness.MAX_RACE_VOCAB}")
+        name = "weight" if rows_name == "hidden" else rows_name
+        raise ValueError(f"{name}: got V = {vocab_size}; allowed: 1 to {randomness.MAX_RACE_VOCAB}")
     count = rows.shape[1]
     positions = _check_positions(positions, tokens, rows, rows_name)
     by_row = (noise_rate, mixture, logit_shift, sample_ids, frozen)
@@ -133,7 +134,7 @@ class _Given:
     ) -> torch.Tensor:
         checks.tensor(name, value, dtypes=dtypes, shapes=shapes or self._shapes)
         checks.same_device(name, value, "tokens", self._tokens)
-        return value.detach().to(dtype)
+        return _single(name, value.detach()) if dtype == torch.float32 else value.detach().to(dtype)
 
     def seed(self, seed) -> tuple[int, torch.Tensor | None]:
         if not isinstance(seed, torch.Tensor):
@@ -142,16 +143,12 @@ class _Given:
 
     def step(self, step) -> tuple[int, torch.Tensor | None]:
         if not isinstance(step, torch.Tensor):
-            return randomness.check_step(step)
+            return randomness.check_step(step, self._tokens)
         return 0, self._coordinate("step", step)
 
     def _coordinate(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        if value.dtype != torch.int64 or value.shape not in ((), self._shapes[0]):
-            raise TypeError(
-                f"{name}: got a {value.dtype} tensor of shape {tuple(value.shape)}; "
-                f"allowed: an int or an int64 tensor, 0-d or ({self._shapes[0][0]},)"
-            )
-        checks.same_device(name, value, "tokens", self._tokens)
+        shapes = [torch.Size(()), torch.Size(self._shapes[0])]
+        randomness.check_coordinate(name, value, shapes, f"0-d or ({self._shapes[0][0]},)", self._tokens)
         return value
 
     def number(self, name: str, value, **limits) -> tuple[Any, torch.Tensor | None]:
@@ -159,7 +156,8 @@ class _Given:
             return 1.0, self._tensor(name, value, _NUMBERS, torch.float32)
         if value is None and name != "temperature":
             return None, None
-        return _kindly(name, checks.number, value, **limits), None
+        value = _kindly(name, checks.number, value, **limits)
+        return (_TINY if name in _POSITIVE and 0.0 < value < _TINY else value), None
 
     def top_k(self, value) -> tuple[int | None, torch.Tensor | None]:
         if isinstance(value, torch.Tensor):
@@ -184,10 +182,28 @@ class _Given:
         checks.same_device("noise_rate", value, "tokens", self._tokens)
         value = value.detach()
         if value.dtype == torch.float64:
-            value = value.to(torch.float32)
+            value = _single("noise_rate", value)
         if value.dim() == 0:
             return value.expand(batch)
         return value[:, 0] if value.dim() == 2 and value.shape[1] == 1 else value
+
+
+_TINY, _LARGEST = 2.0**-126, torch.finfo(torch.float32).max
+_POSITIVE = ("temperature", "top_p")  # for which a small number is not 0
+
+
+def _single(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A tensor as float32; of float64, what is out of range stays so, and what is in range in it."""
+    rounded = value.to(torch.float32)
+    if value.dtype != torch.float64 or name == "logit_shift":
+        return rounded
+    if name in _POSITIVE:
+        rounded = torch.where((value > 0) & (rounded < _TINY), _TINY, rounded)
+    if name == "temperature":
+        rounded = torch.where((value > _LARGEST) & value.isfinite(), _LARGEST, rounded)
+    else:
+        rounded = torch.where((value > 1) & (rounded <= 1), 1 + 2.0**-23, rounded)
+    return torch.where((value < 0) & (rounded > -_TINY), -_TINY, rounded)
 
 
 # What libraries give numbers for that leave nothing or everything.
@@ -259,6 +275,8 @@ def _check_range(name: str, value, low: float, high: float, allowed: str | None 
 
 def _check_present(tokens: torch.Tensor, vocab_size: int, update: Update) -> None:
     """Tokens that stand where they are read."""
+    if tokens.shape[1] == 0:
+        return
     positions = update.positions.long()
     positions = positions if positions.dim() == 2 else positions.expand(tokens.shape[0], -1)
     read = torch.zeros_like(tokens)

@@ -42,7 +42,7 @@ def linear_expected_embedding(
     softcap : float, optional
         Logits become ``softcap * tanh(logits / softcap)`` before all else.
     temperature : float or torch.Tensor
-        Logits are divided by it, above 0: a number, or floating [N].
+        Logits are divided by it, above 0: a number, or floating [N]. One below 2**-64 counts as that.
     backend : str, optional
         "reference", "cpu", "cuda" or "triton"; None is the best that is there.
 
@@ -87,16 +87,19 @@ def linear_expected_embedding(
 def _inverse(temperature: float | torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     """1 / temperature, [N] or []."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    smallest = 2.0**-64  # times its inverse, no logit that a network gives leaves float32
     if not isinstance(temperature, torch.Tensor):
         number = checks.number("temperature", temperature, low=0.0, high=math.inf, open_low=True)
-        return torch.tensor(1 / number, dtype=dtype, device=hidden.device)
+        return torch.full((), 1 / max(number, smallest), dtype=dtype, device=hidden.device)
     checks.tensor("temperature", temperature, dtypes=_FLOATS, shapes=[hidden.shape[:1]])
     checks.same_device("temperature", temperature, "hidden", hidden)
     if temperature.requires_grad:
         raise ValueError(
             "temperature: got a tensor that requires a gradient; allowed: a constant (detach it)"
         )
-    return 1 / temperature.to(dtype)
+    temperature = temperature.to(torch.promote_types(temperature.dtype, torch.float32))
+    small = (temperature > 0) & (temperature < smallest)
+    return 1 / torch.where(small, smallest, temperature).to(dtype)
 
 
 def _check_values(scale: torch.Tensor) -> None:

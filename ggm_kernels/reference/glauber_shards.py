@@ -99,9 +99,9 @@ def glauber_settle(tokens: torch.Tensor, states: torch.Tensor, vocab_size: int, 
         f = log_odds(h, rows.value("noise_rate", every, 0.0), log_pi)
         changes = changes & ~keep_decision(f, philox.keep_words(*coordinates)[0])
         rows.note("keep_prob", every, torch.sigmoid(f), knows)
-    tokens.index_put_(
-        (rows.batch_index[changes], rows.positions[changes]), winner[changes].to(tokens.dtype)
-    )  # fmt: skip
+    if tokens.numel() > 0:
+        at = rows.batch_index[changes], rows.positions[changes]
+        tokens.index_put_(at, winner[changes].to(tokens.dtype))
     divisor = torch.where(temperature == 0, 1.0, temperature).double()
     z = torch.where(logit == merged.top, 0.0, (logit - merged.top) / divisor)
     log_prob = torch.where(temperature == 0, 0.0, z - merged.tempered_mass.log())
@@ -128,6 +128,10 @@ def race_shard(
     vocab_size: int,
 ) -> torch.Tensor:
     """State [R, FIELDS] of rows of float32 logits [R, v], those of the tokens from `offset` on."""
+    if g.shape[1] == 0:
+        nothing = Shard(*map(g.new_tensor, (-math.inf, -math.inf, offset, 0.0, 0.0, 0.0, -math.inf, 0.0)))
+        nobody = g.new_full((len(g), FIELDS - len(nothing)), -1.0)
+        return torch.cat([torch.stack(nothing).expand(len(g), -1), nobody], 1).double()
     top = g.amax(1, keepdim=True)
     z = _tempered(g, top, temperature[:, None])
     local = present - offset

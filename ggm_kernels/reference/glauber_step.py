@@ -108,6 +108,8 @@ class Rows:
 
     def present(self, part: slice) -> torch.Tensor:
         """Tokens that stand in the rows."""
+        if self.tokens.shape[1] == 0:  # no row has a position
+            return torch.zeros_like(self.positions[part])
         return self.tokens[self.batch_index[part], self.positions[part]].long()
 
     def edited(self, part: slice, g: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -150,19 +152,18 @@ class Rows:
         """Logarithm of the probability of tokens under the noise."""
         log_pi = self.update.noise_log_probs
         if log_pi is None:
-            return torch.full(tokens.shape, -math.log(vocab_size), device=tokens.device)
-        return log_pi[tokens]
+            of_each = -math.log(vocab_size)
+            return torch.full(tokens.shape, of_each, dtype=torch.float32, device=tokens.device)
+        # What is not read, in rows that are frozen or absent, may be any number.
+        return log_pi[tokens.clamp(0, len(log_pi) - 1)]
 
     def _log_odds(self, part: slice, g, present, alpha) -> torch.Tensor:
         """Logit f of "the present token is signal"."""
         h = _raw_log_prob(g, present) if self.update.normalize else _at(g, present)
-        log_pi = self.log_pi(present.clamp_max(self._last_token(g)), g.shape[1])
+        log_pi = self.log_pi(present, g.shape[1])
         if self.update.mixture is not None:
             h = _log_mixture(h, alpha, log_pi)
         return log_odds(h, self.value("noise_rate", part, 0.0), log_pi)
-
-    def _last_token(self, g: torch.Tensor) -> int:
-        return self.update.token_bound(g.shape[1]) - 1
 
     def _law(self, part: slice, g: torch.Tensor) -> torch.Tensor:
         """Logits, up to a constant per row, of the law that a token is drawn from."""

@@ -60,7 +60,7 @@ def _top_p_units(top_p):
 def _log_min_p(min_p):
     if isinstance(min_p, torch.Tensor):
         return min_p.double().log().to(torch.float32)
-    return math.log(min_p) if min_p else None
+    return math.log(_single(min_p)) if min_p and _single(min_p) > 0.0 else None
 
 
 def _single(value: float) -> float:
