@@ -109,23 +109,22 @@ def test_the_report_holds_every_kernel_of_every_architecture():
 
 
 @pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A tree of three sources, and a compiler of one version whose work is listed."""
+def compiled(tmp_path, monkeypatch):
+    """A tree of three sources, and a compiler of one version: the list of what it compiles."""
     for name in ("csrc/cuda/step.cu", "csrc/numerics/race.h", "ggm_kernels/triton/step.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    compiled = []
+    done = []
 
     def measure(cuda_archs, triton_archs):
         names = [*(f"cuda sm_{arch}" for arch in cuda_archs), *(f"triton sm_{arch}" for arch in triton_archs)]
-        compiled.extend(names)
+        done.extend(names)
         return {name: {"race": KERNEL} for name in names}
 
     monkeypatch.setattr(machine_code, "ROOT", tmp_path)
     monkeypatch.setattr(machine_code, "compiler_of", lambda kind: "one")
     monkeypatch.setattr(machine_code, "measure", measure)
-    tree.compiled = compiled
-    return tmp_path
+    return done
 
 
 ALL = {"cuda": machine_code.CHECKED_ARCHS, "triton": machine_code.TRITON_ARCHS}
@@ -142,24 +141,24 @@ BEFORE = {f"{kind} sm_{arch}": {"race": KERNEL} for kind in ALL for arch in ("80
         ("ggm_kernels/ops.py", []),
     ],
 )
-def test_what_changed_is_compiled_and_nothing_else(tree, name, kinds, capsys):
+def test_what_changed_is_compiled_and_nothing_else(tmp_path, compiled, name, kinds, capsys):
     known = {kind: machine_code.digest_of(kind) for kind in ALL}
-    assert machine_code.check(BEFORE, ALL, known) == 0 and tree.compiled == []
+    assert machine_code.check(BEFORE, ALL, known) == 0 and compiled == []
     assert capsys.readouterr().out.count("are those that machine_code.json was made from") == 2
-    (tree / name).write_text("another")
+    (tmp_path / name).write_text("another")
     assert machine_code.check(BEFORE, ALL, known) == 0
-    assert sorted({compiled.split()[0] for compiled in tree.compiled}) == kinds
+    assert sorted({name.split()[0] for name in compiled}) == kinds
 
 
-def test_another_compiler_compiles_again(tree, monkeypatch):
+def test_another_compiler_compiles_again(tmp_path, compiled, monkeypatch):
     known = {kind: machine_code.digest_of(kind) for kind in ALL}
     monkeypatch.setattr(machine_code, "compiler_of", lambda kind: "two")
     machine_code.check(BEFORE, ALL, known)
-    assert len(tree.compiled) == 4
+    assert len(compiled) == 4
 
 
-def test_a_report_of_some_architectures_is_not_known_to_be_whole(tree, monkeypatch):
-    report, page = tree / "report.json", tree / "page.md"
+def test_a_report_of_some_architectures_is_not_known_to_be_whole(tmp_path, compiled, monkeypatch):
+    report, page = tmp_path / "report.json", tmp_path / "page.md"
     page.write_text("")
     for name, value in [("REPORT", report), ("PAGE", page), ("with_table", lambda page, report: page)]:
         monkeypatch.setattr(machine_code, name, value)
