@@ -70,15 +70,16 @@ def tensor(
     if dims is not None and value.dim() not in dims:
         allowed = " or ".join(f"{dim}-d" for dim in dims)
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: a {allowed} tensor")
-    if shapes is not None and value.shape not in shapes and not _traced_shape_in(value.shape, shapes):
+    if shapes is not None and not has_shape(value, shapes):
         allowed = " or ".join(dict.fromkeys(str(tuple(shape)) for shape in shapes))
         raise ValueError(f"{name}: got shape {tuple(value.shape)}; allowed: {allowed}")
 
 
-def _traced_shape_in(shape: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> bool:
-    # Size by size: torch.compile takes a constant shape and a symbolic one for unequal as a whole.
-    return any(
-        len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
+def has_shape(value: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a tensor is of one of some shapes."""
+    # Size by size, too: torch.compile takes a constant shape and a symbolic one for unequal as a whole.
+    return value.shape in shapes or any(
+        value.dim() == len(other) and all(a == b for a, b in zip(value.shape, other, strict=True))
         for other in shapes
     )
 

@@ -74,16 +74,16 @@ def check_seed(seed: int) -> int:
 def check_step(step: int | torch.Tensor, tokens: torch.Tensor) -> tuple[int, torch.Tensor | None]:
     """Split `step` into (integer, tensor): a 0-d int64 tensor can change inside a captured CUDA graph."""
     if isinstance(step, torch.Tensor):
-        check_coordinate("step", step, [torch.Size(())], "0-d", tokens)
+        check_coordinate("step", step, ((),), "0-d", tokens)
         return 0, step
     return checks.integer("step", step, low=0, high=MAX_STEP), None
 
 
 def check_coordinate(
-    name: str, value: torch.Tensor, shapes: list[torch.Size], allowed: str, tokens: torch.Tensor
+    name: str, value: torch.Tensor, shapes: tuple[tuple[int, ...], ...], allowed: str, tokens: torch.Tensor
 ) -> None:
     """Check a seed or step that is a tensor."""
-    if value.dtype != torch.int64 or value.shape not in shapes:
+    if value.dtype != torch.int64 or not checks.has_shape(value, shapes):
         raise TypeError(
             f"{name}: got a {value.dtype} tensor of shape {tuple(value.shape)}; "
             f"allowed: an int or an int64 tensor, {allowed}"

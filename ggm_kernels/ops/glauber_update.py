@@ -147,7 +147,7 @@ class _Given:
         return 0, self._coordinate("step", step)
 
     def _coordinate(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        shapes = [torch.Size(()), torch.Size(self._shapes[0])]
+        shapes = ((), self._shapes[0])
         randomness.check_coordinate(name, value, shapes, f"0-d or ({self._shapes[0][0]},)", self._tokens)
         return value
 

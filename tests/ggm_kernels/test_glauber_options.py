@@ -282,6 +282,17 @@ def test_compiles_with_every_option(backend):
     assert torch.equal(ours, theirs) and ours.gt(0).any()
 
 
+def test_compiled_for_any_batch_with_seeds_and_steps_by_sequence():
+    @torch.compile(dynamic=True, fullgraph=True)
+    def step(tokens, logits, seed, step):
+        return glauber_step(tokens, logits, None, seed=seed, step=step, temperature=torch.ones(len(tokens)))
+
+    for batch in (2, 3, 5):
+        tokens, logits, seed = torch.zeros(batch, 4).long(), torch.randn(batch, 4, 9), torch.arange(batch)
+        expected = glauber_step(tokens.clone(), logits, None, seed=seed, step=seed + 1)
+        assert torch.equal(step(tokens.clone(), logits, seed, seed + 1), expected)
+
+
 def test_a_row_without_a_law_is_said_once_a_process(backend, monkeypatch):
     if backend == "triton":
         pytest.skip("a kernel of GPUs counts no rows: that would synchronise")
