@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,8 @@ THREADS = 2
 # Other work on a core disturbs one side of a ratio or the other, and moves on. A lost fast path stays: it
 # lowers every attempt. So the best of a few is a fair verdict, whatever else the machine does.
 ATTEMPTS = 3
+# What is below its least is measured again, later: other machines on one host disturb it for seconds.
+MORE_ATTEMPTS, PAUSE = 3, 4.0
 MIB = 2**20
 CPU = torch.device("cpu")
 
@@ -80,13 +83,15 @@ class Verdict:
 
 
 def judge(demand: Demand) -> Verdict:
-    """Measure until the goal is met, `ATTEMPTS` times at most; the best counts."""
-    best = -math.inf
-    for _ in range(ATTEMPTS):
-        best = max(best, demand.measure())
-        if best >= demand.goal:
+    """Measure until the goal is met, `ATTEMPTS` times, then until the least is; the best counts."""
+    verdict = Verdict(demand, -math.inf)
+    for attempt in range(ATTEMPTS + MORE_ATTEMPTS):
+        if attempt >= ATTEMPTS:
+            time.sleep(PAUSE)
+        verdict = Verdict(demand, max(verdict.seen, demand.measure()))
+        if verdict.seen >= demand.goal or (attempt + 1 >= ATTEMPTS and verdict.passed):
             break
-    return Verdict(demand, best)
+    return verdict
 
 
 def demands() -> Iterator[Demand]:
@@ -390,7 +395,10 @@ def main() -> int:
     print(
         "A ratio of 8x: the op takes an eighth of the time (or memory) of what PyTorch users write instead."
     )
-    print(f"Best of up to {ATTEMPTS} attempts. Between least and goal: a busy machine, or a slower op.\n")
+    print(
+        f"Best of {ATTEMPTS} attempts, below least of {ATTEMPTS + MORE_ATTEMPTS}. "
+        "Between least and goal: a busy machine, or a slower op.\n"
+    )
     print(aligned(COLUMNS), flush=True)
     missed = 0
     for demand in demands():

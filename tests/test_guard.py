@@ -14,6 +14,11 @@ from ggm_kernels import Backend
 needs_core = pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="no compiled core")
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(guard, "PAUSE", 0.0)
+
+
 def demand_of(ratios: list[float], **changes) -> guard.Demand:
     left = list(ratios)
     return guard.Demand("op", "N=1", "rival", 5, lambda: left.pop(0), **changes)
@@ -25,10 +30,11 @@ def demand_of(ratios: list[float], **changes) -> guard.Demand:
         ([6.0], 6.0, True),
         ([5.0], 5.0, True),
         ([1.0, 4.0, 7.0], 7.0, True),
-        ([4.9, 1.0, 4.0, 9.0], 4.9, False),  # a fourth attempt is not made
+        ([4.9, 1.0, 4.0, 4.0, 9.0], 9.0, True),  # a neighbour's phase was over
+        ([4.9, 1.0, 4.0, 4.0, 4.0, 3.0, 9.0], 4.9, False),  # a seventh attempt is not made
     ],
 )
-def test_best_of_three_attempts(ratios, seen, passed):
+def test_best_of_attempts(ratios, seen, passed):
     verdict = guard.judge(demand_of(ratios))
     assert (verdict.seen, verdict.passed) == (seen, passed)
 
@@ -36,13 +42,14 @@ def test_best_of_three_attempts(ratios, seen, passed):
 def test_between_least_and_goal_passes_after_three_attempts():
     assert guard.judge(demand_of([3.0, 2.0, 2.5], least=2.5)).seen == 3.0
     assert guard.judge(demand_of([3.0, 2.0, 2.5], least=2.5)).passed
-    assert not guard.judge(demand_of([1.0, 2.0, 2.4], least=2.5)).passed
+    assert guard.judge(demand_of([1.0, 2.0, 2.4, 2.6, 9.0], least=2.5)).seen == 2.6
+    assert not guard.judge(demand_of([1.0, 2.0, 2.4] * 2, least=2.5)).passed
 
 
 @needs_core
 @pytest.mark.parametrize(("ratios", "status"), [([9.0, 5.5], 0), ([9.0, 1.0], 1)])
 def test_exit_status_and_table(monkeypatch, capsys, ratios, status):
-    monkeypatch.setattr(guard, "demands", lambda: [demand_of([ratio] * 3) for ratio in ratios])
+    monkeypatch.setattr(guard, "demands", lambda: [demand_of([ratio] * 6) for ratio in ratios])
     threads = torch.get_num_threads()
     try:
         assert guard.main() == status
