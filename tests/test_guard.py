@@ -15,8 +15,10 @@ needs_core = pytest.mark.skipif(not ggm_kernels.backends()["cpu"], reason="no co
 
 
 @pytest.fixture(autouse=True)
-def no_pause(monkeypatch):
+def no_pause(monkeypatch, request):
     monkeypatch.setattr(guard, "PAUSE", 0.0)
+    if request.node.get_closest_marker("slow"):  # a lost fast path takes minutes to measure six times
+        monkeypatch.setattr(guard, "MORE_ATTEMPTS", 0)
 
 
 def demand_of(ratios: list[float], **changes) -> guard.Demand:
