@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import plots, results_file
 from benchmarks.results_file import SYMBOLS, Case, Results, Row
-from benchmarks.words import seconds_words, size_words
+from benchmarks.words import folded, seconds_words, size_words
 
 BLOCK_BEGIN, BLOCK_END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 FIRST_BEGIN, FIRST_END = "<!-- first numbers: begin -->", "<!-- first numbers: end -->"
@@ -92,11 +92,6 @@ def page(runs: Sequence[tuple[Results, str]], pictures: Sequence[dict[str, str]]
             sections.append(folded(f"All sizes and rivals: {op}", "\n\n".join(tables)))
     sections.append(ABOUT)
     return "\n".join(sections)
-
-
-def folded(title: str, text: str) -> str:
-    """Details that a click opens, on the site and where else Markdown is shown."""
-    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{text}\n\n</details>\n'
 
 
 def machine_name(results: Results) -> str:

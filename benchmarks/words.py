@@ -1,4 +1,4 @@
-"""How sizes and times are written."""
+"""How pages of results write sizes, times, numbers and details."""
 
 from benchmarks.results_file import Case
 
@@ -13,6 +13,16 @@ def seconds_words(seconds: float, digits: int = 3) -> str:
         if seconds >= 0.9995 * scale or unit == "µs":
             break
     return f"{_digits(seconds / scale, digits)} {unit}"
+
+
+def three_digits(value: float) -> str:
+    """A number as pages show it."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def folded(title: str, text: str) -> str:
+    """Details that a click opens, on the site and where else Markdown is shown."""
+    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{text}\n\n</details>\n'
 
 
 def _digits(number: float, digits: int) -> str:

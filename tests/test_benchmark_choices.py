@@ -133,3 +133,24 @@ def test_a_run_measures_bound_and_samples(monkeypatch):
 def test_the_page_is_that_of_the_results():
     path = Path(page.__file__).parent / "results.json"
     assert page.PAGE.read_text() == page.render(command.read(path))
+
+
+@pytest.mark.slow
+def test_a_failing_run_is_told_before_what_is_behind_it(tmp_path, monkeypatch):
+    behind = [Row("digits", BASE, BASE, seed) for seed in range(8)]
+    monkeypatch.setattr(command, "rows", lambda *_: [Row("digits", "nobody", "nothing", 0), *behind])
+    kept = tmp_path / "results.json"
+    words = [
+        "--workers",
+        "1",
+        "--seconds",
+        "0.1",
+        "--results",
+        str(kept),
+        "--page",
+        str(tmp_path / "page.md"),
+    ]
+    with pytest.raises(KeyError, match="nobody"):
+        command.main(words)
+    made = json.loads(kept.read_text())["runs"] if kept.exists() else {}
+    assert len(made) < 8 and not (tmp_path / "page.md").exists()

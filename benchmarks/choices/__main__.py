@@ -51,13 +51,21 @@ def _measure(wanted: list[Row], results: dict[str, Any], options: argparse.Names
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:
         futures = {pool.submit(measure, row, options.seconds): row for row in wanted}
-        for number, future in enumerate(as_completed(futures), start=1):
-            row, found = futures[future], future.result()
-            results["runs"][row.key] = found
-            write_text(options.results, _as_text(results))
-            bound, distance = f"{found['bound']:.4f} nats", found["distance"]
-            told = bound if distance is None else f"{bound}, distance {distance:.3f}"
-            print(f"[{number}/{len(wanted)}] {row.key}: {told}, {found['steps']} steps", flush=True)
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                row, found = futures[future], future.result()
+                results["runs"][row.key] = found
+                write_text(options.results, _as_text(results))
+                print(f"[{number}/{len(wanted)}] {row.key}: {_told(found)}", flush=True)
+        except BaseException:  # a failed run is told at once, not when all behind it are over
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _told(found: dict[str, Any]) -> str:
+    bound, distance = f"{found['bound']:.4f} nats", found["distance"]
+    told = bound if distance is None else f"{bound}, distance {distance:.3f}"
+    return f"{told}, {found['steps']} steps"
 
 
 def _as_text(results: dict[str, Any]) -> str:

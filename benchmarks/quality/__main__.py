@@ -3,6 +3,7 @@
     python -m benchmarks.quality --preset small --out outputs/quality   # under 90 minutes on two cores
     python -m benchmarks.quality.report outputs/quality -o docs/quality.md
 
+`--estimate` measures what a step and a sample of each system cost, tells how long the rest takes, and stops.
 On a CPU as many trainings run at a time as there are cores, each on one thread.
 """
 
@@ -21,9 +22,10 @@ import torch
 
 from benchmarks import machine
 from benchmarks.quality.cells import Cell, cells_of
+from benchmarks.quality.estimate import estimate, training_minutes
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.systems import ABLATIONS, SYSTEMS
-from benchmarks.quality.tasks import MAKERS, SHARES
+from benchmarks.quality.tasks import MAKERS
 from benchmarks.quality.work import cell_file, data_file, measure_cell, measure_data
 from ggm.files import write_text
 from ggm.progress import progress_bar
@@ -37,7 +39,16 @@ def main(words: Sequence[str] | None = None) -> None:
     preset = chosen(options)
     on_gpu = torch.cuda.is_available()
     workers = options.workers or (1 if on_gpu else os.cpu_count() or 1)
-    run(preset, options.out, "cuda" if on_gpu else "cpu", workers=workers, progress=not options.quiet)
+    run(
+        preset,
+        options.out,
+        "cuda" if on_gpu else "cpu",
+        workers=workers,
+        progress=not options.quiet,
+        trains=not options.estimate,
+    )
+    if options.estimate:
+        print(estimate(cells_left(preset, options.out), preset, options.out, workers))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--evaluations", type=int, nargs="+", metavar="N")
     made.add_argument("--temperatures", type=float, nargs="+", metavar="T")
     made.add_argument("--workers", type=int, help="trainings at a time (default: cores; on a GPU 1)")
+    made.add_argument("--estimate", action="store_true", help="tell how long the rest will take, and stop")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
 
@@ -69,8 +81,23 @@ def chosen(options: argparse.Namespace) -> Preset:
     )
 
 
-def run(preset: Preset, out: Path, device: str, *, workers: int = 1, progress: bool = False) -> None:
-    """Run the cells that have no file yet; each file appears when its cell is done.
+def cells_left(preset: Preset, out: Path) -> list[Cell]:
+    """Cells that have no file yet."""
+    return [cell for cell in cells_of(preset) if not cell_file(out, cell).exists()]
+
+
+def run(
+    preset: Preset,
+    out: Path,
+    device: str,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    trains: bool = True,
+) -> None:
+    """Measure what is measured once of a task, then run the cells that have no file yet.
+
+    Each file appears when its cell is done. Without `trains` it is what is measured once alone.
 
     Raises
     ------
@@ -79,21 +106,22 @@ def run(preset: Preset, out: Path, device: str, *, workers: int = 1, progress: b
     """
     out.mkdir(parents=True, exist_ok=True)
     check_same_run(out / RUN, preset)
-    cells = cells_of(preset)
-    left = [cell for cell in cells if not cell_file(out, cell).exists()]
-    if progress:
-        minutes = estimate(left, preset) / workers
-        print(f"{len(left)} of {len(cells)} cells to do, {minutes:.0f} minutes of training")
+    total = len(cells_of(preset))
+    left = cells_left(preset, out)
+    if progress and trains:
+        minutes = training_minutes(left, preset) / workers
+        print(f"{len(left)} of {total} cells to do, {minutes:.0f} minutes of training")
     spawn = multiprocessing.get_context("spawn")
     with (
-        progress_bar(progress, len(cells), "cells", initial=len(cells) - len(left)) as bar,
+        progress_bar(progress and trains, total, "cells", initial=total - len(left)) as bar,
         ProcessPoolExecutor(workers, mp_context=spawn) as pool,
     ):
         # Cells wait for what is measured once of their task, and for no other task.
+        cells = {task: [cell for cell in left if cell.task == task] for task in preset.tasks}
         running: dict[Future[None], list[Cell]] = {
-            pool.submit(measure_data, task, preset, out, device): [cell for cell in left if cell.task == task]
-            for task in preset.tasks
-            if any(cell.task == task for cell in left) or not data_file(out, task).exists()
+            pool.submit(measure_data, task, preset, out, device): mine if trains else []
+            for task, mine in cells.items()
+            if mine or not data_file(out, task).exists()
         }
         tasks = set(running)
         try:
@@ -108,12 +136,6 @@ def run(preset: Preset, out: Path, device: str, *, workers: int = 1, progress: b
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def estimate(cells: Sequence[Cell], preset: Preset) -> float:
-    """Minutes of training by time; sampling, training by steps and evaluators of texts come on top."""
-    shares = (SHARES.get(cell.task, 1.0) for cell in cells if cell.budget == "seconds")
-    return sum(shares) * preset.seconds / 60
 
 
 def check_same_run(file: Path, preset: Preset) -> None:

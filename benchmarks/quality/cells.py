@@ -88,7 +88,7 @@ def run_cell(cell: Cell, task: Task, preset: Preset, device: torch.device, pace:
         "bound": bound_of(fitted.system, task, preset, device),
         "points": [
             point_of(fitted.system, task, preset, *at, device)
-            for at in points(cell, fitted.system, preset, task.is_text)
+            for at in points(cell.system, fitted.system, preset, task.is_text)
         ],
     }
 
@@ -119,13 +119,13 @@ def bound_of(system: Any, task: Task, preset: Preset, device: torch.device) -> d
     }
 
 
-def points(cell: Cell, system: Any, preset: Preset, frontier: bool) -> Iterator[tuple[str, int, float]]:
-    """Samplers, evaluations and temperatures to be measured, none of them twice."""
+def points(name: str, system: Any, preset: Preset, frontier: bool) -> Iterator[tuple[str, int, float]]:
+    """Samplers, evaluations and temperatures to be measured of a system of a name, none of them twice."""
     wanted = [(evaluations, 1.0) for evaluations in preset.evaluations]
     if frontier:
         wanted += [(preset.frontier, temperature) for temperature in (*preset.temperatures, 1.0)]
     for sampler in system.samplers:
-        if (cell.system, sampler) in LEFT_OUT:
+        if (name, sampler) in LEFT_OUT:
             continue
         near = [(system.steps_near(sampler, evaluations), temperature) for evaluations, temperature in wanted]
         for steps, temperature in dict.fromkeys(near):

@@ -1,9 +1,10 @@
-"""Masked diffusion language model (arXiv 2406.07524): SUBS parametrisation, ancestral and confidence order.
+"""Masked diffusion language model (arXiv 2406.07524): SUBS parametrisation, three samplers.
 
 SUBS: the network predicts the data token, never the mask, and a token that is not masked is taken as it is.
 The bound in continuous time is then a weighted cross-entropy at masked positions. The network is
 not told the time, so its prediction is the same until a token changes: ancestral sampling evaluates
-it for the sequences that changed alone.
+it for the sequences that changed alone. ReMDM (arXiv 2503.00307) masks again, by chance, some of what was
+settled, so that it can be revised; the confidence order settles the likeliest tokens first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ggm.evaluation.denoiser_likelihood import denoiser_bound
 from ggm_kernels import NoiseLaw, commit, corrupt, glauber_step
 
 BOUND_STEPS = 1000
+REMASKED = 0.3  # of what can be, in each step ("rescale" in the paper)
 
 
 def masked_loss(
@@ -30,9 +32,9 @@ def masked_loss(
 
 
 class MDLM(nn.Module):
-    """The system; `samplers` are "ancestral" and "confidence"."""
+    """The system."""
 
-    samplers = ("ancestral", "confidence")
+    samplers = ("ancestral", "remasking", "confidence")
 
     def __init__(self, shape: Shape, schedule: Schedule | None = None) -> None:
         super().__init__()
@@ -60,17 +62,18 @@ class MDLM(nn.Module):
 
     def steps_near(self, sampler: str, evaluations: int) -> int | None:
         """Any number of steps; confidence order has no use for more of them than positions."""
-        return evaluations if sampler == "ancestral" else min(evaluations, self.shape.length)
+        return min(evaluations, self.shape.length) if sampler == "confidence" else evaluations
 
     @torch.inference_mode()
     def sample(self, request: Request) -> Drawn:
         """Sequences, from masks alone or around what is given."""
         masks = torch.full((request.count, self.shape.length), self.mask, device=self.network.bias.device)
         tokens = request.start(masks)
-        draw = self._ancestral if request.sampler == "ancestral" else self._best
-        return draw(tokens, request)
+        if request.sampler == "confidence":
+            return self._best(tokens, request)
+        return self._ancestral(tokens, request, REMASKED if request.sampler == "remasking" else 0.0)
 
-    def _ancestral(self, tokens: torch.Tensor, request: Request) -> Drawn:
+    def _ancestral(self, tokens: torch.Tensor, request: Request, remasked: float) -> Drawn:
         times = torch.linspace(1.0, 0.0, request.evaluations + 1, dtype=torch.float64)
         logits = torch.empty(*tokens.shape, self.shape.vocab_size, device=tokens.device)
         stale = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
@@ -80,16 +83,36 @@ class MDLM(nn.Module):
             logits[rows] = self.network(tokens[rows])
             evaluated += len(rows)
             before = tokens.clone()
-            posterior_step(
-                tokens,
-                logits,
-                keep=(keep_of(self.schedule, now), keep_of(self.schedule, following)),
-                noise=self.noise,
-                request=request,
-                step=number,
-            )
+            keep = float(keep_of(self.schedule, now)), float(keep_of(self.schedule, following))
+            self.step(tokens, logits, keep, request, number, remasked=remasked)
             stale = (tokens != before).any(dim=1)
         return Drawn(tokens, evaluated / max(1, len(tokens)))
+
+    def step(
+        self,
+        tokens: torch.Tensor,
+        logits: torch.Tensor,
+        keep: tuple[float, float],
+        request: Request,
+        number: int,
+        *,
+        remasked: float,
+    ) -> None:
+        """From alpha_t to alpha_s: settle masks, and mask again some tokens that were settled; in place."""
+        share = remasked * most_remasked(*keep)
+        before = tokens.clone()
+        further = keep[0], keep[1] + share * keep[0]
+        posterior_step(tokens, logits, keep=further, noise=self.noise, request=request, step=number)
+        if share == 0.0:
+            return
+        kept = torch.full((len(tokens),), 1.0 - share, device=tokens.device)
+        masked, _ = corrupt(
+            before, kept, self.shape.vocab_size, seed=request.seed, step=number, noise=self.noise
+        )
+        settled = before != self.mask
+        if request.given is not None:
+            settled &= ~request.given
+        tokens[settled] = masked[settled]
 
     def _best(self, tokens: torch.Tensor, request: Request) -> Drawn:
         """Draw everywhere, and take the positions whose tokens have the largest probability."""
@@ -130,11 +153,20 @@ class MDLM(nn.Module):
         )
 
 
+def most_remasked(now: float, following: float) -> float:
+    """The largest share of settled tokens that can be masked again on the way from alpha_t to alpha_s.
+
+    The marginals stay what they are: masks are settled with the probability that alpha_s and those masked
+    again ask for, (alpha_s + sigma alpha_t - alpha_t) / (1 - alpha_t), which is at most 1.
+    """
+    return 1.0 if now == 0.0 else min(1.0, (1.0 - following) / now)
+
+
 def posterior_step(
     tokens: torch.Tensor,
     logits: torch.Tensor,
     *,
-    keep: tuple[torch.Tensor, torch.Tensor],
+    keep: tuple[float, float],
     noise: NoiseLaw | None,
     request: Request,
     step: int,
@@ -147,8 +179,8 @@ def posterior_step(
         x_t, int64 [B, L].
     logits : torch.Tensor
         Of the data token, float [B, L, V].
-    keep : pair of torch.Tensor
-        alpha_t and alpha_s, 0-d.
+    keep : pair of float
+        alpha_t and alpha_s.
     noise : NoiseLaw or None
         Absorbing, or None for uniform.
     request : Request
@@ -161,7 +193,7 @@ def posterior_step(
     q(x_s | x_t) is proportional to m(c) [r 1{c = x_t} + (1 - r) pi(c)] with m = alpha_s p0 + (1 - alpha_s) pi
     and r = alpha_t / alpha_s: one step of keep-or-replace from a mixture. At alpha_s = 1 a mask is replaced.
     """
-    now, following = float(keep[0]), float(keep[1])
+    now, following = keep
     count = len(tokens)
     glauber_step(
         tokens,

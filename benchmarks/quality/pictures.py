@@ -29,6 +29,7 @@ LINES = {
     "keep or replace": "--",
     "euler": "--",
     "redenoise": ":",
+    "remasking": ":",
     "confidence": "-.",
     "confidence, redenoise": (0, (6, 1, 1, 1, 1, 1)),
 }

@@ -81,9 +81,11 @@ PRESETS = {
     "small": Preset(systems=SMALL_SYSTEMS, budgets=("seconds",)),
     "gpu": Preset(
         tasks=("digits", "pydoc-char", "pydoc-bpe", "sudoku-4", "sudoku-9", "potts"),
+        systems=(*SMALL_SYSTEMS, "sedd-uniform"),
         seeds=1,
         budgets=("seconds",),
         seconds=8.0,
+        learning_rate=1e-3,
         evaluations=(4, 16, 64, 256, 1024),
         evaluator_seconds=40.0,
         scale=4,

@@ -2,7 +2,8 @@
 
     python -m benchmarks.quality.report outputs/quality -o docs/quality.md
 
-The first argument is a folder of results, or the one file that `--keep` made of one.
+The first argument is a folder of results, or the one file that `--keep` made of it; `--beside` takes folders
+of runs with other learning rates or of ablations, which get sections of their own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks import plots
-from benchmarks.quality import pictures, results
-from benchmarks.quality.results import HEADLINES, Point, Results
+from benchmarks.quality import pictures, results, variations
+from benchmarks.quality.results import DULL, HEADLINES, Point, Results
 from benchmarks.quality.tasks import SHARES
+from benchmarks.words import folded, three_digits
 
 HEAD = """\
 # Quality
@@ -28,7 +30,6 @@ layers, and learn with the same optimiser, average of weights, order of data and
 
 """
 FEWEST_SYSTEMS = 3
-DULL = 0.3  # nats
 ABOUT = f"""\
 ## How it is measured
 
@@ -74,7 +75,9 @@ many trainings run at a time as there are cores, each on one thread, and seconds
   nothing, need no such training. Elsewhere nothing is given.
 - **confidence**: each token drawn once, the most probable first, as many per step as spread them over the
   steps. Of GGM it is for networks that predict the data and have learnt what is given. SEDD and uniform
-  diffusion have no such order in their papers, and no rival revises what it has settled (ReMDM would be one).
+  diffusion have no such order in their papers.
+- **remasking**: MDLM that masks again what it has settled, in each step 0.3 of the share that leaves the
+  marginals right (ReMDM, "rescale").
 
 ## Adding a system
 
@@ -90,11 +93,12 @@ def page(found: Results, source: str, images: dict[str, str]) -> str:
     if "evaluations" in images:
         parts.append(f"![Quality against network evaluations]({images['evaluations']})\n\n")
     parts.append("Grey lines: held-out data.\n\n")
+    parts.append(f"### What more evaluations buy\n\n{budgets_of_evaluations(found)}\n")
     if found.notes:
         parts.append("## What was seen\n\n" + "".join(f"- {note}\n" for note in found.notes) + "\n")
     for task in found.tasks():
         parts.append(section(found, task, images))
-    parts.append(ABOUT)
+    parts += [variations.learning_rates(found), variations.ablations(found), ABOUT]
     return "".join(parts)
 
 
@@ -110,18 +114,8 @@ def made_with(found: Results, source: str) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}, {preset['samples']} samples a point, "
         f"evaluator trained for {preset['evaluator_seconds']:g} s; load of the machine "
         f"{min(loads):.1f} to {max(loads):.1f}. torch {versions['torch']}, kept in `{source}`. "
-        f"{how_long(found)}{caution(seeds)}\n"
-    )
-
-
-def how_long(found: Results) -> str:
-    """How a budget of seconds was kept."""
-    if all("pace" in cell["training"] for cell in found.cells):
-        return "Seconds are trained as the steps that each system's pace, measured once, gives for them. "
-    return (
-        "In this run trainings ended when their processor time was over, so that what else the machine did "
-        "changed their steps; evaluations of puzzles are those of drawing from nothing; SEDD with masks had "
-        "not learnt what is given, and SEDD with uniform noise had other ends of its schedule. "
+        f"Seconds are trained as the steps that each system's pace, measured once, gives for them. "
+        f"{caution(seeds)}\n"
     )
 
 
@@ -142,28 +136,44 @@ def glance(found: Results) -> str:
     for task in found.tasks():
         headline = HEADLINES[task]
         real = found.data[task]["measures"]
-        points = [
-            point
-            for point in found.points(task, "seconds")
-            if point.temperature == 1.0 and not is_dull(point, real)
-        ]
+        points = found.judged(task, "seconds")
         if not points:
             continue
-        ours = best(headline, [point for point in points if is_ours(point)])
-        rival = best(headline, [p for p in points if not is_ours(p) and p.system != "autoregressive"])
-        first = best(headline, points)
+        ours = headline.best_point([point for point in points if is_ours(point)])
+        rival = headline.best_point([p for p in points if not is_ours(p) and p.system != "autoregressive"])
+        first = headline.best_point(points)
         floor = real.get(headline.measure)
         lines.append(
             f"| {task} | {headline.title}, {'higher' if headline.more else 'lower'} is better "
             f"| {first.system if first else ''} | {shown(headline, ours)} | {shown(headline, rival)} "
-            f"| {'' if floor is None else number(floor)} |"
+            f"| {'' if floor is None else three_digits(floor)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def is_dull(point: Point, real: dict[str, float]) -> bool:
-    """Whether tokens have so much less entropy than those of held-out text that perplexity says nothing."""
-    return "entropy" in point.measures and point.measures["entropy"] < real["entropy"] - DULL
+def budgets_of_evaluations(found: Results) -> str:
+    """The best of GGM and of its rivals within so many evaluations of a sample, and which setting it is."""
+    most = sorted(found.preset["evaluations"])
+    lines = [
+        "The best setting within so many network evaluations of a sample, at equal time of training.\n",
+        "| task | of | " + " | ".join(f"at most {count}" for count in most) + " |",
+        "| --- | --- |" + " --- |" * len(most),
+    ]
+    for task in found.tasks():
+        points = [point for point in found.judged(task, "seconds") if point.system != "autoregressive"]
+        for name, ours in (("GGM", True), ("rivals", False)):
+            mine = [point for point in points if is_ours(point) == ours]
+            cells = [setting(HEADLINES[task], [p for p in mine if p.evaluations <= count]) for count in most]
+            lines.append(f"| {task} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def setting(headline: results.Headline, points: list[Point]) -> str:
+    """Value of the best point, its system and sampler."""
+    point = headline.best_point(points)
+    if point is None:
+        return ""
+    return f"{three_digits(point.measures[headline.measure])} ({point.system}, {point.sampler})"
 
 
 def is_ours(point: Point) -> bool:
@@ -171,26 +181,12 @@ def is_ours(point: Point) -> bool:
     return point.system.startswith("ggm")
 
 
-def best(headline: results.Headline, points: list[Point]) -> Point | None:
-    """The point with the best headline; of several the one with the fewest evaluations."""
-    if not points:
-        return None
-    wanted = headline.best(point.measures[headline.measure] for point in points)
-    equal = [point for point in points if point.measures[headline.measure] == wanted]
-    return min(equal, key=lambda point: point.evaluations)
-
-
 def shown(headline: results.Headline, point: Point | None) -> str:
     """Value of a point and what it took."""
     if point is None:
         return ""
     made = f"{point.per_sample:.3g} evaluations"
-    return f"{number(point.measures[headline.measure])} ({point.system}, {made})"
-
-
-def number(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{three_digits(point.measures[headline.measure])} ({point.system}, {made})"
 
 
 def section(found: Results, task: str, images: dict[str, str]) -> str:
@@ -199,14 +195,19 @@ def section(found: Results, task: str, images: dict[str, str]) -> str:
     for budget in ("seconds", "steps"):
         if found.of(task, budget):
             words = budget_words(found, task, budget)
-            parts.append(f"Training, {words}:\n\n{training(found, task, budget)}\n")
-            parts.append(f"Samples at temperature 1:\n\n{curves(found, task, budget)}\n")
-            if costs := sampling_costs(found, task, budget):
-                parts.append(f"Processor milliseconds per sample:\n\n{costs}\n")
+            measured = [
+                f"Training, {words}:\n\n{training(found, task, budget)}",
+                f"Samples at temperature 1:\n\n{curves(found, task, budget)}",
+            ]
+            details = [folded("Processor milliseconds per sample", sampling_costs(found, task, budget))]
             if "entropy" in found.data[task]["measures"]:
-                parts.append(f"Over temperatures:\n\n{temperatures(found, task, budget)}\n")
+                details.append(folded("Over temperatures", temperatures(found, task, budget)))
+            if budget == "seconds":
+                parts += ["\n".join(measured), "\n", *details]
+            else:
+                parts.append(folded(words.capitalize(), "\n".join(measured)))
     for name, value in found.data[task].get("known", {}).items():
-        parts.append(f"{name.replace('_', ' ').capitalize()}: {number(value)}.\n\n")
+        parts.append(f"{name.replace('_', ' ').capitalize()}: {three_digits(value)}.\n\n")
     for name, words in ((f"{task}-frontier", "Perplexity against entropy"), (f"{task}-sheet", "Samples")):
         if name in images:
             parts.append(f"![{words}]({images[name]})\n\n")
@@ -258,21 +259,17 @@ def curves(found: Results, task: str, budget: str) -> str:
         lines.append(f"| {system}, {sampler} | " + " | ".join(cells) + " |")
     real = found.data[task]["measures"].get(headline.measure)
     if real is not None:
-        lines.append(f"| *held-out data* | {number(real)} |" + " |" * (len(steps) - 1))
+        lines.append(f"| *held-out data* | {three_digits(real)} |" + " |" * (len(steps) - 1))
     return "\n".join(lines) + "\n"
 
 
 def sampling_costs(found: Results, task: str, budget: str) -> str:
-    """What a sample costs by the evaluations asked for; nothing where it was not measured."""
+    """What a sample costs by the evaluations asked for."""
     points = [point for point in found.points(task, budget) if point.temperature == 1.0]
-    if any(point.seconds is None for point in points):
-        return ""
     steps = sorted({point.evaluations for point in points})
     lines = ["| sampler | " + " | ".join(map(str, steps)) + " |", "| --- |" + " ---: |" * len(steps)]
     for system, sampler, group in pictures.lines(points):
-        cost = {
-            point.evaluations: number(1e3 * point.seconds) for point in group if point.seconds is not None
-        }
+        cost = {point.evaluations: three_digits(1e3 * point.seconds) for point in group}
         lines.append(f"| {system}, {sampler} | " + " | ".join(cost.get(step, "") for step in steps) + " |")
     return "\n".join(lines) + "\n"
 
@@ -287,11 +284,15 @@ def cell(point: Point, headline: results.Headline, winner: float | None) -> str:
     """Value with its spread, and other measures of it in brackets; the best of a column is bold."""
     value = point.measures[headline.measure]
     spread = point.spread[headline.measure]
-    words = f"{number(value)} ± {number(spread)}" if any(point.spread.values()) else number(value)
+    words = (
+        f"{three_digits(value)} ± {three_digits(spread)}"
+        if any(point.spread.values())
+        else three_digits(value)
+    )
     if value == winner:
         words = f"**{words}**"
     beside = {"perplexity": "entropy", "solved": "valid"}.get(headline.measure)
-    return words + (f" ({beside} {number(point.measures[beside])})" if beside else "")
+    return words + (f" ({beside} {three_digits(point.measures[beside])})" if beside else "")
 
 
 def temperatures(found: Results, task: str, budget: str) -> str:
@@ -314,7 +315,7 @@ def temperatures(found: Results, task: str, budget: str) -> str:
 
 def _line(name: str, evaluations: str, temperature: str, measures: dict[str, float]) -> str:
     keys = ("perplexity", "entropy", "distinct_2", "distinct_3", "copies")
-    values = [number(measures[key]) for key in keys]
+    values = [three_digits(measures[key]) for key in keys]
     return "| " + " | ".join([name, evaluations, temperature, *values]) + " |"
 
 
@@ -351,14 +352,15 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("results", type=Path, help="folder of results, or a kept file")
     made.add_argument("-o", "--output", type=Path, default=Path("docs/quality.md"), help="the page")
     made.add_argument("--keep", type=Path, metavar="FILE", help="write the results there, as one file")
+    made.add_argument("--beside", type=Path, nargs="+", default=[], metavar="DIR", help="other runs' folders")
     made.add_argument("--notes", type=Path, metavar="FILE", help="lines to be kept with them: what was seen")
     options = made.parse_args(words)
     source = options.results
     if options.keep is not None:
         notes = [] if options.notes is None else options.notes.read_text(encoding="utf-8").splitlines()
-        results.write(options.results, options.keep, notes)
+        results.write(options.results, options.keep, notes, options.beside)
         source = options.keep
-    found = results.read(source)
+    found = results.read(source, *(() if options.keep else options.beside))
     files = draw(found, options.output.parent / "images")
     images = {name: f"images/{file.name}" for name, file in files.items()}
     text = page(found, f"benchmarks/quality/results/{source.name}", images)

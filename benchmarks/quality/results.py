@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from benchmarks.quality.systems import SYSTEMS
 
 RUN = "run.json"
+DULL = 0.3  # nats of entropy below held-out text, from where on perplexity says nothing
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class Headline:
     def best(self, values: Iterable[float]) -> float:
         """The best of some values."""
         return max(values) if self.more else min(values)
+
+    def best_point(self, points: Sequence[Point]) -> Point | None:
+        """The best of some points; of several as good the one with the fewest evaluations."""
+        if not points:
+            return None
+        wanted = self.best(point.measures[self.measure] for point in points)
+        equal = [point for point in points if point.measures[self.measure] == wanted]
+        return min(equal, key=lambda point: point.evaluations)
 
 
 HEADLINES = {
@@ -46,8 +57,8 @@ class Point:
     ----------
     evaluations, per_sample : int, float
         Network evaluations asked for, and those that a sample took part in.
-    seconds : float or None
-        What a sample costs, where that was measured.
+    seconds : float
+        What a sample costs.
     measures : dict
         Means by name.
     spread : dict
@@ -59,24 +70,29 @@ class Point:
     evaluations: int
     per_sample: float
     temperature: float
-    seconds: float | None
+    seconds: float
     measures: dict[str, float]
     spread: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Cells, held-out data by task, the preset that they were made with, and what was seen in them."""
+    """Cells, held-out data by task, the preset that they were made with, what was seen, runs beside it."""
 
     preset: dict[str, Any]
     cells: list[dict[str, Any]]
     data: dict[str, dict[str, Any]]
     notes: tuple[str, ...] = ()
+    others: tuple[Results, ...] = ()
 
     def tasks(self) -> list[str]:
         """Tasks that have cells, in the order of the preset's headlines."""
         seen = {cell["cell"]["task"] for cell in self.cells}
         return [task for task in HEADLINES if task in seen]
+
+    def systems(self) -> set[str]:
+        """Systems that have cells."""
+        return {cell["cell"]["system"] for cell in self.cells}
 
     def of(self, task: str, budget: str) -> dict[str, list[dict[str, Any]]]:
         """Cells of a task by system, a list over seeds."""
@@ -89,6 +105,15 @@ class Results:
     def points(self, task: str, budget: str) -> list[Point]:
         """Settings of all systems of a task."""
         return [point for cells in self.of(task, budget).values() for point in _averaged(cells)]
+
+    def judged(self, task: str, budget: str) -> list[Point]:
+        """Settings by which systems are told apart: at temperature 1, and texts that are not dull."""
+        least = self.data[task]["measures"].get("entropy", -math.inf) - DULL
+        return [
+            point
+            for point in self.points(task, budget)
+            if point.temperature == 1.0 and point.measures.get("entropy", math.inf) >= least
+        ]
 
 
 def rank(system: str) -> int:
@@ -113,7 +138,7 @@ def _averaged(cells: list[dict[str, Any]]) -> list[Point]:
                 evaluations,
                 fmean(point["evaluations_per_sample"] for point in group),
                 temperature,
-                fmean(costs) if (costs := _costs(group)) else None,
+                fmean(point["seconds_per_sample"] for point in group),
                 {name: fmean(v) for name, v in values.items()},
                 {name: 0.5 * (max(v) - min(v)) for name, v in values.items()},
             )
@@ -121,13 +146,14 @@ def _averaged(cells: list[dict[str, Any]]) -> list[Point]:
     return made
 
 
-def _costs(points: list[dict[str, Any]]) -> list[float]:
-    return [point["seconds_per_sample"] for point in points if "seconds_per_sample" in point]
-
-
-def read(path: Path) -> Results:
-    """Results of a folder of cells, or of a merged file."""
+def read(path: Path, *others: Path) -> Results:
+    """Results of a folder of cells or of a kept file, and of runs beside it."""
     values = merged(path) if path.is_dir() else json.loads(path.read_text(encoding="utf-8"))
+    beside = [_results(kept) for kept in values.get("others", ())]
+    return dataclasses.replace(_results(values), others=(*beside, *map(read, others)))
+
+
+def _results(values: dict[str, Any]) -> Results:
     return Results(values["preset"], values["cells"], values["data"], tuple(values.get("notes", ())))
 
 
@@ -141,12 +167,29 @@ def merged(folder: Path) -> dict[str, Any]:
     return {"preset": preset, "data": data, "cells": [value for value in values.values() if "cell" in value]}
 
 
-def write(folder: Path, file: Path, notes: Sequence[str] = ()) -> None:
-    """Write the merged file of a folder, a line per cell."""
+def write(folder: Path, file: Path, notes: Sequence[str] = (), others: Sequence[Path] = ()) -> None:
+    """Write one file of a run and of those beside it, a line per cell."""
     values = merged(folder)
-    parts = [f'"preset": {json.dumps(values["preset"])}', f'"data": {json.dumps(values["data"])}']
-    cells = ",\n".join(json.dumps(cell) for cell in values["cells"])
+    parts = _parts(values)
     parts.append(f'"notes": {json.dumps(list(notes))}')
-    parts.append(f'"cells": [\n{cells}\n]')
+    if others:
+        beside = ",\n".join("{" + ",\n".join(_parts(_without_samples(merged(path)))) + "}" for path in others)
+        parts.append(f'"others": [\n{beside}\n]')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+
+
+def _parts(values: dict[str, Any]) -> list[str]:
+    cells = ",\n".join(json.dumps(cell) for cell in values["cells"])
+    return [
+        f'"preset": {json.dumps(values["preset"])}',
+        f'"data": {json.dumps(values["data"])}',
+        f'"cells": [\n{cells}\n]',
+    ]
+
+
+def _without_samples(values: dict[str, Any]) -> dict[str, Any]:
+    """A run beside the first, of which the page shows no samples."""
+    for cell in values["cells"]:
+        cell["points"] = [{**point, "samples": []} for point in cell["points"]]
+    return values

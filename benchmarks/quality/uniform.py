@@ -88,7 +88,8 @@ class UniformDiffusion(nn.Module):
             keep = (keep_of(self.schedule, now), keep_of(self.schedule, following))
             count = len(tokens)
             logits = self._logits(tokens, now.expand(count), keep[0].expand(count), request.given)
-            posterior_step(tokens, logits, keep=keep, noise=None, request=request, step=number)
+            pair = float(keep[0]), float(keep[1])
+            posterior_step(tokens, logits, keep=pair, noise=None, request=request, step=number)
         return Drawn(tokens, float(request.evaluations))
 
     def bound(self, tokens: torch.Tensor, times: int, seed: int) -> torch.Tensor:

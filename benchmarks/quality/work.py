@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from benchmarks.quality.cells import Cell, batches_of, run_cell
+from benchmarks.quality.cells import Cell, batches_of, points, run_cell
 from benchmarks.quality.presets import Preset
+from benchmarks.quality.system import Request, timed
 from benchmarks.quality.systems import make_system
 from benchmarks.quality.tasks import MAKERS, Evaluator, Task
 from benchmarks.quality.training import fit
@@ -40,7 +41,7 @@ def task_of(name: str, preset: Preset, out: Path, device: str) -> Task:
 
 
 def measure_data(name: str, preset: Preset, out: Path, device: str) -> None:
-    """Write what is measured of held-out data in place of samples, and paces, unless they are there."""
+    """Write what is measured once of a task, unless it is there: held-out data, and what systems cost."""
     use_one_thread(device)
     # Made at any rate: cells that begin together must find the evaluator of texts.
     task = task_of(name, preset, out, device)
@@ -49,6 +50,9 @@ def measure_data(name: str, preset: Preset, out: Path, device: str) -> None:
     missing = [system for system in preset.systems if system not in known["paces"]]
     if missing or not file.exists():
         known["paces"] |= paces(missing, task, preset, torch.device(device))
+        known["sampling"] |= {
+            system: sampling(system, task, preset, torch.device(device)) for system in missing
+        }
         write_text(file, json.dumps(known) + "\n")
 
 
@@ -81,6 +85,7 @@ def of_data(name: str, task: Task, preset: Preset) -> dict[str, Any]:
         "known": task.known,
         "samples": [task.show(row) if task.show else row.tolist() for row in held_out[:4]],
         "paces": {},
+        "sampling": {},
     }
 
 
@@ -98,6 +103,21 @@ def paces(systems: list[str], task: Task, preset: Preset, device: torch.device) 
         {name: fit(system, train, config).seconds for name, system in made.items()} for _ in range(_ROUNDS)
     ]
     return {name: median(one[name] for one in rounds) / _STEPS for name in systems}
+
+
+def sampling(system: str, task: Task, preset: Preset, device: torch.device) -> dict[str, float]:
+    """What samples of one training cost: network evaluations of a batch, and their predicted seconds."""
+    made = make_system(system, task.shape).to(device)
+    batch = task.samples or preset.samples
+    wanted = list(points(system, made, preset, task.is_text))
+    evaluations = sum(steps for _, steps, _ in wanted)
+    if task.puzzles is not None:
+        evaluations += round(evaluations * len(task.puzzles[0]) / batch)
+    sampler, fewest, _ = min(wanted, key=lambda point: point[1])
+    request = Request(batch, sampler, fewest)
+    timed(lambda: made.sample(request), device)  # the first call prepares
+    _, seconds = timed(lambda: made.sample(request), device)
+    return {"evaluations": evaluations, "seconds": evaluations * seconds / fewest}
 
 
 __all__ = ["cell_file", "data_file", "measure_cell", "measure_data"]

@@ -12,6 +12,7 @@ import torch
 from benchmarks.quality import __main__ as command
 from benchmarks.quality import report, results
 from benchmarks.quality.cells import Cell, cells_of, kept_bytes, points, steps_of
+from benchmarks.quality.estimate import training_minutes
 from benchmarks.quality.presets import PRESETS, Preset
 from benchmarks.quality.results import HEADLINES
 from benchmarks.quality.system import Shape
@@ -102,6 +103,21 @@ def test_a_folder_of_another_processor_is_refused(folder, tmp_path):
         command.main([*SMOKE, "--out", str(tmp_path)])
 
 
+def test_an_estimate_is_of_what_is_left_and_trains_nothing(tmp_path, capsys):
+    words = [*SMOKE, "--estimate", "--workers", "1", "--out", str(tmp_path)]
+    command.main(words)
+    table = capsys.readouterr().out
+    assert re.search(r"^potts +2 +0\.0 m +\d+\.\d m +\d+$", table, re.MULTILINE), table
+    assert re.search(r"^predicted: \d+ minutes, 1 cells at a time$", table, re.MULTILINE), table
+    assert {file.name for file in tmp_path.iterdir()} == {"run.json", "potts.data.json"}
+    drawn = json.loads((tmp_path / "potts.data.json").read_text())["sampling"]
+    # Of MDLM: 4 steps of each of its samplers, as there are 4 positions.
+    assert drawn["mdlm"]["evaluations"] == 12 and drawn["mdlm"]["seconds"] > 0.0
+    command.main([*SMOKE, "--workers", "1", "--out", str(tmp_path)])
+    command.main(words)
+    assert "predicted: 0 minutes" in capsys.readouterr().out
+
+
 def test_a_budget_of_seconds_is_steps_at_the_pace():
     preset = PRESETS["small"]
     assert steps_of(Cell("digits", "mdlm", "seconds", 2), preset, pace=0.1) == 400
@@ -120,9 +136,7 @@ def test_what_a_training_grid_completes_is_counted():
 @pytest.mark.parametrize("frontier", [True, False])
 def test_temperatures_are_those_of_texts(frontier):
     shape = Shape(16, 3, TransformerConfig(width=8, depth=3, heads=2))
-    made = list(
-        points(Cell("t", "mdlm", "seconds", 0), make_system("mdlm", shape), PRESETS["small"], frontier)
-    )
+    made = list(points("mdlm", make_system("mdlm", shape), PRESETS["small"], frontier))
     assert len(set(made)) == len(made)
     ancestral = {(steps, temperature) for sampler, steps, temperature in made if sampler == "ancestral"}
     cold = {(16, 0.8), (16, 0.9)} if frontier else set()
@@ -134,9 +148,9 @@ def test_presets_name_what_there_is():
     for preset in PRESETS.values():
         assert set(preset.tasks) <= set(MAKERS) and set(preset.systems) <= {*SYSTEMS, *ABLATIONS}
     # Trainings alone, of two processes and of one GPU.
-    assert command.estimate(cells_of(PRESETS["small"]), PRESETS["small"]) / 2 < 45
+    assert training_minutes(cells_of(PRESETS["small"]), PRESETS["small"]) / 2 < 45
     assert {"mdlm", "sedd-absorbing", "ggm-hollow"} < set(PRESETS["small"].systems)
-    assert command.estimate(cells_of(PRESETS["gpu"]), PRESETS["gpu"]) < 20
+    assert training_minutes(cells_of(PRESETS["gpu"]), PRESETS["gpu"]) < 15
     with pytest.raises(ValueError, match="seconds: got 0"):
         Preset(seconds=0)
 

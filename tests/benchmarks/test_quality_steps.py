@@ -8,7 +8,7 @@ from enumerable import potts_ring
 from laws import check_law
 
 from benchmarks.quality import sedd
-from benchmarks.quality.mdlm import masked_loss, posterior_step
+from benchmarks.quality.mdlm import MDLM, masked_loss, posterior_step
 from benchmarks.quality.noising import Geometric, LogLinear, keep_of, training_times
 from benchmarks.quality.score_entropy import absorbing_score_entropy, uniform_score_entropy
 from benchmarks.quality.sedd import SEDD, tempered_jumps
@@ -165,7 +165,7 @@ def drawn_step(now: int, logits: torch.Tensor, keep: tuple[float, float], absorb
     posterior_step(
         tokens,
         logits.float().expand(ROWS, 1, V).contiguous(),
-        keep=tuple(torch.tensor(value, dtype=torch.float64) for value in keep),
+        keep=keep,
         noise=NoiseLaw.absorbing(V, V) if absorbing else None,
         request=Request(ROWS, "ancestral", 1, seed=5),
         step=3,
@@ -187,6 +187,22 @@ def test_another_posterior_is_noticed():
     expected = plain_posterior(V, logits.softmax(0), (0.3, 0.6), True)
     with pytest.raises(AssertionError):
         check_law(drawn_step(V, logits, (0.3, 0.7), True), expected)
+
+
+@pytest.mark.parametrize("remasked", [0.1, 1.0])
+@pytest.mark.parametrize("keep", [(0.3, 0.6), (0.0, 0.2), (0.8, 0.9), (0.8, 1.0)])
+def test_masking_again_is_the_paper_s_step_and_keeps_the_marginals(keep, remasked):
+    system, logits = MDLM(Shape(1, V, TINY)), random(V, seed=7)
+    share = remasked * min(1.0, (1.0 - keep[1]) / keep[0]) if keep[0] > 0.0 else remasked
+    settles = (keep[1] - (1.0 - share) * keep[0]) / (1.0 - keep[0])
+    from_mask = torch.cat([settles * logits.softmax(0), torch.tensor([1.0 - settles], dtype=torch.float64)])
+    from_data = torch.tensor([0.0, 1.0 - share, 0.0, share], dtype=torch.float64)
+    for now, law in ((V, from_mask), (1, from_data)):
+        tokens = torch.full((ROWS, 1), now)
+        many = logits.float().expand(ROWS, 1, V).contiguous()
+        system.step(tokens, many, keep, Request(ROWS, "remasking", 1, seed=5), 3, remasked=remasked)
+        check_law(tokens, law.clamp(min=0.0))
+    assert keep[0] * (1.0 - share) + (1.0 - keep[0]) * settles == pytest.approx(keep[1])
 
 
 @pytest.mark.parametrize("kind", ["uniform", "absorbing"])
