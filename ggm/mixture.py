@@ -14,7 +14,7 @@ def noise_probs(noise: NoiseLaw | None, tokens: torch.Tensor, vocab_size: int) -
     """pi(token), float64, the shape of `tokens`; a `noise` of None is uniform over `vocab_size` tokens."""
     if noise is None:
         return torch.full(tokens.shape, 1.0 / vocab_size, dtype=torch.float64, device=tokens.device)
-    return noise.probs.to(tokens.device, torch.float64)[tokens]
+    return noise.probs_on(tokens.device)[tokens]
 
 
 def leave_one_out_shift(keep_prob: torch.Tensor, noise_prob: torch.Tensor) -> torch.Tensor:

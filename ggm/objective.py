@@ -248,7 +248,7 @@ def _noise_candidates(
         if noise is None:
             share = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64, device=device)
         else:
-            share = noise.probs.to(device)
+            share = noise.probs_on(device)
         return tokens, share.expand(rows, -1)
     tokens = random_tokens(
         visits.sample_ids,
@@ -358,7 +358,7 @@ def cross_entropy_from_hidden(
         if noise is None:
             mean_weight, mean_bias = weight.mean(dim=0), bias.mean()
         else:
-            probs = noise.probs.to(weight)
+            probs = noise.probs_on(weight.device).to(weight.dtype)
             mean_weight, mean_bias = probs @ weight, probs.to(bias) @ bias
         mean_logit = hidden.to(log_sum_exp.dtype) @ mean_weight.to(log_sum_exp.dtype) + mean_bias
     return share * of_data + (1.0 - share) * (log_sum_exp - mean_logit)

@@ -84,6 +84,7 @@ class NoiseLaw:
         self.vocab_size, self.mask_id, self._probs = vocab_size, mask_id, probs
         self._table: dict[torch.device, torch.Tensor] = {}
         self._log_probs: dict[torch.device, torch.Tensor] = {}
+        self._probs_on: dict[torch.device, torch.Tensor] = {}
         if probs is not None and mask_id is None:  # now, as a graph of torch.compile could not build it later
             self._table[_CPU] = _alias_table(probs)
 
@@ -99,6 +100,12 @@ class NoiseLaw:
             self._probs = torch.zeros(self.token_bound, dtype=torch.float64, device=_CPU)
             self._probs[self.mask_id] = 1.0
         return self._probs
+
+    def probs_on(self, device: torch.device) -> torch.Tensor:
+        """The law on `device`: float64 [token_bound], copied there once, as a CUDA graph asks for."""
+        if not self._probs_on:
+            self._probs_on[_CPU] = self.probs
+        return _on_device(self._probs_on, device)
 
     def table(self, device: torch.device) -> torch.Tensor:
         """Alias table on `device`: int32 [token_bound, 2], columns (threshold as uint32 bits, alias)."""

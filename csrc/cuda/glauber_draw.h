@@ -113,13 +113,15 @@ __device__ __forceinline__ Fold fold_groups(RowState& state, const Row<T>& row, 
   return fold;
 }
 
-// The first token of a group with the logit g, which one has.
+// The first token of a group with the logit g, which one has: it ends all the same where a caller has given one place
+// twice, and what was read for g has changed since.
 template <class T>
 __device__ __forceinline__ uint32_t token_with(const RowLogits<T>& logits, uint32_t begin, float g) {
-  for (uint32_t at = begin + threadIdx.x % kWarp;; at += kWarp) {
-    const unsigned owners = __ballot_sync(kAllLanes, logits.or_nothing(at) == g);
-    if (owners != 0) return at - threadIdx.x % kWarp + __ffs(owners) - 1;
+  for (uint32_t base = begin; base < begin + static_cast<uint32_t>(kRaceGroup); base += kWarp) {
+    const unsigned owners = __ballot_sync(kAllLanes, logits.or_nothing(base + threadIdx.x % kWarp) == g);
+    if (owners != 0) return base + __ffs(owners) - 1;
   }
+  return begin;
 }
 
 // The tokens of a group race; top is its largest logit. Each lane has four tokens of a Philox call at a time, which get

@@ -123,7 +123,9 @@ struct RowLogits {
   __device__ __forceinline__ float edited(float g, uint32_t at) const {
     if (bias != nullptr) g += to_float(bias[at]);
     g = capped(g, edits.softcap);
-    return token_begin + at == edits.shifted_token ? g + edits.shift : g;
+    // A sum of its own: where it were one instruction with the product of the cap, in one kernel and not in the next,
+    // they would disagree about the largest logit.
+    return token_begin + at == edits.shifted_token ? __fadd_rn(g, edits.shift) : g;
   }
   __device__ __forceinline__ float operator[](uint32_t at) const { return edited(to_float(logits[at]), at); }
   // -inf beyond the end.

@@ -156,6 +156,7 @@ inline float __half2float(__half value) {
   if (exponent == 0) return sign * ldexpf(static_cast<float>(fraction), -24);
   return sign * ldexpf(static_cast<float>(1024 + fraction), exponent - 25);
 }
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 inline float fast_exp2(float x) {
   emulated::count_exponential();

@@ -77,6 +77,11 @@ def check(tokens: torch.Tensor) -> None:
 
 def record(step: Callable[[], None], tokens: torch.Tensor) -> Callable[[], None]:
     """Record a step that writes to `tokens`, which are left as they are; returns what replays it."""
+    with torch.cuda.device(tokens.device):  # a graph is recorded on a stream of the current one
+        return _record(step, tokens)
+
+
+def _record(step: Callable[[], None], tokens: torch.Tensor) -> Callable[[], None]:
     before = tokens.clone()
     current = torch.cuda.current_stream(tokens.device)
     aside = torch.cuda.Stream(tokens.device)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
+from ggm_kernels import build_info
 from ggm_kernels.native.commit import commit
 from ggm_kernels.native.compiled import CPU, CUDA, EMULATED, EMULATED_LOAD_ERROR, LOAD_ERROR, core
 from ggm_kernels.native.corrupt import corrupt
@@ -105,7 +107,17 @@ def why_not(backend: str) -> str | None:
         if torch.version.cuda is None:
             return "no CUDA device that PyTorch can use: it is a CPU build, install a CUDA build of it"
         return "no CUDA device that PyTorch can use: it takes an NVIDIA GPU and its driver"
-    return None
+    return _why_too_old(torch.cuda.get_device_capability(), build_info.read())
+
+
+def _why_too_old(capability: tuple[int, int], info: dict[str, Any] | None) -> str | None:
+    """What a device of some compute capability lacks for the machine code that a build made."""
+    archs = (info or {}).get("cuda", {}).get("archs", ())
+    oldest = min((int(arch.rstrip("af")) for arch in archs), default=0)
+    own = 10 * capability[0] + capability[1]
+    if own >= oldest:
+        return None
+    return f"the device is sm_{own}, the kernels are built for sm_{oldest} and later: GGM_CUDA_ARCHS={own} builds for it"
 
 
 def describe(backend: str) -> str:

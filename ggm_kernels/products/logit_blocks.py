@@ -108,6 +108,7 @@ class Sizes:
 
 _DEVICE_BUFFER_BYTES = 2**28  # of the logits of a block on a device
 _DEVICE_TOKENS = 2**15  # of a tile there
+_ROW_MULTIPLE = 64  # elements of a row of the buffer
 
 
 def device_sizes(problem: Problem) -> Sizes:
@@ -262,8 +263,10 @@ class Walk:
         self._blocks = [slice(i, min(i + sizes.rows, rows)) for i in range(0, rows, sizes.rows)]
         starts = range(0, self._vocab_size, sizes.tokens)
         self._tiles = [slice(i, min(i + sizes.tokens, self._vocab_size)) for i in starts]
-        shape = min(sizes.rows, rows), self._vocab_size
-        self._buffer = problem.hidden.new_empty(shape, dtype=problem.product_dtype)
+        # Rows of whole lines: a library multiplies matrices of odd rows by slower kernels.
+        shape = min(sizes.rows, rows), -(-self._vocab_size // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        buffer = problem.hidden.new_empty(shape, dtype=problem.product_dtype)
+        self._buffer = buffer[:, : self._vocab_size]
 
     def losses(self) -> Losses:
         """Log-sum-exp and target's logit of every row."""

@@ -21,7 +21,7 @@ from ggm_kernels.triton.rows import edited, row_places, row_value, shifts_of
 
 # Most rows for which one kernel does it all; to be measured: where it loses to the library's product.
 _FUSED_ROWS = 64
-_BUFFER_BYTES = 2**27
+_BUFFER_BYTES = 2**26
 _LEAST_ROWS = 64  # in the buffer, so that the weight is not read for a few rows alone
 _FUSED_WARPS = 8
 _FUSED_TOKENS = 64  # of one tile, which is a slot

@@ -4,27 +4,16 @@ import math
 
 import pytest
 import torch
+from operator_arguments import arguments_of_op
 
 from ggm_kernels import NoiseLaw, glauber_step, linear_glauber_step
 from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
-from ggm_kernels.ops.glauber_update import UPDATE_SCHEMA
 
 OP = "glauber_step"
 TRITON_IS_SLOW = True  # what is compiled is the operator, one for all backends
 
 
 # The operator
-
-
-def arguments_of_op(update, backend):
-    """Arguments of the schema behind the positions, where `update` says nothing None, False or 1."""
-    names = [name.rsplit(" ", 1)[-1] for name in UPDATE_SCHEMA.partition(")? log_sum_exp")[0].split(", ")][
-        1:-1
-    ]
-    plain = {"temperature": 1.0, "normalize": False, "top_p_first": False}
-    names += BY_PRODUCTS
-    assert set(update) <= set(names)
-    return *(update.get(name, plain.get(name)) for name in names), backend
 
 
 def test_opcheck(backend):

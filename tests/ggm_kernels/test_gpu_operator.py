@@ -1,78 +1,79 @@
-"""The ops as operators of PyTorch on a GPU: schema, fakes, gradients, one compiled graph. Run with -m gpu."""
+"""Device code as operators of PyTorch: schema, fakes, gradients, one compiled graph. On a GPU with -m gpu."""
 
 import pytest
 import torch
+from operator_arguments import arguments_of_op
 
 from ggm_kernels import corrupt, glauber_step, linear_glauber_step, linear_sigmoid_bce
+from ggm_kernels.arguments.glauber_step import BY_PRODUCTS
 
-pytestmark = pytest.mark.gpu
-DEVICE = "cuda"
 VOCAB_SIZE, WIDTH = 301, 32
 
 
-def ids(*shape: int) -> torch.Tensor:
-    return torch.randint(VOCAB_SIZE, shape, device=DEVICE)
+def ids(*shape: int, device: str) -> torch.Tensor:
+    return torch.randint(VOCAB_SIZE, shape, device=device)
 
 
-def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, device=DEVICE)
+def opcheck(name: str, arguments: tuple, device: str) -> None:
+    """Tensors of the arguments are moved; those of floats that are no leaves stay constants."""
+    moved = [
+        value.detach().to(device).requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in arguments
+    ]
+    torch.library.opcheck(getattr(torch.ops.ggm_kernels, name).default, tuple(moved))
 
 
-def test_opcheck_of_corrupt(gpu_backend):
-    op, tokens, keep_prob = torch.ops.ggm_kernels.corrupt.default, ids(3, 9), torch.rand(3, device=DEVICE)
-    step = torch.tensor(4, device=DEVICE)
-    sample_ids = torch.arange(3, device=DEVICE)
-    torch.library.opcheck(
-        op, (tokens, keep_prob, VOCAB_SIZE, 1, 2, None, sample_ids, None, None, 0, gpu_backend)
+def test_opcheck_of_corrupt(device_backend, device):
+    tokens, keep_prob = ids(3, 9, device="cpu"), torch.rand(3)
+    start = tokens, keep_prob, VOCAB_SIZE, 1
+    ends = [(2, None, torch.arange(3), None), (0, torch.tensor(4), None, tokens > 3)]
+    for end in ends:
+        opcheck("corrupt", (*start, *end, None, 0, device_backend), device)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_opcheck_of_the_losses(device_backend, device, shared):
+    candidates, offset = ids(4, 2, device="cpu"), torch.randn(4)
+    weights = torch.rand(4, 2), torch.rand(4, 2)
+    shapes = [(4, VOCAB_SIZE), (4, WIDTH), (VOCAB_SIZE, WIDTH), (VOCAB_SIZE,)]
+    logits, hidden, weight, bias = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    group = (ids(6, device="cpu"), None, torch.rand(6)) if shared else (None, None, None)
+    opcheck("sigmoid_bce", (logits, candidates, *weights, offset, *group, device_backend), device)
+    factors = hidden, weight, candidates, *weights
+    opcheck("linear_sigmoid_bce", (*factors, bias, offset, *group, False, device_backend), device)
+
+
+def test_opcheck_of_the_steps(device_backend, device):
+    tokens, positions = ids(2, 3, device="cpu"), torch.tensor([0, 2])
+    update = {
+        "seed": 1, "step": 2, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "noise_rate": torch.tensor([0.5, 0.1]),
+        "normalize": True, **{name: torch.zeros(2, 2) for name in BY_PRODUCTS[:3]},
+    }  # fmt: skip
+    opcheck(
+        "glauber_step",
+        (tokens, torch.randn(2, 2, VOCAB_SIZE), positions, *arguments_of_op(update, device_backend)),
+        device,
     )
-    torch.library.opcheck(
-        op, (tokens, keep_prob, VOCAB_SIZE, 1, 0, step, None, tokens > 3, None, 0, gpu_backend)
+    update = {
+        "seed": 0, "seed_tensor": torch.tensor([1, -1]), "step": 0, "step_tensor": torch.tensor(2),
+        "temperature_tensor": torch.rand(2, 2), "top_k_tensor": torch.tensor([2, 3]), "top_p_tensor": torch.rand(2),
+        "min_p_tensor": torch.rand(2, 2), "softcap": 3.0, "logit_shift": torch.ones(2), "mixture": torch.rand(2, 2),
+        "sample_ids": torch.arange(2), "frozen": tokens > 0, "entropy": torch.zeros(2, 2),
+        "argmax": torch.zeros(2, 2, dtype=torch.int64), "top_p_first": True,
+    }  # fmt: skip
+    factors = torch.randn(2, 2, WIDTH), torch.randn(VOCAB_SIZE, WIDTH), torch.randn(VOCAB_SIZE)
+    opcheck(
+        "linear_glauber_step", (tokens, *factors, positions, *arguments_of_op(update, device_backend)), device
     )
 
 
-def test_opcheck_of_the_losses(gpu_backend):
-    candidates, offset = ids(4, 2), normal(4)
-    weights = torch.rand(4, 2, device=DEVICE), torch.rand(4, 2, device=DEVICE)
-    logits, hidden, weight, bias = (
-        normal(4, VOCAB_SIZE),
-        normal(4, WIDTH),
-        normal(VOCAB_SIZE, WIDTH),
-        normal(VOCAB_SIZE),
-    )
-    for leaf in (logits, hidden, weight, bias):
-        leaf.requires_grad_()
-    op = torch.ops.ggm_kernels.sigmoid_bce.default
-    torch.library.opcheck(op, (logits, candidates, *weights, offset, gpu_backend))
-    op = torch.ops.ggm_kernels.linear_sigmoid_bce.default
-    torch.library.opcheck(op, (hidden, weight, candidates, *weights, bias, offset, False, gpu_backend))
-
-
-def test_opcheck_of_the_steps(gpu_backend):
-    tokens, positions = ids(2, 3), torch.tensor([0, 2], device=DEVICE)
-    rate, by_product = torch.tensor([0.5, 0.1], device=DEVICE), torch.zeros(2, 2, device=DEVICE)
-    op = torch.ops.ggm_kernels.glauber_step.default
-    torch.library.opcheck(
-        op,
-        (
-            tokens, normal(2, 2, VOCAB_SIZE), positions, 1, 2, None, 1.0, 3, 0.9, 0.1, rate, None,
-            True, None, None, by_product, by_product.clone(), by_product.clone(), gpu_backend,
-        ),
-    )  # fmt: skip
-    op, step = torch.ops.ggm_kernels.linear_glauber_step.default, torch.tensor(2, device=DEVICE)
-    sample_ids = torch.arange(2, device=DEVICE)
-    torch.library.opcheck(
-        op,
-        (
-            tokens, normal(2, 2, WIDTH), normal(VOCAB_SIZE, WIDTH), normal(VOCAB_SIZE), positions, 1, 0, step, 1.0,
-            None, None, None, None, None, False, sample_ids, tokens > 0, None, by_product, None, gpu_backend,
-        ),
-    )  # fmt: skip
-
-
+@pytest.mark.gpu
 def test_all_ops_compile_into_one_graph(gpu_backend):
     torch._dynamo.reset()
-    tokens, keep_prob = ids(4, 16), torch.rand(4, device=DEVICE)
-    positions = torch.arange(16, device=DEVICE)
+    tokens, keep_prob = ids(4, 16, device="cuda"), torch.rand(4, device="cuda")
+    positions = torch.arange(16, device="cuda")
     arguments = {"seed": 1, "backend": gpu_backend}
 
     def everything(hidden, weight, step):
@@ -87,7 +88,8 @@ def test_all_ops_compile_into_one_graph(gpu_backend):
 
     compiled = torch.compile(everything, fullgraph=True)
     for step in range(3):
-        factors = normal(4, 16, WIDTH).requires_grad_(), normal(VOCAB_SIZE, WIDTH).requires_grad_()
+        shapes = (4, 16, WIDTH), (VOCAB_SIZE, WIDTH)
+        factors = [torch.randn(shape, device="cuda", requires_grad=True) for shape in shapes]
         expected, ours = everything(*factors, step), compiled(*factors, step)
         for of_eager, of_compiled in zip(expected[:3], ours[:3], strict=True):
             assert int((of_eager != of_compiled).sum()) <= 1  # products may round otherwise
