@@ -49,7 +49,8 @@ class NoiseLaw:
         total = float(exact.sum())
         if abs(total - 1.0) > 1e-3:
             raise ValueError(f"probs: got a sum of {total:.6g}; allowed: 1 within 1e-3")
-        exact = exact / total
+        with torch.inference_mode(False):  # gradients may need it, whoever made it
+            exact = exact / total
         self._set(probs.numel(), int(exact.argmax()) if float(exact.max()) == 1.0 else None, exact)
 
     @classmethod
@@ -97,8 +98,9 @@ class NoiseLaw:
     def probs(self) -> torch.Tensor:
         """The law: float64 [token_bound] on the CPU."""
         if self._probs is None:
-            self._probs = torch.zeros(self.token_bound, dtype=torch.float64, device=_CPU)
-            self._probs[self.mask_id] = 1.0
+            with torch.inference_mode(False):
+                self._probs = torch.zeros(self.token_bound, dtype=torch.float64, device=_CPU)
+                self._probs[self.mask_id] = 1.0
         return self._probs
 
     def probs_on(self, device: torch.device) -> torch.Tensor:
@@ -116,7 +118,8 @@ class NoiseLaw:
     def log_probs(self, device: torch.device) -> torch.Tensor:
         """Natural logarithm of the law on `device`: float32 [token_bound], -inf where it is 0."""
         if not self._log_probs:
-            self._log_probs[_CPU] = self.probs.log().to(torch.float32)
+            with torch.inference_mode(False):
+                self._log_probs[_CPU] = self.probs.log().to(torch.float32)
         return _on_device(self._log_probs, device)
 
     def __repr__(self) -> str:
@@ -145,7 +148,8 @@ def drawn_by(noise: NoiseLaw | None, device: torch.device) -> tuple[torch.Tensor
 
 def _on_device(copies: dict[torch.device, torch.Tensor], device: torch.device) -> torch.Tensor:
     if device not in copies:
-        copies[device] = copies[_CPU].to(device)
+        with torch.inference_mode(False):
+            copies[device] = copies[_CPU].to(device)
     return copies[device]
 
 

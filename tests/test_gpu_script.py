@@ -46,6 +46,7 @@ STAGES = [
     "tests-cuda",
     "tests-triton",
     "tests-reference",
+    "tests-graphs",
     "memcheck",
     "racecheck",
     "rivals",
@@ -73,6 +74,7 @@ def checkout(tmp_path):
         )
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_with.py").write_text("pytestmark = pytest.mark.gpu\n")
+    (tmp_path / "tests" / "test_emulated_too.py").write_text("def test_it(device_backend, device): ...\n")
     (tmp_path / "tests" / "test_without.py").write_text("import scipy\n")
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -125,9 +127,13 @@ def test_all_stages(checkout):
 
 def test_only_files_with_gpu_tests_are_collected(checkout):
     _, _, log = run(checkout, STAGES="tests-* memcheck")
-    lines = [line for line in log.splitlines() if "pytest" in line]
-    assert len(lines) >= 4
-    assert all("test_with.py" in line and "test_without.py" not in line for line in lines)
+    lines = [line for line in log.splitlines() if "-m pytest" in line]
+    graphs = [line for line in lines if "test_cuda_graphs.py" in line]
+    assert len(lines) >= 5 and graphs
+    assert all(("test_emulated_too.py" in line) == ("test_with.py" in line) for line in lines)
+    assert all(
+        "test_without.py" not in line and ("test_with.py" in line) != (line in graphs) for line in lines
+    )
 
 
 def test_a_stage_that_fails_spoils_no_other(checkout):

@@ -117,7 +117,7 @@ def _why_too_old(capability: tuple[int, int], info: dict[str, Any] | None) -> st
     own = 10 * capability[0] + capability[1]
     if own >= oldest:
         return None
-    return f"the device is sm_{own}, the kernels are built for sm_{oldest} and later: GGM_CUDA_ARCHS={own} builds for it"
+    return f"the GPU is sm_{own}, the kernels are for sm_{oldest} and later: build with GGM_CUDA_ARCHS={own}"
 
 
 def describe(backend: str) -> str:

@@ -38,7 +38,7 @@ def commit(tokens: torch.Tensor, proposal: torch.Tensor, score: torch.Tensor, ch
             THRESHOLD_IS_POINTER=isinstance(choice.threshold, torch.Tensor),
             BUDGET_IS_POINTER=isinstance(choice.budget, torch.Tensor),
             STEP_IS_POINTER=isinstance(choice.step, torch.Tensor), NOISES_REST=choice.noises_rest,
-            STREAM=_STREAM, BLOCK=block, num_warps=min(16, max(1, block // 128)),
+            STREAM=_STREAM, BLOCK=block, num_warps=warps_of(block),
         )  # fmt: skip
 
 
@@ -49,6 +49,11 @@ def _matrix(mask: torch.Tensor | None) -> tuple:
 def _per_row(limit) -> tuple:
     """A limit, and the distance between those of two rows."""
     return limit, limit.stride(0) if isinstance(limit, torch.Tensor) and limit.dim() == 1 else 0
+
+
+def warps_of(block: int) -> int:
+    """Warps of a program that has so many positions at once."""
+    return min(8, max(1, block // 256))  # more of them leave a thread too few registers
 
 
 @triton.jit

@@ -37,7 +37,7 @@ DTYPES = list(TORCH_DTYPES) if COMPILES_ALL else ["*bf16"]
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def compiles(kernel, arch: int, arguments: dict, **options) -> None:
+def compiles(kernel, arch: int, arguments: dict, most_spilled: int = 0, **options) -> None:
     """Compile `kernel`: strings are types of run-time arguments (":16": a multiple of 16), all else is constant.
 
     Pointers are multiples of 16, as those of fresh tensors are.
@@ -51,7 +51,11 @@ def compiles(kernel, arch: int, arguments: dict, **options) -> None:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spilled = resources(binary.asm["cubin"])
-    assert spilled == 0, (kernel.__name__, arguments, f"{registers} registers, {spilled} bytes spilled")
+    assert spilled <= most_spilled, (
+        kernel.__name__,
+        arguments,
+        f"{registers} registers, {spilled} bytes spilled",
+    )
     print(kernel.__name__, registers)
     if COMPILES_ALL:
         Path(sys.argv[2], f"{described(kernel, arguments)}.cubin").write_bytes(binary.asm["cubin"])
@@ -95,7 +99,8 @@ def corrupt_kernels(arch: int) -> None:
 
 def commit_kernels(arch: int) -> None:
     flags = [True, False]
-    for dtype, everything, noises in itertools.product(DTYPES, flags, flags):
+    blocks = [1024, COMMIT._MAX_BLOCK] if COMPILES_ALL else [1024]
+    for dtype, everything, noises, block in itertools.product(DTYPES, flags, flags, blocks):
         tokens, mask = ("*i32" if everything else "*i64"), ("*i1" if everything else None)
         arguments = {
             "tokens_ptr": tokens, **strides("tokens"), "proposal_ptr": "*i64", **strides("proposal"),
@@ -108,9 +113,11 @@ def commit_kernels(arch: int) -> None:
             "length_bits": "i32", "seed": "i64" if everything else "i32",
             "step": "*i64" if everything else "i32", "IS_WHOLE": noises, "HAS_LIMIT": True, "COUNT_IS_POINTER": everything,
             "THRESHOLD_IS_POINTER": everything, "BUDGET_IS_POINTER": everything,
-            "STEP_IS_POINTER": everything, "NOISES_REST": noises, "STREAM": COMMIT._STREAM, "BLOCK": 1024,
+            "STEP_IS_POINTER": everything, "NOISES_REST": noises, "STREAM": COMMIT._STREAM, "BLOCK": block,
         }  # fmt: skip
-        compiles(COMMIT._commit_kernel, arch, arguments)
+        # All that may be asked for, of rows of thousands: seldom, and its values stay in the first cache.
+        most_spilled = 160 if everything and noises and block > 2048 else 0
+        compiles(COMMIT._commit_kernel, arch, arguments, most_spilled, num_warps=COMMIT.warps_of(block))
 
 
 def strides(*names: str) -> dict:
@@ -244,11 +251,11 @@ def glauber_step_kernels(arch: int) -> None:
             **step_rows(everything, dtype, aligned), **limits, **by_row("top_k", everything, "i64"),
             **rename(by_row("top_p", everything, "i64"), "top_p", "top_p_units"),
             **rename(by_row("min_p", everything, "fp32"), "min_p", "log_min_p"),
-            "TOP_P_FIRST": everything, "ROWS": max(1, rows // 2), "BLOCK": block,
+            "TOP_P_FIRST": everything, "ROWS": max(1, rows // 2), "BLOCK": 2048 if block == 1024 else block,
         }  # fmt: skip
         compiles(GLAUBER_STEP.threshold_kernel, arch, threshold, num_warps=GLAUBER_STEP._WARPS)
-    # A group in one slot or in 16, or a small vocabulary.
-    shapes = [(2, 1024, 1024, 64, 1), (2, 1024, 64, 32, 16), (128, 4, 4, 4, 1)]
+    # A group in one slot or in 16, a small vocabulary, or as many groups at once as there ever are.
+    shapes = [(2, 1024, 1024, 64, 1), (2, 1024, 64, 32, 16), (128, 4, 4, 4, 1), (2, 1024, 1024, 512, 1)]
     for dtype, (rows, block, slot, groups, parts), everything, filtered in step_shapes(DTYPES, shapes):
         settle = {
             **step_rows(everything, dtype, ""), **dict.fromkeys(("top_ptr", "threshold_ptr"), "*fp32" if filtered else None),

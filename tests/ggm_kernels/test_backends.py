@@ -165,3 +165,13 @@ def test_the_instruction_set_can_be_chosen_from_outside():
     worst = native.core.isas()[-1]
     code = "from ggm_kernels import native; print(native.core.isa())"
     assert run_python(code, GGM_KERNELS_ISA=worst) == worst
+
+
+def test_a_gpu_older_than_the_machine_code_is_told():
+    info = {"cuda": {"built": True, "archs": ["80", "90a", "120"]}}
+    for able in ((8, 0), (9, 0), (12, 1)):
+        assert native._why_too_old(able, info) is None
+    assert native._why_too_old((7, 5), info) == (
+        "the GPU is sm_75, the kernels are for sm_80 and later: build with GGM_CUDA_ARCHS=75"
+    )
+    assert native._why_too_old((7, 5), None) is None  # built by other means: nobody knows

@@ -134,3 +134,16 @@ def test_the_law_does_not_depend_on_the_default_device():
     cpu = torch.device("cpu")
     assert law.table(cpu).device == law.log_probs(cpu).device == cpu
     assert torch.equal(law.table(cpu), expected.table(cpu))
+
+
+@pytest.mark.parametrize("law", [NoiseLaw.absorbing, lambda size, _: NoiseLaw(torch.full((size,), 1 / size))])
+def test_what_was_made_in_inference_mode_serves_gradients(law):
+    with torch.inference_mode():
+        noise = law(5, 4)
+        kept = noise.probs_on(CPU), noise.log_probs(CPU)
+    assert noise.probs_on(CPU) is kept[0] and noise.log_probs(CPU) is kept[1]  # copied once
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    for values in kept:
+        (values.double().nan_to_num(neginf=0.0) @ weight).sum().backward()
+        (values * weight.sum(1)).sum().backward()
+    assert weight.grad is not None
