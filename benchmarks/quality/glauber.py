@@ -74,11 +74,11 @@ class Glauber(nn.Module):
     def steps_near(self, sampler: str, evaluations: int) -> int | None:
         """Evaluations of the chain, within a factor of 1.5, for the numbers of sites that were trained.
 
-        Confidence order takes any number of sites, and is asked for no more evaluations.
+        Confidence order takes any number, and is asked for no more of them than there are positions.
         """
         if sampler in CONFIDENT:
-            length = self.shape.length
-            return CONFIDENT[sampler] * -(-length // _sites_per_step(sampler, evaluations, length))
+            passes = CONFIDENT[sampler]
+            return passes * min(max(1, evaluations // passes), self.shape.length)
         best = self._evaluations(sampler, self._sites(sampler, evaluations))
         return best if max(best, evaluations) <= 1.5 * min(best, evaluations) else None
 
@@ -89,18 +89,13 @@ class Glauber(nn.Module):
     def _sites(self, sampler: str, evaluations: int) -> int:
         return min(self.counts, key=lambda sites: abs(self._evaluations(sampler, sites) - evaluations))
 
-    def _spread(self, request: Request) -> int:
-        """Fewest sites per step that settle all that is to be drawn within the evaluations of a request."""
-        most = self.shape.length if request.given is None else int((~request.given).sum(dim=1).max())
-        return _sites_per_step(request.sampler, request.evaluations, most)
-
     def sample(self, request: Request) -> Drawn:
         """Sequences, from noise or around what is given."""
-        confident = request.sampler in CONFIDENT
-        sites = self._spread(request) if confident else self._sites(request.sampler, request.evaluations)
+        passes = CONFIDENT.get(request.sampler)
         config = SamplingConfig(
-            sites_per_step=sites,
-            order="confidence" if confident else "chain",
+            sites_per_step=1 if passes else self._sites(request.sampler, request.evaluations),
+            order="confidence" if passes else "chain",
+            evaluations_per_pass=max(1, request.evaluations // passes) if passes else None,
             keep_or_replace=request.sampler == "keep or replace",
             redenoise=_redenoise(request.sampler),
             temperature=request.temperature,
@@ -128,11 +123,6 @@ class Glauber(nn.Module):
             for ids in torch.arange(len(tokens)).split(config.batch)
         ]
         return torch.cat(parts)
-
-
-def _sites_per_step(sampler: str, evaluations: int, count: int) -> int:
-    """Fewest sites that settle `count` within the evaluations of each of a confident sampler's passes."""
-    return max(1, -(-count // max(1, evaluations // CONFIDENT[sampler])))
 
 
 def _redenoise(sampler: str) -> ReDenoise | None:

@@ -62,8 +62,9 @@ def denoise_in_any_order(
         As in `ggm.sampling.stepwise.denoise`; of the chain only its keep probabilities matter.
     config : SamplingConfig
         Its `order` is "confidence" or "random"; its `sites_per_step` is the most positions of a sequence that
-        an evaluation settles. A sequence takes as few evaluations as that allows, and spreads its positions
-        evenly over them. With a `confidence_threshold` it settles more where it can, and is done earlier.
+        an evaluation settles. A sequence takes as few evaluations as that allows, or the config's
+        `evaluations_per_pass`, and spreads its positions evenly over them. With a `confidence_threshold` it
+        settles more where it can, and is done earlier.
     observe : callable, optional
         Called with (t, X_t) at the start of a pass, then after every evaluation with the number of positions
         that are open in the sequence that has the most, and the tokens.
@@ -88,7 +89,7 @@ def denoise_in_any_order(
     run = Reversal(chain, config, seed, sample_ids, frozen, noise, vocab_size)
     given = torch.zeros_like(tokens, dtype=torch.bool) if frozen is None else frozen
     counts = (~given).sum(dim=1)
-    steps = (counts + config.sites_per_step - 1) // config.sites_per_step  # of each sequence in a pass
+    steps = _steps_of(counts, config)
     most = int(steps.max()) if len(steps) else 0
     evaluations = 0
     started = time.perf_counter()
@@ -114,6 +115,13 @@ def denoise_in_any_order(
         torch.cuda.synchronize(tokens.device)
     seconds = time.perf_counter() - started
     return SampleResult(tokens, evaluations, int(counts.sum()) * len(run.sweeps), seconds)
+
+
+def _steps_of(counts: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """Evaluations of each sequence in a pass, by how many positions are open [B]."""
+    if config.evaluations_per_pass is not None:
+        return counts.clamp_max(config.evaluations_per_pass)
+    return (counts + config.sites_per_step - 1) // config.sites_per_step
 
 
 def _progress(step: int, steps: torch.Tensor, reach: float) -> torch.Tensor:

@@ -94,6 +94,9 @@ class SamplingConfig:
     confidence_threshold : float or None
         With `order` "confidence": an evaluation settles all tokens of at least this probability, too, beyond
         its `sites_per_step`, so that certain ones cost few evaluations.
+    evaluations_per_pass : int or None
+        With `order` "confidence" or "random", in place of `sites_per_step`: each sequence spreads its open
+        positions over so many evaluations, those with few of them, too.
     """
 
     sites_per_step: int = 1
@@ -109,6 +112,7 @@ class SamplingConfig:
     cuda_graph: bool = False
     order: Order = "chain"
     confidence_threshold: float | None = None
+    evaluations_per_pass: int | None = None
 
     def __post_init__(self) -> None:
         from ggm_kernels import checks  # brings torch, which the help of commands does without
@@ -143,6 +147,8 @@ class SamplingConfig:
             checks.number("min_p", self.min_p, low=0.0, high=1.0)
 
     def _check_order(self) -> None:
+        from ggm_kernels import checks
+
         if self.order not in get_args(Order):
             raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(get_args(Order))}")
         others = ("event_driven", "corrector_sweeps", "cuda_graph")
@@ -155,6 +161,15 @@ class SamplingConfig:
                 f"confidence_threshold: got {threshold}; allowed: None or, if `order` is confidence, "
                 "above 0, at most 1"
             )
+        evaluations = self.evaluations_per_pass
+        if evaluations is None:
+            return
+        if self.order == "chain" or self.sites_per_step != 1:
+            raise ValueError(
+                f"evaluations_per_pass: got {evaluations}; allowed: None or, if `order` is confidence or "
+                "random, in place of sites_per_step"
+            )
+        checks.integer("evaluations_per_pass", evaluations, low=1, high=2**31)
 
     @property
     def ramps(self) -> list[str]:

@@ -179,6 +179,29 @@ def test_a_threshold_is_one_of_confidence(settings):
             SamplingConfig(order="confidence", confidence_threshold=threshold)
 
 
+@pytest.mark.parametrize("settings", [{}, {"order": "random", "sites_per_step": 2}])
+def test_evaluations_stand_in_place_of_sites(settings):
+    with pytest.raises(ValueError, match="evaluations_per_pass: got 4; allowed: None or, if `order`"):
+        SamplingConfig(evaluations_per_pass=4, **settings)
+    with pytest.raises(ValueError, match="evaluations_per_pass: got 0; allowed: .*1"):
+        SamplingConfig(order="random", evaluations_per_pass=0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_sequence_spreads_what_is_open_over_the_evaluations(told, order):
+    model, seen = told
+    open_counts = (~FROZEN).sum(dim=1)
+    assert int(open_counts.min()) < 4 < int(open_counts.max())
+    config = SamplingConfig(order=order, evaluations_per_pass=4, redenoise=ReDenoise(sweeps=1))
+    result = model.infill(TOKENS, FROZEN, config, seed=1)
+    assert result.network_evaluations == len(seen) == 8
+    left = torch.stack([(keep_prob < 1.0).sum(dim=1) for _, _, keep_prob in seen[:4]])
+    for number in range(4):
+        steps = (open_counts.clamp_max(4) - number).clamp_min(1)
+        following = left[number + 1] if number < 3 else torch.zeros_like(open_counts)
+        assert torch.equal(left[number] - following, -(-left[number] // steps))
+
+
 def test_other_orders_are_refused():
     with pytest.raises(ValueError, match="order: got 'raster'; allowed: chain, confidence, random"):
         SamplingConfig(order="raster")

@@ -135,6 +135,10 @@ def hollow(tmp_path_factory):
                 "redenoise": ReDenoise(1),
             },
         ),
+        (
+            "--order random --evaluations-per-pass 3",
+            {"order": "random", "evaluations_per_pass": 3},
+        ),
         ("--event-driven --keep-or-replace", {"event_driven": True, "keep_or_replace": True}),
         ("--event-driven --horizon 2", {"event_driven": True, "horizon": 2}),
         ("--redenoise 2", {"redenoise": ReDenoise(2)}),

@@ -47,6 +47,11 @@ SETTINGS = {
         "top_p": Ramp(1.0, 0.8),
         "redenoise": ReDenoise(sweeps=1),
     },
+    "evaluations": {
+        "order": "confidence",
+        "evaluations_per_pass": 3,
+        "redenoise": ReDenoise(sweeps=1),
+    },
     "horizon": {"event_driven": True, "horizon": 3, "redenoise": ReDenoise(sweeps=1)},
 }
 # From nothing frozen to everything.
