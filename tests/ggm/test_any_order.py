@@ -191,14 +191,14 @@ def test_evaluations_stand_in_place_of_sites(settings):
 def test_each_sequence_spreads_what_is_open_over_the_evaluations(told, order):
     model, seen = told
     open_counts = (~FROZEN).sum(dim=1)
-    assert int(open_counts.min()) < 4 < int(open_counts.max())
-    config = SamplingConfig(order=order, evaluations_per_pass=4, redenoise=ReDenoise(sweeps=1))
+    assert int(open_counts.min()) < 5 < int(open_counts.max())
+    config = SamplingConfig(order=order, evaluations_per_pass=5, redenoise=ReDenoise(sweeps=1))
     result = model.infill(TOKENS, FROZEN, config, seed=1)
-    assert result.network_evaluations == len(seen) == 8
-    left = torch.stack([(keep_prob < 1.0).sum(dim=1) for _, _, keep_prob in seen[:4]])
-    for number in range(4):
-        steps = (open_counts.clamp_max(4) - number).clamp_min(1)
-        following = left[number + 1] if number < 3 else torch.zeros_like(open_counts)
+    assert result.network_evaluations == len(seen) == 10
+    left = torch.stack([(keep_prob < 1.0).sum(dim=1) for _, _, keep_prob in seen[:5]])
+    for number in range(5):
+        steps = (open_counts.clamp_max(5) - number).clamp_min(1)
+        following = left[number + 1] if number < 4 else torch.zeros_like(open_counts)
         assert torch.equal(left[number] - following, -(-left[number] // steps))
 
 
