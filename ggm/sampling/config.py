@@ -17,8 +17,8 @@ class Ramp:
     """A setting that is linear over the groups of steps: `start` at the first draws, `end` at the last.
 
     What is frozen is not drawn and does not count. If there is but one group it has `end`. `ReDenoise`
-    goes as far back on the ramp as its sweeps reach. In an order of their own (`SamplingConfig.order`)
-    sequences have evaluations in place of groups.
+    goes as far back on the ramp as its sweeps reach. Correctors have the value that their sweep ended with.
+    In an order of their own (`SamplingConfig.order`) sequences have evaluations in place of groups.
     """
 
     start: float
