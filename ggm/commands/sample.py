@@ -19,8 +19,11 @@ class SampleOptions(DrawingOptions):
     They are printed, as text where the model is one of text, as tokens otherwise, or written with --out.
     Images are written only.
 
-    A sample depends on the seed and on its number only, not on --batch or --count. Several processes share
-    out the batches, and what they write is that of one:  torchrun --nproc-per-node 8 -m ggm sample ..
+    A sample depends on the seed and on its number only, not on --batch or --count, but for a network that
+    rounds differently in batches of another size: a draw that is that close may then fall the other way.
+    Several processes share out the batches, and what they write is that of one, to the bit:
+
+        torchrun --nproc-per-node 8 -m ggm sample ..
 
     Attributes
     ----------
