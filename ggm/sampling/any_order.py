@@ -17,9 +17,8 @@ from ggm.sampling.steps import DataPrediction, Reversal
 from ggm.sampling.stepwise import SampleResult
 from ggm_kernels import NoiseLaw, Stream, commit
 
-
-# Confidences are compared in steps of 1 / so many nats: near probability 1 they differ by rounding alone, which
-# depends on the batch, and would decide the order.
+# Confidences are compared in steps of 1 / so many nats: near probability 1 they differ by rounding alone,
+# which depends on the batch, and would decide the order.
 _STEPS_PER_NAT = 2**14
 
 

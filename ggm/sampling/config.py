@@ -45,6 +45,7 @@ class ReDenoise:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        _check_integers(self, "sweeps", "repeats")
         if self.sweeps < 1 or self.repeats < 1:
             raise ValueError(f"sweeps, repeats: got {self.sweeps}, {self.repeats}; allowed: 1 or more")
 
@@ -113,6 +114,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         from ggm_kernels import checks  # brings torch, which the help of commands does without
 
+        _check_integers(self, "sites_per_step", "horizon", "corrector_sweeps")
         if self.sites_per_step < 1:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 or more")
         if self.event_driven and self.sites_per_step != 1:
@@ -160,6 +162,16 @@ class SamplingConfig:
     def ramps(self) -> list[str]:
         """Names of the settings that change on the way."""
         return [name for name in ("temperature", "top_p") if isinstance(getattr(self, name), Ramp)]
+
+
+def _check_integers(config: ReDenoise | SamplingConfig, *names: str) -> None:
+    """Raise TypeError unless settings, where there are any, are integers."""
+    from ggm_kernels import checks
+
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            checks.integer(name, value, low=-(2**63), high=2**63)
 
 
 def _ends(name: str, setting: float | Ramp | None) -> list[tuple[str, float]]:
