@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> None:
     from ggm.commands import output, provenance
 
     checkpoint, config = open_checkpoint(options, processes)
-    output.check_output(options.out, checkpoint)
+    output.check_output(options.out, checkpoint, config.count)
     progress = processes.is_main and sys.stderr.isatty()
     result = sample(checkpoint.model, config, processes, progress=progress)
     if not processes.is_main:
