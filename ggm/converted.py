@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ggm.arguments import check_factors, check_logits
 from ggm.chain import Chain, ChainConfig
 from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.sampling.event_driven import AllConditionals
@@ -37,7 +38,7 @@ def from_denoiser(
     denoiser : callable
         ``denoiser(tokens, time)``, int64 [B, L] and float32 [B], gives logits of the data token at every
         position given all tokens, float [B, L, V], or the factors of them, hidden states [B, L, d] and a
-        weight [V, d]. An `nn.Module` or any function.
+        weight [V, d]. An `nn.Module` or any function. Of a head with a column for a mask only the V others.
     vocab_size : int
         V.
     chain : ChainConfig
@@ -144,6 +145,10 @@ class ConvertedDenoiser(nn.Module, Sampler):
         drawn = torch.ones_like(seen) if frozen is None else (~frozen).to(seen)
         level = (seen * drawn).sum(dim=1) / drawn.sum(dim=1).clamp_min(1.0)
         given = self.denoiser(tokens, self.time(level).float())
+        if isinstance(given, torch.Tensor):
+            check_logits(given, tokens, self.vocab_size)
+        else:
+            check_factors(*given, tokens, self.vocab_size)
         keep_prob = self.chain.keep_prob(times)
         if positions is not None:
             tokens, keep_prob = tokens.gather(1, positions), keep_prob.gather(1, positions)

@@ -82,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
     OSError
         If it cannot be written; it names `path`.
     """
-    if path.parts[1:2] in (("dev",), ("proc",)) or (path.exists() and not path.is_file()):
+    if _is_written_as_it_is(path):
         with writing(path):
             yield path
         return
@@ -94,6 +94,10 @@ def replacing(path: Path) -> Iterator[Path]:
             aside.replace(final)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _is_written_as_it_is(path: Path) -> bool:
+    return path.parts[1:2] in (("dev",), ("proc",)) or (path.exists() and not path.is_file())
 
 
 @contextmanager
@@ -135,6 +139,25 @@ def check_writable(folder: Path) -> None:
         raise NotADirectoryError(f"{folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder}: no permission to write into {existing}")
+
+
+def check_replaceable(name: str, path: Path) -> None:
+    """Check that `replacing` can write a file, before the work whose result it is; messages call it `name`.
+
+    Raises
+    ------
+    OSError
+        If not.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: got the folder {path}; allowed: the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name}: there is no folder {path.parent}")
+    if _is_written_as_it_is(path):
+        return
+    folder = path.resolve().parent if path.is_symlink() else path.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: no permission to write into {folder}")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.likelihood import likelihood
 from ggm.extras import require
+from ggm.files import check_writable
 from ggm.model import GGM
 from ggm.model_config import GGMConfig
 from ggm.objective import ObjectiveConfig
@@ -72,6 +73,8 @@ def run(config: DemoConfig) -> None:
     """
     for module in ("sklearn", "matplotlib", "safetensors", "tqdm"):
         require(module, extra="demo")
+    for folder in (config.out, config.model):
+        check_writable(folder)
     config.out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(LEVELS, HELD_OUT)
     torch.manual_seed(config.seed)
@@ -83,11 +86,11 @@ def run(config: DemoConfig) -> None:
     )
     result = train(model, digits.train, training_config(config), progress=True)
     print(f"trained {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.3f}")
+    result.model.vocabulary = Vocabulary(images=GreyLevels(SIDE, LEVELS))
+    result.model.save_pretrained(config.model)  # first: it is what took the time
     samples = _sample(result.model, digits, config)
     _infill(result.model, digits, config)
     _report(result.model, samples, digits, config)
-    result.model.vocabulary = Vocabulary(images=GreyLevels(SIDE, LEVELS))
-    result.model.save_pretrained(config.model)
     print(f"pictures in {config.out}: samples.png, chain.png, infill.png; for `ggm sample`: {config.model}")
 
 

@@ -49,7 +49,7 @@ class GenerateConfig:
     sampling : SamplingConfig
         How the reverse process is run.
     seed : int
-        Same seed, same samples, whatever `batch`.
+        Same seed, same samples, whatever `batch`, to the rounding of the network.
     batch : int
         Samples drawn at a time.
     """

@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> None:
     checkpoint, config = open_checkpoint(options, processes)
     started = time.perf_counter()
     report.check_out(options.out)
-    output.check_output(options.save_samples, checkpoint, "--save-samples")
+    output.check_output(options.save_samples, checkpoint, config.count, "--save-samples")
     model, sites = checkpoint.model, config.sampling.sites_per_step
     common = {"sites_per_step": sites, "seed": config.seed, "batch": config.batch}
     looking, bounding = _HELD_OUT.make(options, **common), _LIKELIHOOD.make(options, **common)
@@ -148,13 +148,13 @@ def _run_file(options: argparse.Namespace, folder: Path) -> Path:
 
 def _run_of(options: argparse.Namespace, folder: Path) -> RunConfig | None:
     """Configuration of the run that a checkpoint is of."""
-    from ggm.training.config import read_config, read_written
+    from ggm.training.config import read_of_run, read_written
 
     if options.no_held_out:
         return None
     path = _run_file(options, folder)
     if path.is_file():
-        return read_written(path) if options.data is None else read_config(path)
+        return read_written(path) if options.data is None else read_of_run(path)
     if options.data is not None:
         raise FileNotFoundError(f"data: there is no file {path}")
     print(

@@ -188,7 +188,7 @@ def _infill_image(
     images = checkpoint.images
     if images is None:
         raise ValueError("image: this checkpoint holds no tokenizer of images")
-    output.check_output(options.out, checkpoint)
+    output.check_output(options.out, checkpoint, config.count)
     pixels = read_image(images, options.image)
     mask = pixels_to_draw(images, options.image, mask=options.mask, box=options.box)
     given = Given(images.encode(pixels)[0].cpu(), frozen_tokens(images, mask))

@@ -11,24 +11,27 @@ import torch
 
 from ggm.commands.checkpoint import Checkpoint
 from ggm.commands.drawing import Given
+from ggm.commands.provenance import sidecar
 from ggm.data.images import pictures
+from ggm.data.images.files import pictures_in
 from ggm.data.images.masks import show_hole
 from ggm.extras import require
-from ggm.files import filling, replacing
+from ggm.files import check_replaceable, filling, replacing
 
 # Pictures that a network decodes at a time.
 _DECODED = 16
 
 
-def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out") -> None:
-    """Check that samples can be written where an option says, before the work is done.
+def check_output(path: Path | None, checkpoint: Checkpoint, count: int, option: str = "--out") -> None:
+    """Check that samples, `count` of them, can be written where an option says, before the work is done.
 
     Raises
     ------
     ValueError
         If the ending is not one that the model's kind of samples has.
-    FileNotFoundError
-        If its folder is not there.
+    OSError
+        If its folder is not there or cannot be written to, another file or folder is in the way, or a folder
+        holds pictures that would not be written anew: whoever reads it takes them for samples.
     MissingExtraError
         If pictures are asked for and Pillow is not installed.
     """
@@ -47,14 +50,35 @@ def check_output(path: Path | None, checkpoint: Checkpoint, option: str = "--out
         )
     if path.name in ("", ".."):  # records and grids are named after it
         raise ValueError(f"{option}: got '{path}'; allowed: a path that ends in a name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{option}: no permission to write into {path.parent}")
-    if ending == "" and path.is_file():
-        raise FileExistsError(f"{option}: {path} is a file; allowed: a folder, or a new name")
+    for beside in _beside(path):
+        check_replaceable(option, beside)
+    if ending == "":
+        _check_folder(path, count, option)
     if ending in ("", ".png"):
         require("PIL", extra="images")
+
+
+def _beside(path: Path) -> list[Path]:
+    """Files that a call writes: samples, unless they are a folder of pictures, their grid, their record."""
+    samples = path if _ending(path) else pictures.grid_beside(path)
+    return [samples, sidecar(path)]
+
+
+def _check_folder(folder: Path, count: int, option: str) -> None:
+    """Check that a folder can hold so many pictures and no others."""
+    if folder.is_file():
+        raise FileExistsError(f"{option}: {folder} is a file; allowed: a folder, or a new name")
+    if not folder.is_dir():
+        return
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{option}: no permission to write into {folder}")
+    written = {folder / pictures.name_of(number) for number in range(count)}
+    others = [path.relative_to(folder) for path in pictures_in(folder) if path not in written]
+    if others:
+        raise FileExistsError(
+            f"{option}: got {folder}, where {others[0]} would stay among the samples, one "
+            f"of {len(others)} other pictures; allowed: a folder without any, or a new name"
+        )
 
 
 def write_samples(

@@ -40,14 +40,15 @@ _WINDOW, _LEAST_WINDOW = 0.02, 10
 
 def run(options: argparse.Namespace) -> None:
     """Draw and tell where."""
-    from ggm.files import replacing
+    from ggm.files import check_replaceable, replacing
 
     folder = options.run
     lines = _lines(folder)
     path = options.out or folder / "plot.png"
+    check_replaceable("out", path)
     figure = draw(lines, title=folder.resolve().name, best=_best_step(folder))
     with replacing(path) as aside:
-        figure.savefig(aside)
+        figure.savefig(aside, format=path.suffix.removeprefix(".") or "png")  # or it adds an ending
     print(f"{len(lines)} steps: {path}")
 
 

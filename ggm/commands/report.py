@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggm.commands.provenance import to_json, versions
-from ggm.files import write_text
+from ggm.files import check_replaceable, write_text
 
 _UNITS = {
     "scorer": "tokens of the language model",
@@ -59,9 +59,9 @@ def result(
 
 
 def check_out(path: Path | None) -> None:
-    """Raise FileNotFoundError if there is no folder for a result, before the work is done."""
-    if path is not None and not path.parent.is_dir():
-        raise FileNotFoundError(f"out: there is no folder {path.parent}")
+    """Raise OSError if a result cannot be written there, before the work is done."""
+    if path is not None:
+        check_replaceable("out", path)
 
 
 def give(out: Path | None, values: dict[str, Any]) -> None:

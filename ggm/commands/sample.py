@@ -19,8 +19,11 @@ class SampleOptions(DrawingOptions):
     They are printed, as text where the model is one of text, as tokens otherwise, or written with --out.
     Images are written only.
 
-    A sample depends on the seed and on its number only, not on --batch or --count. Several processes share
-    out the batches, and what they write is that of one:  torchrun --nproc-per-node 8 -m ggm sample ..
+    A sample depends on the seed and on its number only, not on --batch or --count, but for a network that
+    rounds differently in batches of another size: a draw that is that close may then fall the other way.
+    Several processes share out the batches, and what they write is that of one, to the bit:
+
+        torchrun --nproc-per-node 8 -m ggm sample ..
 
     Attributes
     ----------
@@ -46,7 +49,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> None:
     from ggm.commands import output, provenance
 
     checkpoint, config = open_checkpoint(options, processes)
-    output.check_output(options.out, checkpoint)
+    output.check_output(options.out, checkpoint, config.count)
     progress = processes.is_main and sys.stderr.isatty()
     result = sample(checkpoint.model, config, processes, progress=progress)
     if not processes.is_main:

@@ -164,8 +164,8 @@ def grid_shape(options: argparse.Namespace, vocab_size: int | None) -> ImageShap
         extents = []
     if len(extents) not in (2, 3):
         raise ValueError(f"grid: got {options.grid!r}; allowed: H,W or H,W,C")
-    height, width, channels = [*extents, 1][:3]
-    return ImageShape(height, width, channels, options.levels or vocab_size or 256)
+    (height, width, channels), levels = [*extents, 1][:3], options.levels
+    return ImageShape(height, width, channels, vocab_size or 256 if levels is None else levels)
 
 
 def _sampling_record(options: argparse.Namespace) -> dict[str, Any]:

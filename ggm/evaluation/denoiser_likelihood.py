@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import pad
 
+from ggm.arguments import check_logits
 from ggm.evaluation.bound import (
     LogModel,
     Noise,
@@ -72,7 +73,8 @@ def denoiser_bound(
     Raises
     ------
     ValueError
-        If there is both a noise and a mask_id, keep_prob does not fall from 1, or `predicts` is another word.
+        If there is both a noise and a mask_id, keep_prob does not fall from 1, `predicts` is another word, or
+        logits are not of V tokens.
     """
     if predicts not in ("leave_one_out", "posterior"):
         raise ValueError(f"predicts: got {predicts!r}; allowed: leave_one_out, posterior")
@@ -86,7 +88,7 @@ def denoiser_bound(
         probs[mask_id] = 1.0
         noise = NoiseLaw(probs)
     law = Noise(noise, vocab_size if noise is None else noise.vocab_size)
-    chain = _PlugIn(denoiser, keep_prob, law, mask_id, predicts == "posterior", config)
+    chain = _PlugIn(denoiser, vocab_size, keep_prob, law, mask_id, predicts == "posterior", config)
     parts = [chain.bound(tokens[rows], rows) for rows in torch.arange(len(tokens)).split(config.batch)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
@@ -96,6 +98,7 @@ class _PlugIn:
     """The reverse chain of a denoiser."""
 
     denoiser: Denoiser
+    vocab_size: int
     keep_prob: torch.Tensor
     noise: Noise
     mask_id: int | None
@@ -126,6 +129,7 @@ class _PlugIn:
             noise=self.noise.law,
         )
         logits = self.denoiser(noisy, at).double()
+        check_logits(logits, tokens, self.vocab_size)
         if self.divides_own_token and self.mask_id is None:
             logits = self._leave_one_out(logits, noisy, after)
         log_model = self._log_model(logits, before)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ggm.arguments import check_data
 from ggm.chain import Chain
 from ggm.evaluation.config import HeldOutConfig
 from ggm.evaluation.statistics import standard_error
@@ -39,7 +40,13 @@ def held_out(
         its conditional, comparable between objectives and predictions; ``calibration`` and
         ``calibration_std``, mean and standard deviation over sequences of sum_a exp g, which is 1 for
         exact conditionals. Standard errors are those of a mean over independent sequences.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If tokens are not integers of the model's length, or there are none.
     """
+    check_data(tokens, model.chain.length, None)  # batches go to the device of the weights
     groups = list(OwnVisits.of(model.chain).groups(config.sites_per_step))[::-1]
     count = min(config.times, len(groups))
     # The middles of `count` equal parts.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ggm.arguments import check_data
 from ggm.chain import Chain
 from ggm.evaluation.bound import (
     LogModel,
@@ -271,7 +272,13 @@ def likelihood(
     dict
         ``nats_per_token`` and its ``standard_error`` over sequences, ``bits_per_token``, ``perplexity``, and
         what they are of: ``sequences``, ``times``, ``sites_per_step``, ``chain_steps``, ``seed``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If tokens are not integers of the model's length, or there are none.
     """
+    check_data(tokens, model.chain.length, None)  # batches go to the device of the weights
     device = model.backbone.head_bias.device
 
     def bound(ids: torch.Tensor) -> torch.Tensor:

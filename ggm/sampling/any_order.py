@@ -17,6 +17,10 @@ from ggm.sampling.steps import DataPrediction, Reversal
 from ggm.sampling.stepwise import SampleResult
 from ggm_kernels import NoiseLaw, Stream, commit
 
+# Confidences are compared in steps of 1 / so many nats: near probability 1 they differ by rounding alone,
+# which depends on the batch, and would decide the order.
+_STEPS_PER_NAT = 2**14
+
 
 class DataConditionals(Protocol):
     """The distribution of the data token everywhere, given data at some positions and noise at the others."""
@@ -80,9 +84,11 @@ def denoise_in_any_order(
     data: a draw turns X_t into X_0 at one position and leaves the joint distribution right, and the order
     looks at no token. The order "confidence" draws at all open positions and keeps the tokens that are the
     most probable under the network, without temperature and filters. What is drawn then decides what is kept,
-    so that likely tokens are favoured, even with exact predictions and one site per step. Source of that
-    order: MaskGIT (arXiv 2202.04200), where a mask stands for our noise; here the network is told by keep
-    probabilities what is noise. The threshold is that of Fast-dLLM (arXiv 2505.22618).
+    so that likely tokens are favoured, even with exact predictions and one site per step. Logarithms of
+    probabilities are compared, and held against the threshold, to the nearest 2**-14; of equal ones the first
+    position is settled. Source of that order: MaskGIT (arXiv 2202.04200), where a mask stands for our noise;
+    here the network is told by keep probabilities what is noise. The threshold is that of Fast-dLLM (arXiv
+    2505.22618).
     """
     if sample_ids is None:
         sample_ids = torch.arange(len(tokens), device=tokens.device)
@@ -157,8 +163,10 @@ def _settle(
     else:
         drawn, log_prob = tokens.clone(), torch.empty(tokens.shape, device=tokens.device)
         run.draw(drawn, prediction, coordinate, progress, frozen=settled, raw_log_prob=log_prob)
+        score = (log_prob * _STEPS_PER_NAT).round()
         if run.config.confidence_threshold is not None:
-            sure = (log_prob >= math.log(run.config.confidence_threshold)) & ~settled
+            least = round(math.log(run.config.confidence_threshold) * _STEPS_PER_NAT)
+            sure = (score >= least) & ~settled
             options["count"] = torch.maximum(count, sure.sum(dim=1))
-        commit(tokens, drawn, log_prob, **options)
+        commit(tokens, drawn, score, **options)
     settled |= chosen

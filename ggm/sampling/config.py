@@ -17,8 +17,8 @@ class Ramp:
     """A setting that is linear over the groups of steps: `start` at the first draws, `end` at the last.
 
     What is frozen is not drawn and does not count. If there is but one group it has `end`. `ReDenoise`
-    goes as far back on the ramp as its sweeps reach. In an order of their own (`SamplingConfig.order`)
-    sequences have evaluations in place of groups.
+    goes as far back on the ramp as its sweeps reach. Correctors have the value that their sweep ended with.
+    In an order of their own (`SamplingConfig.order`) sequences have evaluations in place of groups.
     """
 
     start: float
@@ -45,6 +45,7 @@ class ReDenoise:
     repeats: int = 1
 
     def __post_init__(self) -> None:
+        _check_integers(self, "sweeps", "repeats")
         if self.sweeps < 1 or self.repeats < 1:
             raise ValueError(f"sweeps, repeats: got {self.sweeps}, {self.repeats}; allowed: 1 or more")
 
@@ -117,6 +118,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         from ggm_kernels import checks  # brings torch, which the help of commands does without
 
+        _check_integers(self, "sites_per_step", "horizon", "corrector_sweeps")
         if self.sites_per_step < 1:
             raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 or more")
         if self.event_driven and self.sites_per_step != 1:
@@ -175,6 +177,16 @@ class SamplingConfig:
     def ramps(self) -> list[str]:
         """Names of the settings that change on the way."""
         return [name for name in ("temperature", "top_p") if isinstance(getattr(self, name), Ramp)]
+
+
+def _check_integers(config: ReDenoise | SamplingConfig, *names: str) -> None:
+    """Raise TypeError unless settings, where there are any, are integers."""
+    from ggm_kernels import checks
+
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            checks.integer(name, value, low=-(2**63), high=2**63)
 
 
 def _ends(name: str, setting: float | Ramp | None) -> list[tuple[str, float]]:

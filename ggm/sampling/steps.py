@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -139,16 +139,47 @@ class Reversal:
 
         `rows` tell which sequences prediction and group are of; None is all of them.
         """
-        coordinate, steps = self.coordinate(group, number), group.steps.to(tokens.device)
-        if not isinstance(group.progress, torch.Tensor):
-            self.update(tokens, given, steps, coordinate, group.progress, rows)
+        self._update_at(group.progress, tokens, given, group, self.coordinate(group, number), rows)
+
+    def correct(
+        self,
+        tokens: torch.Tensor,
+        given: Prediction,
+        group: VisitGroup,
+        number: int,
+        again: int,
+        progress: float | torch.Tensor,
+    ) -> None:
+        """Draw a group anew by the heat bath in place, in corrector sweep `again` of pass `number`.
+
+        `progress` is that of the sweep which led there, a number or float64 [B] as `VisitGroup.progress` is.
+        """
+        coordinate = self.corrector_coordinate(group, number, again)
+        self._update_at(progress, tokens, given, group, coordinate, keep_or_replace=False)
+
+    def _update_at(
+        self,
+        progress: float | torch.Tensor,
+        tokens: torch.Tensor,
+        given: Prediction,
+        group: VisitGroup,
+        coordinate: int,
+        rows: torch.Tensor | None = None,
+        *,
+        keep_or_replace: bool | None = None,
+    ) -> None:
+        """`update` at a share of the way that may be another in each sequence."""
+        steps = group.steps.to(tokens.device)
+        update = partial(self.update, tokens, coordinate=coordinate, keep_or_replace=keep_or_replace)
+        if not isinstance(progress, torch.Tensor):
+            update(given, steps, progress=progress, rows=rows)
         elif not self.config.ramps:
-            self.update(tokens, given, steps, coordinate, rows=rows)
+            update(given, steps, rows=rows)
         else:  # a call has one temperature, which must not be that of another sequence
-            for progress in group.progress.unique().tolist():
-                part = (group.progress == progress).nonzero().squeeze(1).to(tokens.device)
+            for share in progress.unique().tolist():
+                part = (progress == share).nonzero().squeeze(1).to(tokens.device)
                 of = part if rows is None else rows[part]
-                self.update(tokens, rows_of(given, part), steps[part], coordinate, progress, of)
+                update(rows_of(given, part), steps[part], progress=share, rows=of)
 
     def coordinate(self, group: VisitGroup, number: int) -> int:
         """Noise coordinate of a group in pass `number`; no other draw at its positions has it."""

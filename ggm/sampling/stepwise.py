@@ -203,10 +203,9 @@ def _correct(
 
     Returns how many groups were drawn.
     """
+    reached = groups[-1].progress  # ramps have the value of the draw before
     for again in range(run.config.corrector_sweeps):
         for group in groups:
-            positions, steps = group.positions.to(tokens.device), group.steps.to(tokens.device)
-            given = conditionals(tokens, positions, time, visited=False)
-            coordinate = run.corrector_coordinate(group, number, again)
-            run.update(tokens, given, steps, coordinate, keep_or_replace=False)
+            given = conditionals(tokens, group.positions.to(tokens.device), time, visited=False)
+            run.correct(tokens, given, group, number, again, reached)
     return run.config.corrector_sweeps * len(groups)

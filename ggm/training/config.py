@@ -20,6 +20,8 @@ from ggm_kernels.randomness import MAX_SEED
 
 # In the folder of a run: what it was started with.
 RUN_CONFIG = "config.yaml"
+# What is beside it there.
+_BESIDE = ("metrics.jsonl", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,19 @@ def read_written(path: Path) -> RunConfig:
     if isinstance(data, dict) and data.get("kind") in ("text", "pydoc", "tokens"):
         data.setdefault("held_out_by", "first")  # before there was a choice
     return _build(values)
+
+
+def read_of_run(path: Path) -> RunConfig:
+    """Run of a file that `write_config` wrote into its folder, or of one that somebody else wrote.
+
+    Raises
+    ------
+    OSError, ConfigError
+        As `read_config`.
+    """
+    real = path.resolve()
+    in_run = real.name == RUN_CONFIG and any((real.parent / name).exists() for name in _BESIDE)
+    return read_written(path) if in_run or "data_file" in read_yaml(path) else read_config(path)
 
 
 def _build(values: dict[str, Any]) -> RunConfig:

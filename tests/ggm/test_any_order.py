@@ -15,7 +15,9 @@ from ggm import (
     SamplingConfig,
     from_denoiser,
 )
+from ggm.chain import Chain
 from ggm.sampling.any_order import denoise_in_any_order
+from ggm.sampling.steps import DataPrediction
 
 LENGTH, VOCAB, COUNT = 8, 5, 6
 NETWORKS = {
@@ -93,6 +95,33 @@ def test_seeds_and_ids_are_all_that_a_sample_depends_on(network, order):
     other = "random" if order == "confidence" else "confidence"
     changed = SamplingConfig(order=other, sites_per_step=2, temperature=Ramp(1.5, 0.5), top_p=0.9)
     assert not torch.equal(every, model.sample(COUNT, changed, seed=4).tokens)
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_the_rounding_of_a_sure_network_does_not_decide_the_order(threshold):
+    """Probabilities within 1e-6 of 1, larger from left to right or from right to left, go by position."""
+    chain, tokens = Chain.from_config(ChainConfig(LENGTH)), torch.ones(1, LENGTH, dtype=torch.int64)
+    config = SamplingConfig(order="confidence", confidence_threshold=threshold)
+
+    def order_of(logits):
+        asked = []
+
+        def sure(tokens, times, given):
+            asked.append(given[0].tolist())
+            everywhere = torch.zeros(1, LENGTH, VOCAB)
+            everywhere[..., 0] = logits
+            return DataPrediction(everywhere, torch.ones(1, LENGTH))
+
+        assert not denoise_in_any_order(sure, chain, tokens, config, seed=0).tokens.any()
+        return asked
+
+    logits = torch.linspace(16.0, 20.0, LENGTH)
+    settled = [
+        (torch.arange(LENGTH) < number).tolist() for number in range(LENGTH if threshold is None else 1)
+    ]
+    assert order_of(logits) == order_of(logits.flip(0)) == settled
+    if threshold is None:  # what differs by more is ranked
+        assert order_of(logits / 4)[1] == (torch.arange(LENGTH) == LENGTH - 1).tolist()
 
 
 def test_a_threshold_saves_evaluations_and_a_pass_ends_when_all_is_settled():

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, HollowConfig, MaskedConfig, ReDenoise, SamplingConfig
+from ggm.evaluation.config import HeldOutConfig, LikelihoodConfig
+from ggm.evaluation.held_out import held_out
+from ggm.evaluation.likelihood import likelihood
 
 LENGTH, VOCAB = 6, 4
 TOKENS = torch.zeros(3, LENGTH, dtype=torch.int64)
@@ -38,6 +41,29 @@ def refused(kind: type[Exception], told: str, call, *arguments, **options) -> No
 def test_data(tokens, kind, told, model):
     refused(kind, told, model.loss, tokens, seed=0, step=0)
     refused(kind, told, model.calibration, tokens, seed=0)
+
+
+@pytest.mark.parametrize("measure", [likelihood, held_out])
+@pytest.mark.parametrize(
+    ("tokens", "kind", "told"),
+    [
+        (TOKENS[:, :3], ValueError, "tokens: got shape (3, 3); allowed: (3, 6)"),
+        (TOKENS[:0], ValueError, "tokens: got shape (0, 6); allowed: at least one sequence"),
+        (TOKENS.float(), TypeError, "tokens: got dtype torch.float32; allowed: torch.int32, torch.int64"),
+    ],
+)
+def test_data_to_measure_on(tokens, kind, told, measure, model):
+    config = LikelihoodConfig() if measure is likelihood else HeldOutConfig(sites_per_step=1)
+    refused(kind, told, measure, model, tokens, config)
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, "1", True])
+def test_numbers_that_count_are_integers(value):
+    told = f"{type(value).__name__}; allowed: an int"
+    for name in ("sites_per_step", "corrector_sweeps", "horizon"):
+        refused(TypeError, f"{name}: got {told}", SamplingConfig, **{name: value})
+    refused(TypeError, f"sweeps: got {told}", ReDenoise, value)
+    refused(TypeError, f"repeats: got {told}", ReDenoise, 1, value)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,23 @@ def test_a_short_demo_writes_its_pictures_and_figures(tmp_path, capsys):
     assert (tmp_path / "again.png").read_bytes().startswith(PNG)
 
 
+def test_a_closed_folder_is_told_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ggm.files.os.access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(demo, "train", lambda *_, **__: pytest.fail("training began"))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    told = f"{tmp_path / 'out'}: no permission to write into {tmp_path}"
+    assert capsys.readouterr().err == f"ggm: error: {told}\n"
+
+
+def test_the_model_is_kept_when_pictures_fail(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(demo.figures, "real_and_sampled", full)
+    assert main(["demo", "--seconds", "0.1", "--samples", "16", "--out", str(tmp_path)]) == 1
+    assert ggm.GGM.from_pretrained(tmp_path / "model").vocabulary.images is not None
+
+
 def test_help_explains(capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["demo", "--help"])

@@ -146,6 +146,47 @@ def test_boxes_and_masks_fill_what_they_cover_and_keep_the_rest(trained, folder,
         assert Image.open(tmp_path / "filled.png").size == (2 * 66 - 2, 2 * 66 - 2)
 
 
+def test_a_folder_with_pictures_that_would_stay_is_refused_before_the_work(
+    digits, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "samples"
+    words = ["sample", str(digits), "--out", str(out), "--count"]
+    assert main([*words, "3"]) == main([*words, "3", "--seed", "1"]) == main([*words, "4"]) == 0
+    (out / "notes.txt").touch()
+    assert main([*words, "4"]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(GGM, "sample", lambda *_, **__: pytest.fail("drawing began"))
+    assert main([*words, "2"]) == 1
+    told = (
+        f"got {out}, where 00002.png would stay among the samples, one of 2 other pictures; allowed: a folder"
+    )
+    assert capsys.readouterr().err.startswith(f"ggm: error: --out: {told}")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "deep").mkdir()
+    (out / "deep" / "a.JPG").touch()
+    assert main([*words, "4"]) == 1
+    assert "where deep/a.JPG would stay among the samples, one of 1 other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("s.npy", "s.npy.meta.json"),
+        ("s.png", "s.png.meta.json"),
+        ("s", "s.meta.json"),
+        ("s", "s.grid.png"),
+    ],
+)
+def test_a_folder_in_the_place_of_what_stands_beside_samples_is_told_before_the_work(
+    name, beside, digits, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(GGM, "sample", lambda *_, **__: pytest.fail("drawing began"))
+    (tmp_path / beside).mkdir()
+    assert main(["sample", str(digits), "--out", str(tmp_path / name)]) == 1
+    told = f"got the folder {tmp_path / beside}; allowed: the name of a file"
+    assert capsys.readouterr().err == f"ggm: error: --out: {told}\n"
+
+
 def test_digits_are_written_and_filled_as_grey_pictures(digits, tmp_path):
     assert main(["sample", str(digits), "--count", "2", "--out", str(tmp_path / "samples")]) == 0
     one = Image.open(tmp_path / "samples" / "00001.png")

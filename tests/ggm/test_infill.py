@@ -31,6 +31,12 @@ SETTINGS = {
     "keep or replace": {"sites_per_step": 4, "keep_or_replace": True},
     "ReDenoise": {"sites_per_step": 4, "redenoise": ReDenoise(sweeps=1, repeats=2)},
     "correctors": {"sites_per_step": 3, "corrector_sweeps": 2, "redenoise": ReDenoise(sweeps=2)},
+    "correctors on ramps": {
+        "sites_per_step": 3,
+        "corrector_sweeps": 1,
+        "temperature": Ramp(2.0, 0.5),
+        "top_p": Ramp(1.0, 0.8),
+    },
     "ramps": {"sites_per_step": 4, "temperature": Ramp(2.0, 0.5), "top_p": Ramp(1.0, 0.8)},
     "events": {"event_driven": True, "keep_or_replace": True, "temperature": Ramp(2.0, 0.5)},
     "confidence": {

@@ -9,7 +9,7 @@ from ggm.data import text
 from ggm.data.held_out import split
 from ggm.data.sources import PydocData, TextData, load_data
 from ggm.data.text_files import text_files
-from ggm.training.config import RUN_CONFIG, read_config, read_written
+from ggm.training.config import RUN_CONFIG, read_config, read_of_run, read_written
 
 NAMES = ["a.txt", "b.txt", "more/c.txt", "more/deep/d.txt"]
 
@@ -116,6 +116,13 @@ def test_text_is_held_out_from_the_whole_folder(folder):
     assert "d.txt" not in text.decode(data.tokenizer, data.held_out.flatten().tolist())
 
 
+def without_data_file(text: str) -> str:
+    """The file of a run from before it told what the file of its data was: that stands at its end."""
+    before, key, rest = text.partition("data_file:")
+    assert key and not any(line[0].isalpha() for line in rest.splitlines()[1:])
+    return before
+
+
 def test_a_run_from_before_the_choice_keeps_its_sequences(tmp_path):
     out = trained(tmp_path, "data={kind: pydoc}", "data.held_out=8", "training.steps=1").checkpoint.parents[1]
     config = out / RUN_CONFIG
@@ -125,6 +132,15 @@ def test_a_run_from_before_the_choice_keeps_its_sequences(tmp_path):
     config.write_text(older)
     assert read_written(config).data == PydocData(held_out=8, held_out_by="first")
     assert read_config(config).data == PydocData(held_out=8)
+    assert read_of_run(config).data == PydocData(held_out=8, held_out_by="first")
+    elsewhere = tmp_path / "elsewhere" / RUN_CONFIG
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(older)  # known by data_file, where there is one
+    assert read_of_run(elsewhere).data == PydocData(held_out=8, held_out_by="first")
+    elsewhere.write_text(without_data_file(older))
+    assert read_of_run(elsewhere).data == PydocData(held_out=8)
+    (elsewhere.parent / "metrics.jsonl").touch()
+    assert read_of_run(elsewhere).data == PydocData(held_out=8, held_out_by="first")
     settings = ["data={kind: pydoc}", "data.held_out=8", "training.steps=2"]
     with pytest.raises(ConfigError, match=r"data\.held_out_by: got 'random'; allowed: 'first'"):
         trained(tmp_path, *settings, resume=True)

@@ -16,7 +16,7 @@ CHAIN = Chain.from_config(ChainConfig(LENGTH, sweeps=1))
 COUNT = 20_000
 
 
-def stepwise(tokens, positions, time):
+def stepwise(tokens, positions, time, visited=True):
     return LOGITS.expand(len(tokens), positions.shape[-1], -1)
 
 
@@ -111,6 +111,28 @@ def test_redenoise_goes_back_on_the_ramp(temperatures):
     config = SamplingConfig(temperature=Ramp(4.0, 1.0), redenoise=ReDenoise(sweeps=1))
     denoise(stepwise, chain, torch.zeros(1, 2, dtype=torch.int64), config, seed=0, vocab_size=5)
     assert [value for _, value in temperatures] == pytest.approx([4.0, 3.0, 2.0, 1.0, 2.0, 1.0])
+
+
+def test_correctors_have_the_value_that_their_sweep_ended_with(temperatures):
+    chain = Chain.from_config(ChainConfig(2, sweeps=2))
+    settings = {"corrector_sweeps": 2, "redenoise": ReDenoise(sweeps=2)}
+    config = SamplingConfig(temperature=Ramp(4.0, 1.0), **settings)
+    denoise(stepwise, chain, torch.zeros(1, 2, dtype=torch.int64), config, seed=0, vocab_size=5)
+    one_pass = [4.0, 3.0, *[3.0] * 4, 2.0, 1.0]
+    assert [value for _, value in temperatures] == pytest.approx(2 * one_pass)
+
+
+def test_correctors_have_the_value_of_each_row(temperatures):
+    chain = Chain.from_config(ChainConfig(4, sweeps=2, order="raster"))
+    frozen = torch.arange(4) < torch.tensor([[0], [2], [3]])
+    config = SamplingConfig(temperature=Ramp(2.0, 1.0), corrector_sweeps=1)
+    tokens = torch.zeros(3, 4, dtype=torch.int64)
+    denoise(stepwise, chain, tokens, config, seed=0, frozen=frozen)
+    assert len(temperatures) > 3 * 4
+    for row, free in enumerate([4, 2, 1]):
+        values = [value for rows, value in temperatures if row in rows]
+        ended = 2.0 - (free - 1) / (2 * free - 1)
+        assert values[4:8] == pytest.approx([ended] * 4)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,13 @@ def test_plots(speed, tmp_path, capsys):
     assert (abs(picture.astype(int) - [0xC1, 0x44, 0x0E]).sum(axis=2) < 30).sum() > 100  # held out
     assert main(["plot", str(run), "--out", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["plot", str(run), "--out", str(tmp_path / "without_ending")]) == 0
+    assert (tmp_path / "without_ending").read_bytes()[:4] == b"\x89PNG"
+    assert main(["plot", str(run), "--out", str(run)]) == 1
+    assert (
+        capsys.readouterr().err == f"ggm: error: --out: got the folder {run}; allowed: the name of a file\n"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "b.png", "without_ending"}
     assert main(["plot", str(tmp_path)]) == 1
     assert "no steps in metrics.jsonl" in capsys.readouterr().err
 

@@ -110,3 +110,26 @@ def test_a_plain_function_and_a_wrong_vocabulary():
     assert model.sample(5, seed=0).tokens.shape == (5, 4)
     with pytest.raises(ValueError, match="vocab_size: got 0; allowed: 1 or more"):
         from_denoiser(lambda tokens, time: tokens, 0, ChainConfig(4))
+
+
+@pytest.mark.parametrize("event_driven", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (
+            (2, 4, 4),
+            r"logits of shape \(2, 4, 4\); allowed: \(2, 4, 3\), those of .* slice off what a mask has$",
+        ),
+        ((2, 4, 2), r"logits of shape \(2, 4, 2\); allowed: \(2, 4, 3\)$"),
+        ((2, 3, 3), r"logits of shape \(2, 3, 3\); allowed: \(2, 4, 3\)$"),
+        ((2, 4), r"logits of shape \(2, 4\); allowed: \(2, 4, 3\)"),
+        (((2, 4, 6), (4, 6)), r"a weight of shape \(4, 6\); allowed: \(3, 6\), those of .* slice off"),
+        (((2, 4, 6), (3, 5)), r"a weight of shape \(3, 5\); allowed: \(3, 6\)$"),
+        (((2, 3, 6), (3, 6)), r"hidden of shape \(2, 3, 6\); allowed: \(2, 4, d\)"),
+    ],
+)
+def test_predictions_that_are_not_of_the_vocabulary_are_refused(shape, told, event_driven):
+    given = tuple(map(torch.zeros, shape)) if isinstance(shape[0], tuple) else torch.zeros(shape)
+    model = from_denoiser(lambda tokens, time: given, 3, ChainConfig(4))
+    with pytest.raises(ValueError, match=f"^denoiser: got {told}"):
+        model.sample(2, SamplingConfig(event_driven=event_driven), seed=0)

@@ -285,5 +285,13 @@ def test_what_is_wrong_is_told():
         denoiser_bound(*arguments, vocab_size=3, noise=noise_law(skewed(3)), mask_id=3)
     with pytest.raises(ValueError, match="keep_prob"):
         denoiser_bound(arguments[0], torch.tensor([0.9, 0.0]), *arguments[2:], vocab_size=3)
+    for width, mask in ((4, 3), (4, 2), (4, None), (2, 3)):
+
+        def wide(tokens, steps, width=width):
+            return torch.zeros(*tokens.shape, width)
+
+        told = rf"denoiser: got logits of shape \(2, 2, {width}\); allowed: \(2, 2, 3\)"
+        with pytest.raises(ValueError, match=told):
+            denoiser_bound(wide, *arguments[1:], vocab_size=3, mask_id=mask)
     with pytest.raises(ValueError, match="times: got 0; allowed: 1 or more"):
         LikelihoodConfig(times=0)

@@ -53,7 +53,7 @@ class FolderImages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
+        self._paths = pictures_in(folder)
         if not self._paths:
             raise FileNotFoundError(
                 f"{folder}: no images; allowed: names that end in {', '.join(SUFFIXES)}, at any depth"
@@ -133,6 +133,11 @@ def open_images(
         return FolderImages(Path(source))
     rows = open_documents(source, subset=subset, split=split, progress=progress)
     return DatasetImages(rows, column, source)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """All pictures in a folder and in the folders within it, as `FolderImages` reads them."""
+    return sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -64,8 +64,13 @@ def write_picture(path: Path, pixels: torch.Tensor) -> None:
     require("PIL.Image", extra="images").fromarray(values.contiguous().numpy()).save(path, format="PNG")
 
 
+def name_of(number: int) -> str:
+    """Name of a picture in a folder of them: 00000.png, 00001.png, .."""
+    return f"{number:05d}.png"
+
+
 def write_pictures(folder: Path, pixels: torch.Tensor) -> None:
-    """Write pictures, uint8 [N, H, W, C], to 00000.png, 00001.png, .. in a folder."""
+    """Write pictures, uint8 [N, H, W, C], to a folder, each to a file of its number (`name_of`)."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pixels):
-        write_picture(folder / f"{i:05d}.png", picture)
+        write_picture(folder / name_of(i), picture)

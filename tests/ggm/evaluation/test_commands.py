@@ -7,11 +7,12 @@ import numpy
 import pytest
 import torch
 
-from ggm import extras
-from ggm.commands import provenance
+from ggm import GGM, extras
+from ggm.commands import evaluate, provenance
 from ggm.commands.cli import main
 from ggm.data.digits import load_digits
 from ggm.evaluation.distances import copied_share, frechet_distance
+from ggm.evaluation.scoring import Scoring
 from ggm.training.config import read_config
 from ggm.training.run import run
 
@@ -160,6 +161,20 @@ def test_a_checkpoint_alone_is_told_to_have_no_data(runs, tmp_path, capsys):
     assert "allowed: 4, the vocabulary" in error(capsys, "evaluate", runs["digits"], "--data", config)
 
 
+def test_the_file_of_an_old_run_tells_what_it_held_out(runs, tmp_path, monkeypatch, capsys):
+    old, moved, seen = tmp_path / "old", tmp_path / "moved", []
+    shutil.copytree(runs["text"], old)
+    (checkpoint,) = (old / "checkpoints").glob("step-*")
+    checkpoint.rename(moved)
+    config = old / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "held_out_by" not in line))
+    real = evaluate._data
+    monkeypatch.setattr(evaluate, "_data", lambda run, *rest: seen.append(run.data) or real(run, *rest))
+    told(capsys, "evaluate", moved, "--count", 2, "--data", config)
+    assert [data.held_out_by for data in seen] == ["first"]
+
+
 def test_what_is_not_known_is_null_and_meta_tells_it(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a b a\n\nb c\n")
     found = told(capsys, "score", tmp_path / "a.txt")
@@ -193,6 +208,7 @@ def test_json_has_no_nan():
         ("score {0}/a.txt --meta {0}/none.json", "no such file"),
         ("score {0}/a.txt --meta {0}/a.txt", "not JSON"),
         ("score {0}/a.txt --out {0}/none/a.json", "no folder"),
+        ("score {0}/a.txt --out {0}", "--out: got the folder"),
         ("score {0}/a.txt --device nowhere", "--device"),
         ("score {0}/a.txt --score-batch 0", "--score-batch: got 0; allowed: 1 or more"),
         ("score {0}/a.npy --grid 2,2 --reference {0}/a.npy --score-batch 0", "--score-batch: got 0"),
@@ -202,6 +218,7 @@ def test_json_has_no_nan():
         ("score {0}/a.npy --grid 2,3", "allowed: 6, those of an image"),
         ("score {0}/a.npy --grid 2,2 --levels 2", "allowed: 0 to 1"),
         ("score {0}/a.npy --levels 2", "without --grid"),
+        ("score {0}/a.npy --grid 2,2 --levels 0", "--levels: got 0; allowed: 2 to 256"),
         ("score {0}/a.npy --grid 2,2 --model m", "language model for images"),
         ("score {0}/a.npy --grid 2,2 --fid-network f.pt", "without a reference"),
         ("score {0}/a.npy --grid 2,2 --reference {0}/a.npy --fid-network {0}/f.pt", "no file"),
@@ -227,10 +244,28 @@ def test_errors_are_one_line(words, told, tmp_path, capsys):
         ("--save-samples a.txt", "--save-samples: got 'a.txt'"),
         ("--device nowhere", "--device"),
         ("--count 0", "--count"),
+        ("--grid 8,8 --levels 0", "--levels: got 0; allowed: 2 to 256"),
+        ("--out {0}", "--out: got the folder {0}; allowed: the name of a file"),
+        ("--out {0}/none/a.json", "--out: there is no folder {0}/none"),
     ],
 )
-def test_errors_of_evaluate_come_before_the_work(runs, words, told, capsys):
+def test_errors_of_evaluate_come_before_the_work(runs, words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(GGM, "sample", lambda *_, **__: pytest.fail("drawing began"))
+    words, told = words.format(tmp_path), told.format(tmp_path)
     assert told in error(capsys, "evaluate", runs["digits"], *words.split())
+
+
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_a_result_that_cannot_be_written_is_told_before_the_work(
+    runs, command, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "a.txt").write_text("a b\n")
+    of = {"score": tmp_path / "a.txt", "evaluate": runs["digits"]}[command]
+    monkeypatch.setattr(GGM, "sample", lambda *_, **__: pytest.fail("drawing began"))
+    monkeypatch.setattr(Scoring, "score", lambda *_, **__: pytest.fail("scoring began"))
+    monkeypatch.setattr("ggm.files.os.access", lambda path, mode: False)  # root may write anywhere
+    told = error(capsys, command, of, "--out", tmp_path / "a.json")
+    assert told == f"ggm: error: --out: no permission to write into {tmp_path}\n"
 
 
 def test_tokens_need_a_tokenizer_to_be_text(models, tmp_path, capsys):
