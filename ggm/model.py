@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -170,6 +171,13 @@ class GGM(nn.Module, Sampler, HubWeights):
             self.config.predicts,
             shift,
         )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GGM:
+        """Move or cast: what was the average of `training_weights` stays that."""
+        training = self.training_weights
+        super()._apply(fn, recurse)
+        self.training_weights = training
+        return self
 
     @property
     def vocab_size(self) -> int:
