@@ -41,6 +41,7 @@ model:
   backbone: {kind: hollow, width: 15, depth: 1, mixing: 1, heads: 3, tied: true}
   objective: {form: marginal, candidates: 3, noise_ratio: 3.0}
   masked_counts: [64]
+  frozen_share: 0.5
   noise_probs: [0.4, 0.3, 0.2, 0.1]
 """,
 }
