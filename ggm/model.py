@@ -56,6 +56,7 @@ class GGM(nn.Module, Sampler, HubWeights):
 
     def __init__(self, config: GGMConfig) -> None:
         super().__init__()
+        config.check_noise()
         self.config = config
         self.chain = Chain.from_config(config.chain)
         self.backbone = make_backbone(config.backbone, config.vocab_size, config.chain.length)
