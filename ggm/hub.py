@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ggm.data.images.tokenizers import IMAGES, WEIGHTS
 from ggm.data.text import TOKENIZER
@@ -17,9 +20,6 @@ from ggm.digests import DIGESTS, check_digests
 from ggm.extras import require
 from ggm.files import read_json, write_text
 from ggm.model_card import CARD, PICTURE, Training, model_card
-
-if TYPE_CHECKING:
-    import torch
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
@@ -77,7 +77,9 @@ class HubWeights(
     training_weights : dict or None
         Weights without averaging, by their names in the module, if its own are an average. They are
         no parameters, stay on the device that they came from, and on the CPU stay in their file, of which
-        the system keeps in memory what it has room for.
+        the system keeps in memory what it has room for. None as soon as the module's own weights are
+        others than when these were set, since they are no average of them any more: by steps of an optimiser
+        or other weights that are loaded, but not by a move to another device or dtype.
     vocabulary : Vocabulary
         What the tokens mean, if it is known. Samples have texts or pictures with it.
     trained : Training or None
@@ -85,17 +87,36 @@ class HubWeights(
     """
 
     config: Any
-    training_weights: dict[str, torch.Tensor] | None = None
     vocabulary: Vocabulary = Vocabulary()
     trained: Training | None = None
     # Where it was read from, and what it is to be called on the Hub.
     _origin: Path | None = None
     _repo_id: str | None = None
+    # Weights without averaging, and checksums of the average of them.
+    _unaveraged: dict[str, torch.Tensor] | None = None
+    _average: tuple[int, ...] = ()
+
+    @property
+    def training_weights(self) -> dict[str, torch.Tensor] | None:
+        """Weights without averaging; see the class."""
+        if self._unaveraged is None or self._average != self._checksums():
+            return None
+        return self._unaveraged
+
+    @training_weights.setter
+    def training_weights(self, weights: dict[str, torch.Tensor] | None) -> None:
+        self._unaveraged = weights
+        self._average = () if weights is None else self._checksums()
+
+    def _checksums(self) -> tuple[int, ...]:
+        """Checksums of the weights: unlike versions of tensors they see any change, and survive a copy."""
+        return tuple(map(_checksum, self.state_dict().values()))  # type: ignore[attr-defined]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_weights(self, save_directory / AVERAGED)
-        if self.training_weights is not None:
-            _write_named(self.training_weights, save_directory / TRAINING)
+        training = self.training_weights
+        if training is not None:
+            _write_named(training, save_directory / TRAINING)
         else:  # an earlier save may have left those of another model
             (save_directory / TRAINING).unlink(missing_ok=True)
         (save_directory / DIGESTS).unlink(missing_ok=True)  # of what an earlier save left
@@ -187,11 +208,12 @@ class HubWeights(
         }
         model = cls.from_config(config)
         read_weights(model, _fetch(model_id, files[weights], options))
-        if weights == "averaged":
-            model.training_weights = _read_beside(model, model_id, options)
+        beside = _read_beside(model, model_id, options) if weights == "averaged" else None
         model._origin = _folder(model_id, options)
         model.vocabulary = Vocabulary(folder=model._origin, device=map_location)
-        return model.to(map_location)
+        model = model.to(map_location)
+        model.training_weights = beside
+        return model
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -257,6 +279,12 @@ def check_finite(weights: Mapping[str, torch.Tensor], path: str | PathLike[str])
             and not all(map(math.isfinite, map(float, values.aminmax())))
         ):
             raise ValueError(f"{path}: got weights that are not finite, in {name}; allowed: finite ones")
+
+
+def _checksum(values: torch.Tensor) -> int:
+    """CRC-32 of the bytes of a tensor; of a sharded one, of the part that this process holds."""
+    local = values.to_local() if hasattr(values, "to_local") else values
+    return zlib.crc32(local.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _folder(model_id: str, options: dict[str, Any]) -> Path:

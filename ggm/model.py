@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +22,15 @@ from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
 from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
 from ggm_kernels import NoiseLaw, Stream, corrupt
+
+
+class _Looks(NamedTuple):
+    """What a training step looks at: the K visits of each sequence, and what is clean."""
+
+    times: torch.Tensor  # [B]
+    steps: torch.Tensor  # [B, K]
+    frozen: torch.Tensor | None  # [B, L]
+    counts: torch.Tensor | None  # [B * K]: rows whose loss is not taken for 0; None is all
 
 
 class GGM(nn.Module, Sampler, HubWeights):
@@ -46,6 +56,7 @@ class GGM(nn.Module, Sampler, HubWeights):
 
     def __init__(self, config: GGMConfig) -> None:
         super().__init__()
+        config.check_noise()
         self.config = config
         self.chain = Chain.from_config(config.chain)
         self.backbone = make_backbone(config.backbone, config.vocab_size, config.chain.length)
@@ -61,6 +72,9 @@ class GGM(nn.Module, Sampler, HubWeights):
         sample_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean training loss of a batch, at chain times drawn for each sequence.
+
+        Of a network that is shown clean positions among those that it predicts (`frozen_share`) it is a
+        mean with zeros: divided by `counted_share` it is the loss per predicted token.
 
         Parameters
         ----------
@@ -85,17 +99,34 @@ class GGM(nn.Module, Sampler, HubWeights):
         """
         check_data(tokens, self.chain.length, self.backbone.head_bias)
         sample_ids = self._sample_ids(len(tokens), sample_ids)
-        times, steps = self._draw_visits(sample_ids, seed, step)
-        positions, _ = self.chain.visits(steps)
-        frozen = self._draw_frozen(sample_ids, positions, seed, step)
         coordinates: dict[str, Any] = {"seed": seed, "step": step, "sample_ids": sample_ids}
-        predictions = self.predictions(tokens, times, steps, frozen=frozen, **coordinates)
-        # The chain never visits frozen ones: nothing to learn there.
-        counts = None if frozen is None else ~frozen.gather(1, positions).flatten()
-        return predictions.mean_loss(self.config.objective, counts)
+        looks = self._draw_looks(**coordinates)
+        predictions = self.predictions(tokens, looks.times, looks.steps, frozen=looks.frozen, **coordinates)
+        return predictions.mean_loss(self.config.objective, looks.counts)
 
     # What wrappers call: with DistributedDataParallel the loss is that of the wrapper itself.
     forward = loss
+
+    def counted_share(self, seed: int, step: int, sample_ids: torch.Tensor) -> torch.Tensor:
+        """Share of the rows that `loss` is the mean of whose own loss is not taken for 0.
+
+        Parameters
+        ----------
+        seed, step : int
+            As of `loss`.
+        sample_ids : torch.Tensor
+            As of `loss`.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 scalar, above 0: rows of positions that are not clean. Shares of batches of one size
+            have for mean that of them together.
+        """
+        counts = None
+        if self.config.backbone.gives_all_conditionals:  # what a masked network predicts is not clean
+            counts = self._draw_looks(seed=seed, step=step, sample_ids=sample_ids).counts
+        return torch.ones((), device=sample_ids.device) if counts is None else counts.float().mean()
 
     def predictions(
         self,
@@ -170,6 +201,13 @@ class GGM(nn.Module, Sampler, HubWeights):
             self.config.predicts,
             shift,
         )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GGM:
+        """Move or cast: what was the average of `training_weights` stays that."""
+        training = self.training_weights
+        super()._apply(fn, recurse)
+        self.training_weights = training
+        return self
 
     @property
     def vocab_size(self) -> int:
@@ -319,6 +357,15 @@ class GGM(nn.Module, Sampler, HubWeights):
     def from_config(cls, config: dict[str, Any]) -> GGM:
         """Model of a configuration as `GGMConfig.to_dict` gives it, with new weights."""
         return cls(GGMConfig.from_dict(config))
+
+    def _draw_looks(self, *, seed: int, step: int, sample_ids: torch.Tensor) -> _Looks:
+        """Draw what a training step looks at in each sequence."""
+        times, steps = self._draw_visits(sample_ids, seed, step)
+        positions, _ = self.chain.visits(steps)
+        frozen = self._draw_frozen(sample_ids, positions, seed, step)
+        # The chain never visits frozen ones: nothing to learn there.
+        counts = None if frozen is None else ~frozen.gather(1, positions).flatten()
+        return _Looks(times, steps, frozen, counts)
 
     def _draw_visits(
         self, sample_ids: torch.Tensor, seed: int, step: int, count: int | None = None

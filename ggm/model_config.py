@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class GGMConfig:
         Share of training sequences in which a random set of positions is left clean, as in
         infilling.
     noise_probs : tuple of float or None
-        Law pi of the noise, one probability per token; None is uniform.
+        Law pi of the noise, one probability per token, from 0, with sum 1 within 1e-3; None is uniform.
     predicts : str
         What the network learns at a position given the others. "state": the token of X_t. "data": the
         token of X_0, from which the known mixture with the noise makes that of X_t; the loss then has the
@@ -67,6 +68,12 @@ class GGMConfig:
             raise ValueError(f"predicts: got {self.predicts!r}; allowed: state, data")
         if self.training_times not in ("uniform", "kept"):
             raise ValueError(f"training_times: got {self.training_times!r}; allowed: uniform, kept")
+        try:
+            self.backbone.check_length(self.chain.length)
+        except ValueError as error:
+            raise ValueError(f"backbone.{error}") from error
+        if self.noise_probs is not None:
+            _check_law(self.noise_probs)
         if self.predicts == "state" and self.backbone.sees_own_token:
             raise ValueError(f"predicts: got 'state' with a {self.backbone.kind}; allowed: data")
         if self.predicts == "data" and self.objective.form not in DATA_FORMS:
@@ -80,6 +87,17 @@ class GGMConfig:
         """Fewest sites per step that the network has learnt to resample together."""
         return 1 if self.backbone.gives_all_conditionals else min(self.masked_counts)
 
+    def check_noise(self) -> None:
+        """Raise ValueError if the law of the noise has not a probability for each token.
+
+        Whoever makes a model checks it: a configuration may be older than what is known of the data.
+        """
+        law = self.noise_probs
+        if law is not None and len(law) != self.vocab_size:
+            raise ValueError(
+                f"noise_probs: got {len(law)} probabilities; allowed: {self.vocab_size}, one for each token"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, numbers and strings."""
         return dataclasses.asdict(self)
@@ -88,3 +106,13 @@ class GGMConfig:
     def from_dict(cls, values: dict[str, Any]) -> GGMConfig:
         """Inverse of `to_dict`; lists serve for tuples, as JSON has them."""
         return build(cls, values)
+
+
+def _check_law(probs: tuple[float, ...]) -> None:
+    """Raise ValueError for what `ggm_kernels.NoiseLaw` refuses, too."""
+    bad = [prob for prob in probs if not 0.0 <= prob <= 1.0]  # NaN, too
+    if bad:
+        raise ValueError(f"noise_probs: got {bad[0]}; allowed: 0 to 1")
+    total = math.fsum(probs)
+    if abs(total - 1.0) > 1e-3:
+        raise ValueError(f"noise_probs: got a sum of {total:.6g}; allowed: 1 within 1e-3")

@@ -40,7 +40,7 @@ class PlainTransformer(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width
-        turns = position_turns(config.positions, config.grid, length, width // config.heads)
+        turns = position_turns(config, length)
         self.token = nn.Embedding(inputs, width)
         self.keep = nn.Linear(KEEP_FEATURES, width)
         self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None

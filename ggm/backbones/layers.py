@@ -56,6 +56,18 @@ class TransformerConfig(Size):
         if self.depth < 1:
             raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
 
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if the grid has another number of positions, or heads cannot be turned on it."""
+        grid = self.grid or (length,)
+        if math.prod(grid) != length:
+            raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
+        size, parts = self.width // self.heads, 2 * len(grid)
+        if self.positions != "learned" and size % parts:
+            raise ValueError(
+                f"width: got {self.width}, heads of {size}, with positions {self.positions!r} on {len(grid)} "
+                f"axes; allowed: heads of multiples of {parts}"
+            )
+
 
 def initialise(
     token: nn.Embedding,
@@ -126,20 +138,18 @@ def rotary_turns(grid: tuple[int, ...], head_size: int, base: float = 100.0) -> 
     return torch.cat([angles_of_heads.cos(), angles_of_heads.sin()], dim=-1)
 
 
-def position_turns(
-    positions: str, grid: tuple[int, ...] | None, length: int, head_size: int
-) -> torch.Tensor | None:
+def position_turns(config: TransformerConfig, length: int) -> torch.Tensor | None:
     """`rotary_turns` of a sequence of `length`, or None where positions are only learned.
 
     Raises
     ------
     ValueError
-        If the grid has not `length` positions.
+        As `TransformerConfig.check_length`.
     """
-    grid = grid or (length,)
-    if math.prod(grid) != length:
-        raise ValueError(f"grid: got {grid}; allowed: extents whose product is {length}")
-    return None if positions == "learned" else rotary_turns(grid, head_size)
+    config.check_length(length)
+    if config.positions == "learned":
+        return None
+    return rotary_turns(config.grid or (length,), config.width // config.heads)
 
 
 def rotate(heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocab_size: int, length: int) -> None:
         super().__init__()
-        turns = position_turns(config.positions, config.grid, length, config.width // config.heads)
+        turns = position_turns(config, length)
         self.register_buffer("turns", turns, persistent=False)
         self.token = nn.Embedding(vocab_size, config.width)
         self.keep = nn.Linear(KEEP_FEATURES, config.width)

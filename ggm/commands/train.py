@@ -43,7 +43,8 @@ class TrainOptions:
     print_config : bool
         Print all values of the run, the defaults among them, and do nothing else.
     dry_run : bool
-        Load the data, make the model, compute one loss, tell of them and write nothing.
+        Load the data, make the model, compute one loss and tell of them, without anything written to the
+        folder of the run. Images become tokens, which stay in data.cache for the run.
     quiet : bool
         No progress bar.
     """
@@ -83,15 +84,16 @@ def _train(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _dry_run(config: RunConfig) -> None:
-    import dataclasses
-
     import torch
 
-    from ggm.data.batches import batches, check_batch
+    from ggm.data.batches import batches
     from ggm.data.sources import load_data
     from ggm.data.text import TokenStream
     from ggm.model import GGM
+    from ggm.training.run import check_fit, check_packages, check_processes, configured_model
 
+    check_packages(config)
+    check_processes(config, 1)
     training, device = config.training, "cuda" if torch.cuda.is_available() else "cpu"
     data = load_data(config.data, config.model.chain.length, device=device)
     stream = isinstance(data.train, TokenStream)
@@ -100,14 +102,15 @@ def _dry_run(config: RunConfig) -> None:
         f"data: {count} sequences of {config.model.chain.length} tokens, {len(data.held_out)} held out; "
         f"vocabulary {data.vocab_size}"
     )
-    check_batch(data.train, training.batch_size)
+    check_fit(config, data)
     torch.manual_seed(training.seed)
-    model = GGM(dataclasses.replace(config.model, vocab_size=data.vocab_size)).to(device)
+    model = GGM(configured_model(config, data)).to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {config.model.backbone.kind}, {parameters} parameters; T = {model.chain.steps}")
     batch = next(batches(data.train, training.batch_size, seed=training.seed))
     ids, tokens = (values[: training.batch_size // config.accumulation].to(device) for values in batch)
     with torch.no_grad():
         loss = model.loss(tokens, training.seed, 0, ids)
+        loss = loss / model.counted_share(training.seed, 0, ids)
     budget = f"{training.steps} steps" if training.steps is not None else f"{training.seconds:g} s"
     print(f"training: {budget} of {training.batch_size} sequences; loss at first {float(loss):.4f}")

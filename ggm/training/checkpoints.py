@@ -29,6 +29,7 @@ from ggm.hub import find as find
 from ggm.model import GGM
 from ggm.model_card import PICTURE, Training
 from ggm.model_config import GGMConfig
+from ggm.training.optimizer import options_kept
 
 PROGRESS = "progress.json"
 # A link among the checkpoints of a run to the one whose loss on held-out data is least.
@@ -253,7 +254,7 @@ def check_files(folder: Path, *, weights: bool = True) -> bool:
 
 
 def restore(state: TrainingState, folder: Path) -> None:
-    """Bring a fresh state to where a checkpoint was written.
+    """Bring a fresh state to where a checkpoint was written; the options of its optimiser are its own.
 
     Raises
     ------
@@ -271,7 +272,8 @@ def restore(state: TrainingState, folder: Path) -> None:
     read_weights(state.averaged.module, folder / AVERAGED)
     try:
         moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
-        state.optimizer.load_state_dict(moments)
+        with options_kept(state.optimizer):
+            state.optimizer.load_state_dict(moments)
     except _DAMAGED as error:
         raise ValueError(f"{folder / _OPTIMIZER}: damaged, or not of this model") from error
     state.step, state.seconds = read_progress(folder)

@@ -21,7 +21,7 @@ _BAR_FORMAT = "{l_bar}{bar}| {elapsed} gone, {remaining} left{postfix}"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run gives: averaged model, steps made, seconds, mean loss of the last tenth."""
+    """What a run gives: averaged model, steps made, seconds, mean loss per token of the last tenth."""
 
     model: GGM
     steps: int
@@ -62,20 +62,24 @@ def train(
 
     Raises
     ------
+    TypeError, ValueError
+        If the model is a wrapper of one, as `torch.compile` makes it, or there are no data.
     FloatingPointError
         If the loss, its gradient, or at the end a weight is not finite: tells the step. `model` is as
         the step before left it.
     """
+    _check(model, data)
     averaged = averaged_model(model, config.ema_decay)
     state = TrainingState(model, averaged, make_optimizer(model, config))
     state.optimizer.zero_grad()  # of an earlier backward pass
     batch_size = min(config.batch_size, len(data))
     batches = index_batches(len(data), batch_size, seed=config.seed)
-    trainer = Trainer(state, config, OneProcess(data.device), model.loss, state.optimizer, batch_size)
+    one, counted_share = OneProcess(data.device), model.counted_share
+    trainer = Trainer(state, config, one, model.loss, state.optimizer, batch_size, counted_share)
     losses: list[float] = []
 
     def check(numbers: StepNumbers) -> None:
-        losses.append(float(numbers.loss))
+        losses.append(float(numbers.loss / numbers.counted))
         check_finite(len(losses), losses[-1], float(numbers.gradient_norm), numbers.sample_ids)
 
     started = clock()
@@ -98,6 +102,17 @@ def train(
         raise FloatingPointError(f"step {state.step}: got averaged weights that are not finite")
     result.training_weights = {name: value.clone() for name, value in model.state_dict().items()}
     return TrainingResult(result, state.step, state.seconds, sum(recent) / len(recent))
+
+
+def _check(model: GGM, data: torch.Tensor) -> None:
+    """Raise for a wrapper, whose forward no step would call, and for no data."""
+    if not isinstance(model, GGM):
+        raise TypeError(
+            f"model: got {type(model).__name__}; allowed: a GGM itself, without torch.compile or another "
+            "wrapper around it: it is trained uncompiled, and may be compiled afterwards"
+        )
+    if len(data) == 0:
+        raise ValueError(f"data: got shape {tuple(data.shape)}; allowed: at least one sequence")
 
 
 def _status(losses: list[float], tokens_per_step: int, elapsed: float) -> str:

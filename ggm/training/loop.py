@@ -55,7 +55,8 @@ class Loop:
             optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         else:
             loss, optimizer = accelerator.prepare(state.model, state.optimizer)
-        self.trainer = Trainer(state, config.training, accelerator, loss, optimizer, self.micro_batch)
+        share = state.model.counted_share
+        self.trainer = Trainer(state, config.training, accelerator, loss, optimizer, self.micro_batch, share)
         # A look at the numbers makes the device wait: they are kept until a look is due.
         self.pending: list[StepNumbers] = []
         # Of the last look.
@@ -113,7 +114,8 @@ class Loop:
 
     def _look(self, saving: bool) -> str:
         """Read the numbers of the steps since the last look, sample if `saving`; return a status line."""
-        numbers = [torch.stack([step.loss.float(), step.gradient_norm.float()]) for step in self.pending]
+        steps = [(step.loss, step.gradient_norm, step.counted) for step in self.pending]
+        numbers = [torch.stack([value.float() for value in values]) for values in steps]
         of_processes = self.accelerator.gather(torch.stack(numbers)[None]).cpu()
         self._check_finite(of_processes)
         lines = self._lines(of_processes.double().mean(dim=0))
@@ -130,7 +132,7 @@ class Loop:
 
     def _mean_loss(self) -> float:
         """Mean loss of this process since the last look: nobody else is asked."""
-        return float(torch.stack([step.loss.float() for step in self.pending]).mean())
+        return float(torch.stack([step.loss.float() / step.counted for step in self.pending]).mean())
 
     def _status(self, loss: float, rate: float) -> str:
         self.clock.tell()
@@ -147,9 +149,9 @@ class Loop:
         first = int(bad.any(dim=0).nonzero()[0])
         ids = self.accelerator.gather(self.pending[first].sample_ids.to(self.accelerator.device)[None])
         rank = int(bad[:, first].nonzero()[0])
-        loss, norm = numbers[rank, first].tolist()
+        loss, norm, counted = numbers[rank, first].tolist()
         step = self.state.step - len(self.pending) + first + 1
-        check_finite(step, loss, norm, ids[rank], f"; {self._last()}")
+        check_finite(step, loss / counted, norm, ids[rank], f"; {self._last()}")
 
     def _last(self) -> str:
         return f"last checkpoint: {self.checkpoints.latest() or 'none'}"
@@ -157,8 +159,15 @@ class Loop:
     def _lines(self, numbers: torch.Tensor) -> list[dict[str, Any]]:
         first = self.state.step - len(self.pending) + 1
         return [
-            {"step": first + i, "loss": loss, "gradient_norm": norm, "learning_rate": step.learning_rate}
-            for i, (step, (loss, norm)) in enumerate(zip(self.pending, numbers.tolist(), strict=True))
+            {
+                "step": first + i,
+                "loss": loss / counted,
+                "gradient_norm": norm,
+                "learning_rate": step.learning_rate,
+            }
+            for i, (step, (loss, norm, counted)) in enumerate(
+                zip(self.pending, numbers.tolist(), strict=True)
+            )
         ]
 
     def _report(self, lines: list[dict[str, Any]]) -> str:
@@ -229,13 +238,17 @@ class Loop:
 
 @torch.no_grad()
 def evaluate(model: GGM, tokens: torch.Tensor, batch: int) -> dict[str, float]:
-    """Loss, and calibration if it is learnt, of sequences [N, L], `batch` at a time, with the same noise."""
-    losses, sums = [], []
+    """Loss per predicted token, and calibration if it is learnt, of sequences [N, L], with the same noise.
+
+    They are looked at `batch` at a time.
+    """
+    losses, counted, sums = [], [], []
     for ids in torch.arange(len(tokens), device=tokens.device).split(batch):
         losses.append(len(ids) * model.loss(tokens[ids], seed=0, step=0, sample_ids=ids))
+        counted.append(len(ids) * model.counted_share(seed=0, step=0, sample_ids=ids))
         if model.config.objective.determines_calibration:
             sums.append(model.calibration(tokens[ids], seed=0, sample_ids=ids))
-    found = {"held_out_loss": float(torch.stack(losses).sum() / len(tokens))}
+    found = {"held_out_loss": float(torch.stack(losses).sum() / torch.stack(counted).sum())}
     return {**found, "calibration": float(torch.cat(sums).mean())} if sums else found
 
 

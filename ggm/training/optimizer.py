@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,6 +24,15 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+
+
+@contextmanager
+def options_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let an optimiser load moments without the betas and the weight decay of those who made them."""
+    kept = [{key: group[key] for key in ("betas", "weight_decay")} for group in optimizer.param_groups]
+    yield
+    for group, values in zip(optimizer.param_groups, kept, strict=True):
+        group.update(values)
 
 
 def averaged_model(model: GGM, decay: float) -> AveragedModel:

@@ -103,7 +103,7 @@ def run(
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps: got {max_steps}; allowed: 1 or more")
-    check_installed(config.model.backbone.attention)
+    check_packages(config)
     if _launched_sharded():
         config = dataclasses.replace(config, sharding="fsdp2")
     accelerator = _accelerator(config)
@@ -134,11 +134,10 @@ def _train(
     if files is None and data.file is not None:
         files = Files.single(data.file)
         _on_main(accelerator, lambda: _check_data(known, files, out))
-    check_batch(data.train, config.training.batch_size)
     sharded = config.sharding == "fsdp2" and accelerator.num_processes > 1
     # What is to be sharded need not fit onto the device as a whole.
     first_device = torch.device("cpu") if sharded else accelerator.device
-    state = _new_state(config, _model_config(config, data, last), first_device)
+    state = _new_state(config, configured_model(config, data, last), first_device)
     if last is not None:
         restore(state, last)
     if sharded:
@@ -224,8 +223,6 @@ def _launched_sharded() -> bool:
 def _accelerator(config: RunConfig) -> Any:
     accelerate = require("accelerate", extra="train")
     tracker = None if config.tracker == "none" else config.tracker
-    if tracker == "wandb":
-        require("wandb", extra="wandb")
     if tracker == "tensorboard" and not accelerate.utils.is_tensorboard_available():
         tracker = None
     accelerator = accelerate.Accelerator(
@@ -240,18 +237,30 @@ def _accelerator(config: RunConfig) -> Any:
         raise ValueError(
             f"got {accelerator.distributed_type.value} from accelerate; allowed: one process, DDP or FSDP2"
         )
-    parts = accelerator.num_processes * config.accumulation
+    check_processes(config, accelerator.num_processes)
+    return accelerator
+
+
+def check_packages(config: RunConfig) -> None:
+    """Raise MissingExtraError if attention or tracker of a run is not installed."""
+    check_installed(config.model.backbone.attention)
+    if config.tracker == "wandb":
+        require("wandb", extra="wandb")
+
+
+def check_processes(config: RunConfig, processes: int) -> None:
+    """Raise ConfigError if so many processes cannot share the batches of a run, or its budget."""
+    parts = processes * config.accumulation
     if config.training.batch_size % parts:
         raise ConfigError(
             f"training.batch_size: got {config.training.batch_size}; "
             f"allowed: multiples of processes x accumulation = {parts}"
         )
-    if accelerator.num_processes > 1 and math.isfinite(config.training.seconds):
+    if processes > 1 and math.isfinite(config.training.seconds):
         # Clocks of processes differ, and with them their learning rates.
         raise ConfigError(
             "training.seconds: got a value with several processes; allowed: training.steps alone"
         )
-    return accelerator
 
 
 def _start_tracker(config: RunConfig, accelerator: Any) -> None:
@@ -308,6 +317,7 @@ def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progre
             device=accelerator.device,
             progress=progress and accelerator.is_main_process,
         )
+        check_fit(config, data)  # before anything is written
         if data.tokenizer is not None and tokenizer is None:
             write_text(kept, data.tokenizer.to_str())
         if data.images is not None and images is None:
@@ -315,7 +325,16 @@ def _load_data(config: RunConfig, accelerator: Any, last: Path | None, *, progre
     return data
 
 
-def _model_config(config: RunConfig, data: Data, last: Path | None) -> GGMConfig:
+def check_fit(config: RunConfig, data: Data) -> None:
+    """Raise ConfigError if data are too few for a batch, or of other tokens than the law of the noise."""
+    check_batch(data.train, config.training.batch_size)
+    try:
+        dataclasses.replace(config.model, vocab_size=data.vocab_size).check_noise()
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+
+
+def configured_model(config: RunConfig, data: Data, last: Path | None = None) -> GGMConfig:
     """The model as configured, with what the data decide; a resumed run keeps the law of its noise."""
     law = config.model.noise_probs
     if config.noise == "unigram":

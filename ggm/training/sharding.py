@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from ggm.model import GGM
 from ggm.training.checkpoints import TrainingState
 from ggm.training.config import TrainingConfig
-from ggm.training.optimizer import make_optimizer
+from ggm.training.optimizer import make_optimizer, options_kept
 
 # What is called of a model besides its forward, which is its loss.
 _METHODS = ("loss", "calibration", "sample")
@@ -52,7 +52,8 @@ def shard(state: TrainingState, config: TrainingConfig, device: torch.device) ->
     state.optimizer = make_optimizer(state.model, config)
     if moments is not None:
         options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(state.model, state.optimizer, moments, options=options)
+        with options_kept(state.optimizer):
+            set_optimizer_state_dict(state.model, state.optimizer, moments, options=options)
 
 
 def _shard_model(model: GGM, mesh: dist.DeviceMesh, **options: Any) -> None:

@@ -42,12 +42,32 @@ class OneProcess:
 
 
 class StepNumbers(NamedTuple):
-    """Numbers of a step that are still on the device, and what they are of."""
+    """Numbers of a step that are still on the device, and what they are of.
+
+    Attributes
+    ----------
+    loss : torch.Tensor
+        Mean over all rows of the batch, with 0 for those of clean positions.
+    gradient_norm : torch.Tensor
+        Before clipping.
+    counted : torch.Tensor
+        Share of the other rows (`GGM.counted_share`). The loss per predicted token is ``loss / counted``,
+        over several processes the quotient of the means.
+    sample_ids : torch.Tensor
+        Of the batch.
+    learning_rate : float
+        Of the step.
+    """
 
     loss: torch.Tensor
     gradient_norm: torch.Tensor
+    counted: torch.Tensor
     sample_ids: torch.Tensor
     learning_rate: float
+
+
+def _all_counted(_seed: int, _step: int, sample_ids: torch.Tensor) -> torch.Tensor:
+    return torch.ones((), device=sample_ids.device)
 
 
 @dataclass(frozen=True)
@@ -66,6 +86,8 @@ class Trainer:
         Those of the state, or what accelerate made of them.
     size : int
         Sequences of a pass.
+    counted_share : callable
+        That of a `GGM`; by default all rows count.
     """
 
     state: TrainingState
@@ -74,6 +96,7 @@ class Trainer:
     loss: Callable[..., torch.Tensor]
     optimizer: Any
     size: int
+    counted_share: Callable[[int, int, torch.Tensor], torch.Tensor] = _all_counted
 
     def step(
         self, batch: Batch, done: float, check: Callable[[StepNumbers], None] = lambda _: None
@@ -97,7 +120,7 @@ class Trainer:
         state, config, accelerator = self.state, self.config, self.accelerator
         set_learning_rate(state.optimizer, config, done)
         rate = state.optimizer.param_groups[0]["lr"]
-        losses = []
+        losses, shares = [], []
         passes = zip(batch.sample_ids.split(self.size), batch.tokens.split(self.size), strict=True)
         for ids, tokens in passes:
             ids, tokens = ids.to(accelerator.device), tokens.to(accelerator.device)
@@ -106,10 +129,12 @@ class Trainer:
                     loss = self.loss(tokens, config.seed, state.step, ids)
                 accelerator.backward(loss)
                 losses.append(loss.detach())
+                shares.append(self.counted_share(config.seed, state.step, ids))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(state.model.parameters(), config.clip)
                     norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
-                    numbers = StepNumbers(torch.stack(losses).mean(), norm, batch.sample_ids, rate)
+                    loss, counted = torch.stack(losses).mean(), torch.stack(shares).mean()
+                    numbers = StepNumbers(loss, norm, counted, batch.sample_ids, rate)
                     check(numbers)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """Flags are those of the dataclasses; help comes at once; what a command tells before it does anything."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -252,6 +253,19 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     ):
         assert main(["train", str(path), "--set", override, "--dry-run"]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["noise=unigram"], ["model.backbone.kind=hollow", "model.masked_counts=[64]", "model.frozen_share=1"]],
+)
+def test_a_dry_run_has_the_first_loss_of_the_run(overrides, tmp_path, capsys):
+    words = [word for override in overrides for word in ("--set", override)]
+    assert main(["train", str(written(tmp_path)), "--dry-run", *words]) == 0
+    told = float(re.search(r"loss at first ([\d.]+)\n", capsys.readouterr().out)[1])
+    trained(tmp_path, *overrides, max_steps=1)
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert told == pytest.approx(first["loss"], abs=1e-4)
 
 
 def test_info_tells_what_a_checkpoint_holds(tmp_path, capsys):

@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
@@ -110,6 +112,52 @@ def test_an_average_goes_on_from_where_it_was(tmp_path):
     result = train(loaded, DATA, once).model
     for before, last, after in zip(weights_of(averaged), weights_of(loaded), weights_of(result), strict=True):
         torch.testing.assert_close(after, 0.9 * before + 0.1 * last)
+
+
+def steps_of_ones_own(loaded: GGM) -> None:
+    optimizer = torch.optim.AdamW(loaded.parameters(), lr=1e-2)
+    for step in range(2):
+        loaded.loss(DATA, 3, step).backward()
+        optimizer.step()
+
+
+def weights_loaded(loaded: GGM) -> None:
+    torch.manual_seed(1)
+    loaded.load_state_dict(GGM(loaded.config).state_dict())
+
+
+def one_number(loaded: GGM) -> None:
+    loaded.backbone.head.data[1, 2] += 1e-3  # which the version of the tensor does not tell
+
+
+@pytest.mark.parametrize("change", [steps_of_ones_own, weights_loaded, one_number])
+def test_weights_that_were_changed_are_no_average_any_more(change, tmp_path):
+    train(model(), DATA, FIRST).model.save_pretrained(tmp_path / "first")
+    loaded = GGM.from_pretrained(tmp_path / "first")
+    change(loaded)
+    own = {name: value.clone() for name, value in loaded.state_dict().items()}
+    loaded.save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second" / TRAINING).exists()
+    fresh = GGM(loaded.config)
+    fresh.load_state_dict(own)
+    again = GGM.from_pretrained(tmp_path / "second")
+    # Training goes on from the weights as they are.
+    expected, *found = (train(made, DATA, FURTHER).model for made in (fresh, loaded, again))
+    for result in found:
+        assert_same(weights_of(result), weights_of(expected))
+
+
+def test_weights_that_were_moved_or_copied_are_the_average_still(tmp_path):
+    train(model(), DATA, FIRST).model.save_pretrained(tmp_path)
+    loaded = GGM.from_pretrained(tmp_path)
+    unaveraged = GGM.from_pretrained(tmp_path, weights="training").state_dict()
+    loaded.loss(DATA, 0, 0).backward()  # without a step
+    loaded.sample(1, seed=0)
+    copies = [copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), loaded.bfloat16().float().to("cpu")]
+    for copied in copies:
+        assert all(torch.equal(copied.training_weights[name], unaveraged[name]) for name in unaveraged)
+    one_number(loaded)
+    assert loaded.float().training_weights is None
 
 
 def test_weights_without_averaging_of_another_model_are_not_left_or_taken(tmp_path):

@@ -61,6 +61,14 @@ def written(home: Path, folder: Path, vq: Path, name: str = "run") -> Path:
     return path
 
 
+def test_a_dry_run_leaves_tokens_that_training_takes(folder, vq, tmp_path, monkeypatch):
+    config = written(tmp_path, folder, vq)
+    assert main(["train", str(config), "--dry-run"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run.yaml"]
+    monkeypatch.setattr("ggm.data.images.token_cache._tokens", None)  # which makes them
+    assert main(["train", str(config), "--quiet"]) == 0
+
+
 def test_from_a_folder_to_pictures_by_commands(folder, tmp_path, capsys):
     vq = tmp_path / "vq"
     words = ["--size", "16", "--downsampling", "4", "--codebook", "16", "--width", "8", "--steps", "3"]

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -154,11 +155,22 @@ def test_saved_and_loaded_models_agree(tmp_path):
         {"masked_counts": (7,)},
         {"frozen_share": 1.5},
         {"training_times": "late"},
+        {"backbone": MaskedConfig(grid=(2, 2))},
+        {"backbone": MaskedConfig(width=6, heads=2, positions="rotary")},
+        {"noise_probs": (0.5, math.nan, 0.5)},
+        {"noise_probs": (0.5, 0.4)},
     ],
 )
 def test_bad_configurations_are_refused(bad):
     with pytest.raises(ValueError, match="allowed"):
         dataclasses.replace(CONFIG, **bad)
+
+
+def test_a_law_of_other_tokens_is_refused_when_a_model_is_made():
+    with pytest.raises(
+        ValueError, match=r"^noise_probs: got 2 probabilities; allowed: \d, one for each token"
+    ):
+        ggm(noise_probs=(0.5, 0.5))
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,48 @@ def test_a_full_disk_between_checkpoints_is_told_in_one_line(tracker, name, tmp_
     assert status == 1 and error == f"{told}{folder / 'step-000000005'}\n"
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.backbone.grid=[5, 5]", "backbone.grid: got (5, 5); allowed: extents whose product is 64"),
+        (
+            "model.backbone={heads: 2, width: 12, positions: rotary, grid: [8, 8]}",
+            "backbone.width: got 12, heads of 6, with positions 'rotary' on 2 axes; allowed: heads of multiples",
+        ),
+        ("model.noise_probs=[0.1, 0.1, 0.1, 0.1]", "noise_probs: got a sum of 0.4; allowed: 1 within 1e-3"),
+        ("model.noise_probs=[1.5, -0.5, 0, 0]", "noise_probs: got 1.5; allowed: 0 to 1"),
+    ],
+)
+def test_a_model_that_cannot_be_is_told_before_data_are_read(override, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("ggm.training.run.load_data", None)
+    with pytest.raises(ConfigError) as caught:
+        trained(tmp_path, override)
+    assert str(caught.value).startswith(f"model.{told}")
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.noise_probs=[0.5, 0.5]", "model.noise_probs: got 2 probabilities; allowed: 4, one for each"),
+        (
+            "training.batch_size=100000",
+            "training.batch_size: got 100000; allowed: at most the 1437 sequences",
+        ),
+        ("accumulation=3", "training.batch_size: got 8; allowed: multiples of processes x accumulation = 3"),
+        ("tracker=wandb", "wandb is not installed"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_written(
+    override, told, flags, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(["train", str(written(tmp_path)), "--quiet", "--set", override, *flags]) == 1
+    assert f"ggm: error: {told}" in capsys.readouterr().err
+    out = tmp_path / "run"
+    assert not out.exists() or [path.name for path in out.iterdir()] in ([], [".lock"])
+
+
 def test_a_file_of_a_run_is_written_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "config.yaml"
     write_text(path, "first")

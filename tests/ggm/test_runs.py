@@ -69,6 +69,20 @@ def test_resumed_runs_go_on_as_if_nothing_had_been(tmp_path):
     assert trained(tmp_path, resume=True).steps == 12  # there is nothing left to do
 
 
+def test_a_resumed_run_takes_the_options_of_its_optimiser_from_its_file(tmp_path):
+    first = trained(tmp_path, max_steps=4)
+    moments = torch.load(first.checkpoint / "optimizer.pt", weights_only=True)["state"]
+    words = ["training.weight_decay=5.0", "training.betas=[0.5, 0.25]"]
+    last = trained(tmp_path, *words, max_steps=5, resume=True)
+    found = torch.load(last.checkpoint / "optimizer.pt", weights_only=True)
+    assert [group["weight_decay"] for group in found["param_groups"]] == [5.0, 0.0]
+    assert [tuple(group["betas"]) for group in found["param_groups"]] == [(0.5, 0.25)] * 2
+    assert {int(values["step"]) for values in found["state"].values()} == {5}
+    # The moments go on: a quarter of the squares is left, whatever is added.
+    for key, values in moments.items():
+        assert (found["state"][key]["exp_avg_sq"] >= 0.249 * values["exp_avg_sq"]).all()
+
+
 def test_held_out_data_are_looked_at_in_passes_of_the_trainings_size(tmp_path, monkeypatch):
     sizes: dict[str, set[int]] = {"loss": set(), "calibration": set()}
 

@@ -41,6 +41,7 @@ model:
   backbone: {kind: hollow, width: 15, depth: 1, mixing: 1, heads: 3, tied: true}
   objective: {form: marginal, candidates: 3, noise_ratio: 3.0}
   masked_counts: [64]
+  frozen_share: 0.5
   noise_probs: [0.4, 0.3, 0.2, 0.1]
 """,
 }
@@ -115,6 +116,16 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     runs.train("spread", "--max-steps", "5")
     runs.train("spread", "--resume", count=2, sharding="fsdp2")
     assert_same_run(runs, "spread", "whole")
+
+
+def test_a_run_that_goes_on_in_shards_takes_the_options_of_its_optimiser_from_its_file(tmp_path):
+    runs = Runs(tmp_path, "hollow")
+    runs.train("run", "--max-steps", "1")
+    options = {"training.weight_decay": 5.0, "training.betas": "[0.5, 0.25]"}
+    runs.train("run", "--resume", "--max-steps", "2", count=2, sharding="fsdp2", **options)
+    groups = torch.load(runs.checkpoint("run") / "optimizer.pt", weights_only=True)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [5.0, 0.0]
+    assert [tuple(group["betas"]) for group in groups] == [(0.5, 0.25)] * 2
 
 
 @pytest.mark.slow

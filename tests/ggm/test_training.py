@@ -6,10 +6,22 @@ import torch
 from small_runs import trained
 from torch.optim.swa_utils import AveragedModel
 
-from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
+from ggm import (
+    GGM,
+    ChainConfig,
+    DenoiserConfig,
+    GGMConfig,
+    HollowConfig,
+    MaskedConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    train,
+)
 from ggm.data.digits import load_digits
 from ggm.evaluation import copied_share, frechet_distance, nearest_differences
 from ggm.training.config import read_config
+from ggm.training.loop import evaluate
+from ggm.training.metrics import read_metrics
 
 
 def tiny() -> GGM:
@@ -78,6 +90,48 @@ def test_a_run_and_training_in_memory_make_the_same_steps(tmp_path):
         model, load_digits(levels=4).train, dataclasses.replace(config, clip=0.01)
     ).model.state_dict()
     assert not all(torch.equal(value, expected[name]) for name, value in other.items())
+
+
+@pytest.mark.parametrize("frozen_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("backbone", [HollowConfig(16, 1, 1, 2), DenoiserConfig(16, 1, 2)])
+def test_what_is_told_is_the_loss_per_predicted_token(backbone, frozen_share):
+    """Networks that know nothing yet have log V for cross-entropy, however many positions are clean."""
+    cross_entropy = ObjectiveConfig("cross_entropy")
+    config = GGMConfig(
+        3, ChainConfig(4, 2), backbone, cross_entropy, (4,), frozen_share=frozen_share, predicts="data"
+    )
+    model = GGM(config)
+    told = evaluate(model, DATA[:15], 4)["held_out_loss"], train(model, DATA, TrainingConfig(steps=1)).loss
+    assert told == pytest.approx((math.log(3), math.log(3)), rel=1e-5)
+    # The loss whose gradient is followed is a mean over all rows.
+    share = float(GGM(config).loss(DATA, 0, 0).detach()) / math.log(3)
+    assert share == pytest.approx(float(model.counted_share(0, 0, torch.arange(len(DATA)))), rel=1e-5)
+    assert share == pytest.approx(1 - 3 / 8 * frozen_share, abs=0.1)  # 3 in 4 may be clean, half of them are
+
+
+def test_a_run_tells_the_loss_per_predicted_token_however_it_computes_it(tmp_path):
+    network = ["model.backbone.kind=hollow", "model.masked_counts=[64]", "model.frozen_share=1.0"]
+    trained(tmp_path, *network, "log_every=1", out="whole", max_steps=3)
+    trained(tmp_path, *network, "log_every=1", "accumulation=4", out="parts", max_steps=3)
+    whole, parts = (list(read_metrics(tmp_path / out / "metrics.jsonl")) for out in ("whole", "parts"))
+    for name in ("loss", "held_out_loss"):
+        assert [line[name] for line in parts] == pytest.approx([line[name] for line in whole], rel=1e-5)
+    # Half of the positions are clean: of all rows the losses would be half of that.
+    torch.manual_seed(3)
+    model = GGM(GGM.from_pretrained(tmp_path / "whole").config)
+    everywhere = dataclasses.replace(model.config, frozen_share=0.0)
+    expected = float(GGM(everywhere).loss(load_digits(levels=4).train, 0, 0).detach())
+    assert whole[0]["loss"] == pytest.approx(expected, rel=0.05)
+
+
+def test_a_compiled_model_and_no_data_are_refused_before_a_step():
+    model = tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(TypeError, match=r"^model: got OptimizedModule; allowed: a GGM itself, without torch"):
+        train(torch.compile(model), DATA, CONFIG)
+    with pytest.raises(ValueError, match=r"^data: got shape \(0, 4\); allowed: at least one sequence"):
+        train(model, DATA[:0], CONFIG)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_gradients_of_an_earlier_backward_pass_do_not_count():
