@@ -124,7 +124,8 @@ class GGM(nn.Module, Sampler, HubWeights):
             have for mean that of them together.
         """
         counts = None
-        if self.config.backbone.gives_all_conditionals:  # what a masked network predicts is not clean
+        # What a masked network predicts is not clean.
+        if self.config.backbone.gives_all_conditionals and self.config.frozen_share > 0:
             counts = self._draw_looks(seed=seed, step=step, sample_ids=sample_ids).counts
         return torch.ones((), device=sample_ids.device) if counts is None else counts.float().mean()
 

@@ -1,5 +1,6 @@
 """The bench of quality runs, goes on where it stopped, and its page comes from what is kept and nothing else."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import report, results
+from benchmarks.quality import report, results, variations
 from benchmarks.quality.cells import Cell, cells_of, kept_bytes, points, steps_of
 from benchmarks.quality.estimate import training_minutes
 from benchmarks.quality.presets import PRESETS, Preset
@@ -200,7 +201,13 @@ def synthetic(**values: float) -> results.Results:
     cells = [cell("ggm-hollow", 0, 2.0), cell("ggm-hollow", 1, 4.0)]
     cells += [cell("mdlm", 0, values.get("mdlm", 5.0)), cell("uniform", 0, 9.0)]
     data = {"digits": {"measures": {"frechet": 1.5}, "samples": [[0] * 64] * 4}}
-    preset = {"seconds": 40.0, "samples": 8, "evaluator_seconds": 1.0}
+    preset = {
+        "seconds": 40.0,
+        "samples": 8,
+        "evaluator_seconds": 1.0,
+        "evaluations": [4, 8],
+        "learning_rate": 3e-3,
+    }
     return results.Results(preset, cells, data)
 
 
@@ -214,11 +221,8 @@ def test_seeds_are_averaged_and_the_best_is_bold_whoever_it_is():
     )
 
 
-def test_costs_are_shown_where_they_were_measured():
+def test_costs_are_shown():
     assert "| mdlm, s | 1 |" in report.sampling_costs(synthetic(), "digits", "seconds")
-    found = synthetic()
-    del found.cells[0]["points"][0]["seconds_per_sample"], found.cells[1]["points"][0]["seconds_per_sample"]
-    assert report.sampling_costs(found, "digits", "seconds") == ""
 
 
 def test_dull_samples_are_not_the_best_at_a_glance():
@@ -230,6 +234,38 @@ def test_dull_samples_are_not_the_best_at_a_glance():
     found.data["digits"]["measures"]["entropy"] = 2.2  # 0.4 above mdlm's, 0.2 above the others'
     told = report.glance(found)
     assert "mdlm" not in told and "| ggm-hollow | 3 (ggm-hollow, 4 evaluations) | 9 (uniform" in told
+
+
+def test_what_more_evaluations_buy_names_the_setting():
+    found = synthetic(mdlm=2.5)
+    found.cells[2]["points"][0]["evaluations"] = 8
+    table = report.budgets_of_evaluations(found)
+    assert "| digits | GGM | 3 (ggm-hollow, s) | 3 (ggm-hollow, s) |" in table
+    assert "| digits | rivals | 9 (uniform, s) | 2.5 (mdlm, s) |" in table
+
+
+def test_learning_rates_stand_beside_each_other():
+    found, other = synthetic(), synthetic(mdlm=4.0)
+    assert variations.learning_rates(dataclasses.replace(found, others=(other,))) == ""  # it has the same
+    other.preset["learning_rate"] = 1e-3
+    other.cells[2]["bound"]["nats_per_token"] = 0.75
+    table = variations.learning_rates(dataclasses.replace(found, others=(other,)))
+    assert "| system | bound, 0.001 | bound, 0.003 | frechet, 0.001 | frechet, 0.003 |" in table
+    assert "| mdlm | **0.750** | 1.000 | **4** | 5 |" in table
+
+
+def test_ablations_are_held_against_the_first():
+    found, other = synthetic(), synthetic()
+    for cell, system in zip(
+        other.cells, ("ggm-hollow", "ggm-hollow", "sweeps=2", "order=raster"), strict=True
+    ):
+        cell["cell"] |= {"system": system, "budget": "steps"}
+    assert (
+        variations.ablations(found) == "" == variations.ablations(dataclasses.replace(found, others=(found,)))
+    )
+    text = variations.ablations(dataclasses.replace(found, others=(other,)))
+    assert "Equal steps (digits 5), 2 seeds" in text
+    assert "| nothing changed | 1.000 | 3 |" in text and "| sweeps=2 | 1.000 | 5 |" in text
 
 
 def kept_of_the_page() -> Path:
