@@ -39,8 +39,8 @@ ABOUT = f"""\
 The first goes on where it was stopped: each training is a file. `--preset gpu` takes larger networks, BPE and
 9 x 9 grids, `--preset smoke` is over in seconds; `--help` tells which numbers can be replaced. On a CPU as
 many trainings run at a time as there are cores, each on one thread, and seconds are the processor's;
-`--budgets steps` into the same folder adds equal steps.
-
+`--budgets steps` into the same folder adds equal steps, `--estimate` tells how long the rest takes. Other
+learning rates and ablations (`--preset ablations`) go into folders of their own, which `--beside` brings here.
 
 - Numbers are means over seeds, ± half of their range. A seed is a training: all draw with the same noise.
 - **bound**: upper bound of -log p of held-out sequences, nats per token, with its standard error. For GGM
@@ -62,6 +62,9 @@ many trainings run at a time as there are cores, each on one thread, and seconds
   `valid` counts grids drawn from nothing.
 - **potts**: total variation between frequencies of all 81 sequences and their law; held-out data are draws
   of it, as many.
+- The losses of the rivals were once held against their authors' implementations on the same tensors: MDLM
+  differs by 7e-16, SEDD by 2.4e-13 (2.7e-7 in float32), duo by 1.3e-12. All reach enumerable laws in the
+  tests, but for MDLM's confidence order, which is biased.
 - A **temperature** divides the logits of tokens that are drawn. SEDD's jumps go to tempered tokens as often
   as without.
 - With the log-linear schedule of absorbing noise SEDD's Euler step is its analytic one, so it is run once.
