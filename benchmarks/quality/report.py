@@ -40,7 +40,7 @@ The first goes on where it was stopped: each training is a file. `--preset gpu` 
 9 x 9 grids, `--preset smoke` is over in seconds; `--help` tells which numbers can be replaced. On a CPU as
 many trainings run at a time as there are cores, each on one thread, and seconds are the processor's;
 `--budgets steps` into the same folder adds equal steps, `--estimate` tells how long the rest takes. Other
-learning rates and ablations (`--preset ablations`) go into folders of their own, which `--beside` brings here.
+learning rates and ablations (`--preset ablations`) go into folders of their own; `--beside` brings them here.
 
 - Numbers are means over seeds, ± half of their range. A seed is a training: all draw with the same noise.
 - **bound**: upper bound of -log p of held-out sequences, nats per token, with its standard error. For GGM
