@@ -115,8 +115,8 @@ def commit_kernels(arch: int) -> None:
             "THRESHOLD_IS_POINTER": everything, "BUDGET_IS_POINTER": everything,
             "STEP_IS_POINTER": everything, "NOISES_REST": noises, "STREAM": COMMIT._STREAM, "BLOCK": block,
         }  # fmt: skip
-        # All that may be asked for, of rows of thousands: seldom, and its values stay in the first cache.
-        most_spilled = 160 if everything and noises and block > 2048 else 0
+        # All that may be asked for by row, of rows of thousands: seldom, and what is spilled stays in the first cache.
+        most_spilled = 160 if everything and block > 2048 else 0
         compiles(COMMIT._commit_kernel, arch, arguments, most_spilled, num_warps=COMMIT.warps_of(block))
 
 
