@@ -163,7 +163,7 @@ def test_every_field_is_documented(cls):
 def test_the_commands_have_the_flags_that_they_had():
     """Scripts go on: no flag of the first edition has gone."""
     drawing = """--count --seed --batch --device --sites-per-step --keep-or-replace --event-driven --horizon
-        --order --confidence-threshold --redenoise --redenoise-repeats --corrector-sweeps --cuda-graph --temperature --top-k --top-p --min-p"""
+        --order --confidence-threshold --evaluations-per-pass --redenoise --redenoise-repeats --corrector-sweeps --cuda-graph --temperature --top-k --top-p --min-p"""
     metrics = """--out --model --precision --max-length --start-token --score-batch --unit --reference
         --mauve-model --grid --levels --fid-network --column --txt"""
     expected = {
