@@ -158,7 +158,7 @@ def budgets_of_evaluations(found: Results) -> str:
     """The best of GGM and of its rivals within so many evaluations of a sample, and which setting it is."""
     most = sorted(found.preset["evaluations"])
     lines = [
-        "The best setting within so many network evaluations of a sample, at equal time of training.\n",
+        "The best setting within so many network evaluations as a sample made, at equal time of training.\n",
         "| task | of | " + " | ".join(f"at most {count}" for count in most) + " |",
         "| --- | --- |" + " --- |" * len(most),
     ]
@@ -166,7 +166,7 @@ def budgets_of_evaluations(found: Results) -> str:
         points = [point for point in found.judged(task, "seconds") if point.system != "autoregressive"]
         for name, ours in (("GGM", True), ("rivals", False)):
             mine = [point for point in points if is_ours(point) == ours]
-            cells = [setting(HEADLINES[task], [p for p in mine if p.evaluations <= count]) for count in most]
+            cells = [setting(HEADLINES[task], [p for p in mine if p.per_sample <= count]) for count in most]
             lines.append(f"| {task} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

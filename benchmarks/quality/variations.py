@@ -53,8 +53,9 @@ def learning_rates(found: Results) -> str:
         "one seed where the rate is another.\n\n"
     ]
     for task in found.tasks():
-        having = {rate: _values(run, task) for rate, run in zip(rates, runs, strict=True)}
-        if all(having.values()):
+        by_rate = {rate: _values(run, task) for rate, run in zip(rates, runs, strict=True)}
+        having = {rate: values for rate, values in by_rate.items() if values}
+        if len(having) > 1:
             parts.append(_rate_table(task, having))
     return "".join(parts)
 

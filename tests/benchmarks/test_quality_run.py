@@ -238,7 +238,7 @@ def test_dull_samples_are_not_the_best_at_a_glance():
 
 def test_what_more_evaluations_buy_names_the_setting():
     found = synthetic(mdlm=2.5)
-    found.cells[2]["points"][0]["evaluations"] = 8
+    found.cells[2]["points"][0]["evaluations_per_sample"] = 7.5
     table = report.budgets_of_evaluations(found)
     assert "| digits | GGM | 3 (ggm-hollow, s) | 3 (ggm-hollow, s) |" in table
     assert "| digits | rivals | 9 (uniform, s) | 2.5 (mdlm, s) |" in table
