@@ -102,8 +102,15 @@ def test_the_report_holds_every_kernel_of_every_architecture():
     assert set(report) == {f"cuda sm_{arch}" for arch in machine_code.ARCHS} | {
         f"triton sm_{arch}" for arch in machine_code.TRITON_ARCHS
     }
-    for kernels in report.values():
-        assert not any(kernel["local"] or kernel["stack"] for kernel in kernels.values())
+    # Triton's commit alone, of the most positions at once, keeps a little in memory (compile_triton.py says why).
+    of_memory = {
+        name: kernel["stack"]
+        for kernels in report.values()
+        for name, kernel in kernels.items()
+        if kernel["local"] or kernel["stack"]
+    }
+    assert all(name.startswith("_commit_kernel ") and "BLOCK=4096" in name for name in of_memory)
+    assert max(of_memory.values()) <= 160
     page = machine_code.PAGE.read_text()
     assert machine_code.with_table(page, report) == page
 

@@ -114,8 +114,10 @@ def test_an_estimate_is_of_what_is_left_and_trains_nothing(tmp_path, capsys):
     drawn = json.loads((tmp_path / "potts.data.json").read_text())["sampling"]
     # Of MDLM: 4 steps of each of its samplers, as there are 4 positions.
     assert drawn["mdlm"]["evaluations"] == 12 and drawn["mdlm"]["seconds"] > 0.0
-    command.main([*SMOKE, "--workers", "1", "--out", str(tmp_path)])
-    command.main(words)
+
+
+def test_nothing_is_left_of_what_was_run(folder, capsys):
+    command.main([*SMOKE, "--estimate", "--workers", "1", "--out", str(folder)])
     assert "predicted: 0 minutes" in capsys.readouterr().out
 
 
