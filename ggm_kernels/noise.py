@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ggm_kernels import checks
@@ -105,22 +107,16 @@ class NoiseLaw:
 
     def probs_on(self, device: torch.device) -> torch.Tensor:
         """The law on `device`: float64 [token_bound], copied there once, as a CUDA graph asks for."""
-        if not self._probs_on:
-            self._probs_on[_CPU] = self.probs
-        return _on_device(self._probs_on, device)
+        return _on_device(self._probs_on, device, lambda: self.probs)
 
     def table(self, device: torch.device) -> torch.Tensor:
         """Alias table on `device`: int32 [token_bound, 2], columns (threshold as uint32 bits, alias)."""
-        if not self._table:  # of a mask, for which no op asks
-            self._table[_CPU] = _alias_table(self.probs)
-        return _on_device(self._table, device)
+        # One of a mask, for which no op asks, is not there yet.
+        return _on_device(self._table, device, lambda: _alias_table(self.probs))
 
     def log_probs(self, device: torch.device) -> torch.Tensor:
         """Natural logarithm of the law on `device`: float32 [token_bound], -inf where it is 0."""
-        if not self._log_probs:
-            with torch.inference_mode(False):
-                self._log_probs[_CPU] = self.probs.log().to(torch.float32)
-        return _on_device(self._log_probs, device)
+        return _on_device(self._log_probs, device, lambda: self.probs.log().to(torch.float32))
 
     def __repr__(self) -> str:
         mask = "" if self.mask_id is None else f", mask_id={self.mask_id}"
@@ -146,9 +142,14 @@ def drawn_by(noise: NoiseLaw | None, device: torch.device) -> tuple[torch.Tensor
     return (noise.table(device), None) if noise.mask_id is None else (None, noise.mask_id)
 
 
-def _on_device(copies: dict[torch.device, torch.Tensor], device: torch.device) -> torch.Tensor:
+def _on_device(
+    copies: dict[torch.device, torch.Tensor], device: torch.device, make: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    """The copy on a device of what `make` gives on the CPU; made once, and fit for gradients."""
     if device not in copies:
         with torch.inference_mode(False):
+            if _CPU not in copies:
+                copies[_CPU] = make()
             copies[device] = copies[_CPU].to(device)
     return copies[device]
 

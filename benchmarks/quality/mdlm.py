@@ -82,9 +82,8 @@ class MDLM(nn.Module):
             rows = stale.nonzero()[:, 0]
             logits[rows] = self.network(tokens[rows])
             evaluated += len(rows)
-            before = tokens.clone()
             keep = float(keep_of(self.schedule, now)), float(keep_of(self.schedule, following))
-            self.step(tokens, logits, keep, request, number, remasked=remasked)
+            before = self.step(tokens, logits, keep, request, number, remasked=remasked)
             stale = (tokens != before).any(dim=1)
         return Drawn(tokens, evaluated / max(1, len(tokens)))
 
@@ -97,14 +96,17 @@ class MDLM(nn.Module):
         number: int,
         *,
         remasked: float,
-    ) -> None:
-        """From alpha_t to alpha_s: settle masks, and mask again some tokens that were settled; in place."""
+    ) -> torch.Tensor:
+        """From alpha_t to alpha_s: settle masks, and mask again some tokens that were settled; in place.
+
+        Returns the tokens as they were.
+        """
         share = remasked * most_remasked(*keep)
         before = tokens.clone()
         further = keep[0], keep[1] + share * keep[0]
         posterior_step(tokens, logits, keep=further, noise=self.noise, request=request, step=number)
         if share == 0.0:
-            return
+            return before
         kept = torch.full((len(tokens),), 1.0 - share, device=tokens.device)
         masked, _ = corrupt(
             before, kept, self.shape.vocab_size, seed=request.seed, step=number, noise=self.noise
@@ -113,6 +115,7 @@ class MDLM(nn.Module):
         if request.given is not None:
             settled &= ~request.given
         tokens[settled] = masked[settled]
+        return before
 
     def _best(self, tokens: torch.Tensor, request: Request) -> Drawn:
         """Draw everywhere, and take the positions whose tokens have the largest probability."""

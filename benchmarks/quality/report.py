@@ -108,7 +108,7 @@ def page(found: Results, source: str, images: dict[str, str]) -> str:
 def made_with(found: Results, source: str) -> str:
     """What the numbers are of: budget, seeds, machine, load."""
     preset, machine = found.preset, found.cells[0]["machine"]
-    seeds = len({cell["cell"]["seed"] for cell in found.cells})
+    seeds = found.seeds()
     loads = [cell["load"] for cell in found.cells]
     where = machine["gpu"] or machine["cpu"]
     versions = machine["versions"]

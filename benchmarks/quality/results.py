@@ -94,6 +94,10 @@ class Results:
         """Systems that have cells."""
         return {cell["cell"]["system"] for cell in self.cells}
 
+    def seeds(self) -> int:
+        """How many seeds its cells have."""
+        return len({cell["cell"]["seed"] for cell in self.cells})
+
     def of(self, task: str, budget: str) -> dict[str, list[dict[str, Any]]]:
         """Cells of a task by system, a list over seeds."""
         found: dict[str, list[dict[str, Any]]] = {}

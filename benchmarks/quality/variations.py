@@ -29,7 +29,7 @@ def ablations(found: Results) -> str:
         + " |"
         for name in ABLATIONS
     ]
-    seeds = _seeds(run)
+    seeds = run.seeds()
     return (
         "## Ablations\n\n"
         f"Equal steps ({_steps(run)}), {seeds} seed{'s' if seeds > 1 else ''}; beside the bound, the best "
@@ -100,10 +100,6 @@ def _values(run: Results, task: str, budget: str = "seconds") -> dict[str, tuple
             bound = fmean(cell["bound"]["nats_per_token"] for cell in cells)
             made[system] = bound, headline.best(point.measures[headline.measure] for point in points)
     return made
-
-
-def _seeds(run: Results) -> int:
-    return len({cell["cell"]["seed"] for cell in run.cells})
 
 
 def _steps(run: Results) -> str:
