@@ -117,6 +117,7 @@ __device__ __forceinline__ Fold fold_groups(RowState& state, const Row<T>& row, 
 // twice, and what was read for g has changed since.
 template <class T>
 __device__ __forceinline__ uint32_t token_with(const RowLogits<T>& logits, uint32_t begin, float g) {
+#pragma unroll 1
   for (uint32_t base = begin; base < begin + static_cast<uint32_t>(kRaceGroup); base += kWarp) {
     const unsigned owners = __ballot_sync(kAllLanes, logits.or_nothing(base + threadIdx.x % kWarp) == g);
     if (owners != 0) return base + __ffs(owners) - 1;

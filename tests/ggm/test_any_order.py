@@ -1,5 +1,7 @@
 """`GGM.sample` and `GGM.infill` in an order of each sequence's own: what the network is told, and what goes together."""
 
+import random
+
 import pytest
 import torch
 
@@ -229,6 +231,50 @@ def test_each_sequence_spreads_what_is_open_over_the_evaluations(told, order):
         steps = (open_counts.clamp_max(5) - number).clamp_min(1)
         following = left[number + 1] if number < 4 else torch.zeros_like(open_counts)
         assert torch.equal(left[number] - following, -(-left[number] // steps))
+
+
+def options_of(case: int) -> dict:
+    """Of everything that goes with an order of each sequence's own, something."""
+    draws = random.Random(case)
+    order = ORDERS[case % 2]
+    return {
+        "order": order,
+        "keep_or_replace": draws.random() < 0.5,
+        "temperature": draws.choice([1.0, 0.0, 0.7, Ramp(1.5, 0.5)]),
+        "top_k": draws.choice([None, 1, 3]),
+        "top_p": draws.choice([None, 0.8, Ramp(1.0, 0.6)]),
+        "min_p": draws.choice([None, 0.1]),
+        "redenoise": draws.choice([None, ReDenoise(sweeps=1), ReDenoise(sweeps=2, repeats=2)]),
+        "confidence_threshold": draws.choice([None, 0.3, 0.9]) if order == "confidence" else None,
+    }
+
+
+@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("network", ["hollow", "denoiser"])
+def test_evaluations_go_with_every_other_option(network, case):
+    """Rows alone are those of the batch, and the ends of the range are those of `sites_per_step`."""
+    model, options = model_of(network), options_of(case)
+    with torch.no_grad():  # not as sure as it was
+        for parameter in model.parameters():
+            parameter.mul_(0.3)
+
+    def filled(rows=slice(None), **steps):
+        ids = torch.arange(COUNT)[rows]
+        config = SamplingConfig(**options, **steps)
+        return model.infill(TOKENS[rows], FROZEN[rows], config, seed=case, sample_ids=ids)
+
+    few = filled(evaluations_per_pass=3)
+    assert torch.equal(few.tokens[FROZEN], TOKENS[FROZEN])
+    passes = 1 if options["redenoise"] is None else 1 + options["redenoise"].repeats
+    least = passes if options["confidence_threshold"] else 3 * passes
+    assert least <= few.network_evaluations <= 3 * passes
+    for row in range(COUNT):
+        assert torch.equal(filled(slice(row, row + 1), evaluations_per_pass=3).tokens[0], few.tokens[row])
+    for sites, evaluations in ((1, LENGTH), (1, 2**31 - 1), (LENGTH, 1)):
+        one, other = filled(sites_per_step=sites), filled(evaluations_per_pass=evaluations)
+        assert torch.equal(one.tokens, other.tokens) and one.network_evaluations == other.network_evaluations
+    nobody = filled(slice(0), evaluations_per_pass=3)
+    assert nobody.tokens.shape == (0, LENGTH) and nobody.network_evaluations == nobody.site_updates == 0
 
 
 def test_other_orders_are_refused():
