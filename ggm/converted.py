@@ -12,7 +12,7 @@ from ggm.chain import Chain, ChainConfig
 from ggm.mixture import leave_one_out_shift, noise_probs
 from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
-from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction, times_of
 from ggm_kernels import NoiseLaw
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"]
@@ -118,7 +118,7 @@ class ConvertedDenoiser(nn.Module, Sampler):
             *,
             visited: bool = True,
         ) -> Prediction:
-            times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
+            times = times_of(time, tokens)
             positions = positions.expand(tokens.shape[0], -1)
             seen = keep_prob_seen(self.chain, positions, times) if visited else self.chain.keep_prob(times)
             return self._predict(tokens, positions, times, seen, frozen)

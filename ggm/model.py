@@ -20,7 +20,7 @@ from ggm.predictions import Predictions
 from ggm.sampling.any_order import DataConditionals
 from ggm.sampling.event_driven import AllConditionals
 from ggm.sampling.sampler import Sampler, keep_prob_seen
-from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction
+from ggm.sampling.steps import Conditionals, DataPrediction, LinearLogits, Prediction, times_of
 from ggm_kernels import NoiseLaw, Stream, corrupt
 
 
@@ -230,7 +230,7 @@ class GGM(nn.Module, Sampler, HubWeights):
             *,
             visited: bool = True,
         ) -> Prediction:
-            times = torch.as_tensor(time, device=tokens.device).expand(tokens.shape[0])
+            times = times_of(time, tokens)
             positions = positions.expand(tokens.shape[0], -1)
             if frozen is not None:  # a masked network must be shown what is given: no use to predict it
                 positions = torch.where(frozen.gather(1, positions), positions[:, :1], positions)

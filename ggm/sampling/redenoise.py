@@ -52,7 +52,7 @@ def renoise(
     Not `ggm_kernels.corrupt`, which draws from the stream CORRUPT alone: training may use all its steps, and
     a sample would be noised by what its sequence of the data was trained on. This runs once per pass.
     """
-    times = torch.tensor([sweeps * chain.length], device=tokens.device)
+    times = torch.full((1,), sweeps * chain.length, device=tokens.device)
     coordinates: dict[str, Any] = {"stream": Stream.REDENOISE, "seed": seed}
     kept = uniforms(sample_ids, chain.length, step=2 * step, **coordinates) < chain.keep_prob(times)
     drawn = random_tokens(sample_ids, chain.length, vocab_size, step=2 * step + 1, noise=noise, **coordinates)

@@ -284,6 +284,13 @@ class Reversal:
             glauber_step(tokens, given, positions, **options)
 
 
+def times_of(time: int | torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Chain time of each sequence, int64 [B]; a number is filled in: a copy would wait for the device."""
+    if not isinstance(time, torch.Tensor):
+        time = torch.full((), time, device=tokens.device)
+    return time.to(tokens.device).expand(tokens.shape[0])
+
+
 def rows_of(given: Prediction, rows: torch.Tensor, positions: torch.Tensor | None = None) -> Prediction:
     """The prediction for some sequences, [rows, K, ..]; with `positions` [rows], for one position of each."""
 

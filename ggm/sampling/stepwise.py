@@ -166,14 +166,12 @@ def denoise(
             if observe is not None:
                 observe(sweeps * chain.length, tokens)
             of_sweep: list[VisitGroup] = []
-            for group in run.own.groups(config.sites_per_step, sweeps):
+            for group in run.own.groups(config.sites_per_step, sweeps, tokens.device):
                 of_sweep.append(group)
                 if graphs is not None:
                     graphs.resample(group, number)
                 else:
-                    positions, at = group.positions.to(tokens.device), group.time
-                    at = at.to(tokens.device) if isinstance(at, torch.Tensor) else at
-                    given = conditionals(tokens, positions, at)
+                    given = conditionals(tokens, group.positions, group.time)
                     run.resample(tokens, given, group, number)
                 bar.update(1)
                 sweep, first = divmod(group.coordinate, chain.length)
@@ -206,6 +204,6 @@ def _correct(
     reached = groups[-1].progress  # ramps have the value of the draw before
     for again in range(run.config.corrector_sweeps):
         for group in groups:
-            given = conditionals(tokens, group.positions.to(tokens.device), time, visited=False)
+            given = conditionals(tokens, group.positions, time, visited=False)
             run.correct(tokens, given, group, number, again, reached)
     return run.config.corrector_sweeps * len(groups)

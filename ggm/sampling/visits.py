@@ -71,7 +71,9 @@ class OwnVisits:
         starts = torch.arange(chain.sweeps)[:, None, None] * chain.length
         return cls(chain, starts + ranks, (~given).sum(dim=1))
 
-    def groups(self, sites: int, sweeps: int | None = None) -> Iterator[VisitGroup]:
+    def groups(
+        self, sites: int, sweeps: int | None = None, device: torch.device | None = None
+    ) -> Iterator[VisitGroup]:
         """Groups of at most `sites` visits within a sweep, from the last group to the first.
 
         Parameters
@@ -80,6 +82,9 @@ class OwnVisits:
             Largest size of a group.
         sweeps : int, optional
             How many sweeps, of the first in time, there are to undo; None is all.
+        device : torch.device, optional
+            Where steps, positions and times of a group are to be; None is the CPU. They are copied sweep by
+            sweep: each copy has to wait for the device.
 
         Yields
         ------
@@ -97,13 +102,17 @@ class OwnVisits:
         progress: Any = self._progress(sites, every, firsts[:, None], self.counts)
         if len(self.counts) == 1:  # plain numbers, which are faster to take one by one
             steps, times, progress = steps[:, 0], times[..., 0].tolist(), progress[..., 0].tolist()
+        here = self.steps.device if device is None else device
         for sweep in reversed(range(self.chain.sweeps if sweeps is None else sweeps)):
+            of_sweep, at = steps[sweep].to(here), times[sweep]
+            at = at if isinstance(at, list) else at.to(here)
+            positions, _ = self.chain.visits(of_sweep)
             for number, first in reversed(list(enumerate(firsts.tolist()))):
-                own = steps[sweep, ..., first : min(first + sites, most)]
+                part = slice(first, min(first + sites, most))
                 yield VisitGroup(
-                    times[sweep][number],
-                    own,
-                    self.chain.positions[own],
+                    at[number],
+                    of_sweep[..., part],
+                    positions[..., part],
                     sweep * length + first,
                     progress[sweep][number],
                 )

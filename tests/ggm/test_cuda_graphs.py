@@ -175,6 +175,33 @@ def test_cuda_graphs_give_the_same_samples(settings, backbone):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("settings", ["groups of two sizes", "keep or replace", "filters"])
+def test_steps_without_graphs_do_not_wait_for_the_device(monkeypatch, settings, backbone):
+    """What a sweep needs is copied at its start, and no more until its end."""
+    model = model_of(backbone).to("cuda")
+    config = SamplingConfig(**SETTINGS[settings])
+    given = model.conditionals
+
+    def conditionals(frozen=None):
+        asked = given(frozen)
+
+        def watched(tokens, positions, time, **options):
+            ends_sweep = time % LENGTH == 0  # what the next one needs is copied then
+            torch.cuda.set_sync_debug_mode("default" if ends_sweep else "error")
+            return asked(tokens, positions, time, **options)
+
+        return watched
+
+    plain = samples(model, config, "cuda")  # brings tables to the device
+    monkeypatch.setattr(model, "conditionals", conditionals)
+    try:
+        assert torch.equal(samples(model, config, "cuda"), plain)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
 def test_graphs_and_checks_exclude_each_other(monkeypatch):
     monkeypatch.setenv("GGM_KERNELS_CHECK", "1")
     with pytest.raises(ValueError, match="cuda_graph: got GGM_KERNELS_CHECK=1"):

@@ -54,6 +54,20 @@ def test_every_sequence_has_the_groups_that_it_has_alone(sites):
             assert (int(group.time[row]), float(group.progress[row])) == (own.time, own.progress)
 
 
+@pytest.mark.parametrize("frozen", [None, torch.arange(7) % torch.tensor([[2], [3]]) == 0])
+def test_groups_are_where_they_are_asked_for(frozen):
+    """On a device, so that no step has to bring them there."""
+    visits, device = OwnVisits.of(CHAIN, frozen), torch.device("meta")
+    for here, there in zip(visits.groups(3), visits.groups(3, device=device), strict=True):
+        assert there.steps.device == there.positions.device == device
+        assert there.steps.shape == here.steps.shape and there.positions.shape == here.positions.shape
+        assert there.coordinate == here.coordinate
+        if frozen is None:
+            assert there.time == here.time
+        else:
+            assert there.time.device == device and torch.equal(there.progress, here.progress)
+
+
 def test_conditionals_are_asked_at_the_time_before_the_visits_and_observed_after():
     asked, observed = [], []
 
