@@ -143,7 +143,7 @@ def point_of(
     device: torch.device,
 ) -> dict[str, Any]:
     """Samples of one setting, measured: and solved puzzles, where the task has them."""
-    count = task.samples or preset.samples
+    count = preset.samples * task.samples_factor
     request = Request(count, sampler, evaluations, temperature, seed=SAMPLE_SEED)
     drawn, seconds = timed(lambda: system.sample(request), device)
     tokens = drawn.tokens.cpu()

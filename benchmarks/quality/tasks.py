@@ -45,8 +45,8 @@ class Task:
         Sequences and what is given of them: infilled, and checked by `is_solved`.
     show : callable or None
         A sample as text.
-    samples : int or None
-        Per point, where a measure needs another number than the preset's.
+    samples_factor : int
+        How many times the preset's samples its measure needs per point.
     known : dict
         What else a reader should know of the data, by name.
     """
@@ -57,7 +57,7 @@ class Task:
     measure: Callable[[torch.Tensor], Measures]
     puzzles: tuple[torch.Tensor, torch.Tensor] | None = None
     show: Callable[[torch.Tensor], str] | None = None
-    samples: int | None = None
+    samples_factor: int = 1
     known: Measures = field(default_factory=dict)
 
     @property
@@ -184,9 +184,9 @@ def potts(scale: int, evaluator: Evaluator) -> Task:
         }
 
     shape = Shape(law.dim(), law.shape[0], size(32, 3))
-    count = 16_384  # of 256, exact samples alone would be 0.17 from the law of 81 sequences
-    train, held_out = laws.draw(law, 50_000, 0), laws.draw(law, count, 1)
-    return Task(train, held_out, shape, measure, samples=count)
+    train, held_out = laws.draw(law, 50_000, 0), laws.draw(law, 16_384, 1)
+    # 256 exact samples would be 0.17 from the law of 81 sequences.
+    return Task(train, held_out, shape, measure, samples_factor=64)
 
 
 MAKERS: dict[str, Callable[[int, Evaluator], Task]] = {

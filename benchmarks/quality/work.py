@@ -74,7 +74,7 @@ def use_one_thread(device: str) -> None:
 
 def of_data(name: str, task: Task, preset: Preset) -> dict[str, Any]:
     """What is measured of held-out data in place of samples, and how many sequences there are."""
-    held_out = task.held_out[: task.samples or preset.samples]
+    held_out = task.held_out[: preset.samples * task.samples_factor]
     return {
         "task": name,
         "train": len(task.train),
@@ -108,7 +108,7 @@ def paces(systems: list[str], task: Task, preset: Preset, device: torch.device) 
 def sampling(system: str, task: Task, preset: Preset, device: torch.device) -> dict[str, float]:
     """What samples of one training cost: network evaluations of a batch, and their predicted seconds."""
     made = make_system(system, task.shape).to(device)
-    batch = task.samples or preset.samples
+    batch = preset.samples * task.samples_factor
     wanted = list(points(system, made, preset, task.is_text))
     evaluations = sum(steps for _, steps, _ in wanted)
     if task.puzzles is not None:

@@ -18,6 +18,7 @@ from ggm_kernels.reference.precision import without_autocast
 
 _CPU_BUFFER_BYTES = 5 * 2**24  # of the logits of a block, unless that were too few rows for fast products
 _CPU_ROWS = (128, 512)
+_CPU_PARTIAL_SUMS = 8  # so many threads at a time add to the gradient of hidden states
 _NEGLIGIBLE = 2.0**-40  # of the largest scale of a block
 
 
@@ -125,7 +126,7 @@ class _Between:
         vocab_size, itemsize = problem.weight.shape[0], problem.product_dtype.itemsize
         rows = _multiple(_CPU_BUFFER_BYTES // (vocab_size * itemsize), *_CPU_ROWS)
         # As many tiles as threads, at the least, of what a small vocabulary gives.
-        return Sizes(rows, _multiple(-(-vocab_size // 16), 256, 2048), 128, 256)
+        return Sizes(rows, _multiple(-(-vocab_size // 16), 256, 2048), _CPU_PARTIAL_SUMS)
 
     def run(self, task: Callable[[int], None], count: int) -> None:
         if self._kernels.are_device_code:

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from ggm_kernels.products.partial_sums import PartialSums, add_product
+
 Needs = tuple[bool, bool, bool]  # of the gradients of hidden, weight and bias
 LossOutputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 GradientOutputs = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
@@ -98,12 +100,11 @@ class Scales:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a block of rows and a tile, and of the part of a gradient of hidden that is one task."""
+    """Of a block of rows and a tile, and how many partial sums the gradient of hidden states is made of."""
 
     rows: int
     tokens: int
-    part_rows: int
-    part_columns: int
+    partial_sums: int
 
 
 _DEVICE_BUFFER_BYTES = 2**28  # of the logits of a block on a device
@@ -115,7 +116,7 @@ def device_sizes(problem: Problem) -> Sizes:
     """On a device, where one product fills it."""
     vocab_size, itemsize = problem.weight.shape[0], problem.product_dtype.itemsize
     rows = min(max(_DEVICE_BUFFER_BYTES // (vocab_size * itemsize) // 128 * 128, 128), 8192)
-    return Sizes(rows, _DEVICE_TOKENS, rows, max(1, problem.hidden.shape[1]))
+    return Sizes(rows, _DEVICE_TOKENS, 1)
 
 
 class Kernels(Protocol):
@@ -164,10 +165,13 @@ class Losses:
 class Gradients:
     """Gradients of hidden, weight and bias, summed over blocks; of weight and bias in float32."""
 
-    def __init__(self, problem: Problem, needs: Needs, held: torch.dtype, tiles: int) -> None:
+    def __init__(
+        self, problem: Problem, needs: Needs, held: torch.dtype, tiles: int, partial_sums: tuple[int, int]
+    ) -> None:
         self._problem, self._needs, self._held = problem, needs, held
         weight, hidden = problem.weight, problem.hidden
         self.hidden = hidden.new_zeros(hidden.shape, dtype=held) if needs[0] else None
+        self.partial_sums = hidden.new_empty(*partial_sums, hidden.shape[1], dtype=torch.float32)
         self.weight = weight.new_empty(weight.shape, dtype=torch.float32) if needs[1] else None
         self.bias = weight.new_zeros(weight.shape[0], dtype=torch.float32) if needs[2] else None
         self._begun = [False] * tiles
@@ -176,7 +180,7 @@ class Gradients:
         """Add the product of a tile."""
         if self.weight is None:
             return
-        _add_product(self.weight[tokens], gradient.T, hidden, self._begun[index])
+        add_product(self.weight[tokens], gradient.T, hidden, self._begun[index])
         self._begun[index] = True
 
     def finish(self, tiles: list[slice]) -> GradientOutputs:
@@ -242,17 +246,6 @@ def _outputs(losses: Losses, scale: torch.Tensor, z_loss: float) -> LossOutputs:
     return losses.loss(scale, z_loss), losses.log_sum_exp, torch.stack([losses.top, losses.log_mass])
 
 
-def _add_product(sums: torch.Tensor, a: torch.Tensor, b: torch.Tensor, begun: bool) -> None:
-    """``sums += a @ b``, or ``sums = a @ b`` where nothing is there to be added to; sums are float32."""
-    if a.dtype != torch.float32:
-        product = torch.mm(a, b)
-        sums.add_(product) if begun else sums.copy_(product)
-    elif begun:
-        torch.addmm(sums, a, b, out=sums)
-    else:
-        torch.mm(a, b, out=sums)
-
-
 class Walk:
     """A walk through the blocks of a problem."""
 
@@ -298,9 +291,20 @@ class Walk:
         return gradients.finish(self._tiles)
 
     def _new_gradients(self, needs: Needs, held: torch.dtype | None = None) -> Gradients:
-        return Gradients(
-            self._problem, needs, held or held_dtype(self._problem.hidden.dtype), len(self._tiles)
-        )
+        tiles, held = len(self._tiles), held or held_dtype(self._problem.hidden.dtype)
+        count = min(self._sizes.partial_sums, tiles) if needs[0] else 0
+        return Gradients(self._problem, needs, held, tiles, (count, len(self._buffer)))
+
+    def _partial_sums(self, gradients: Gradients, block: Problem) -> PartialSums | None:
+        """Of the gradient of a block's hidden states."""
+        if gradients.hidden is None:
+            return None
+
+        def factors(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens = self._tiles[index]
+            return self._tile(block, tokens).products, self._weight(tokens)
+
+        return PartialSums(gradients.partial_sums[:, : len(block.hidden)], factors)
 
     def _block(self, rows: slice) -> tuple[Problem, torch.Tensor]:
         """Of some rows, with their hidden states as factors of products."""
@@ -313,8 +317,8 @@ class Walk:
     def _multiply(self, tile: Tile, tokens: slice, hidden: torch.Tensor) -> None:
         torch.mm(hidden, self._weight(tokens).T, out=tile.products)
 
-    def _weight(self, tokens: slice, columns: slice = slice(None)) -> torch.Tensor:
-        return self._problem.weight[tokens, columns].to(self._problem.product_dtype)
+    def _weight(self, tokens: slice) -> torch.Tensor:
+        return self._problem.weight[tokens].to(self._problem.product_dtype)
 
     def _sums(self, block: Problem, hidden: torch.Tensor) -> Losses:
         rows = hidden.shape[0]
@@ -355,10 +359,10 @@ class Walk:
         gradients: Gradients,
         has_products: bool,
     ) -> None:
-        matter = [True] * len(self._tiles)
         # Of a row that does not count the gradients are 0, and its hidden states may be NaN.
         counts = (scales.softmax_scale != 0) | (scales.target_scale != 0)
         counted = hidden.masked_fill(~counts[:, None], 0.0)
+        sums = self._partial_sums(gradients, block)
 
         def of_tile(index: int) -> None:
             tokens = self._tiles[index]
@@ -366,34 +370,12 @@ class Walk:
             if not has_products:
                 self._multiply(tile, tokens, hidden)
             bias = None if gradients.bias is None else gradients.bias[tokens]
-            matter[index] = self._kernels.gradients(tile, scales, bias)
-            if matter[index]:
+            matters = self._kernels.gradients(tile, scales, bias)
+            if matters:
                 gradients.add_to_weight(index, tokens, tile.products, counted)
+            if sums is not None:
+                sums.ready(index, matters)
 
         self._kernels.run(of_tile, len(self._tiles))
-        out = None if gradients.hidden is None else gradients.hidden[rows]
-        if out is None:
-            return
-        sums = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-        parts = self._parts(*hidden.shape)
-
-        def of_part(index: int) -> None:
-            part, columns = parts[index]
-            begun = False
-            for tokens in (tokens for tokens, matters in zip(self._tiles, matter, strict=True) if matters):
-                gradient = self._tile(block, tokens).products[part]
-                _add_product(sums[part, columns], gradient, self._weight(tokens, columns), begun)
-                begun = True
-            if begun:
-                out[part, columns] = sums[part, columns]
-
-        self._kernels.run(of_part, len(parts))
-
-    def _parts(self, rows: int, columns: int) -> list[tuple[slice, slice]]:
-        """Of a gradient of hidden."""
-        height, width = self._sizes.part_rows, self._sizes.part_columns
-        return [
-            (slice(i, min(i + height, rows)), slice(j, min(j + width, columns)))
-            for i in range(0, rows, height)
-            for j in range(0, columns, width)
-        ]
+        if sums is not None:
+            sums.total_to(gradients.hidden[rows])
