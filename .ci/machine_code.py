@@ -2,7 +2,7 @@
 
 Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it the table in
 ``docs/gpu-notes.md``. ``machine_code.py check`` compiles, compares with that file and says what got worse: a
-kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
+kernel that spills (more than there), lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
 that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels, unless
 ``--archs 80,100`` names others.
 ``--only cuda`` or ``--only triton`` looks at one kind. A kind whose sources, flags and compiler are those
@@ -271,7 +271,7 @@ def compare(where: str, before: Kernels, now: Kernels) -> list[str]:
             if kernel[what] < old[what]:
                 lines.append(f"{where}: {name}: {what} {old[what]} -> {kernel[what]}")
         for what in ("stack", "local"):
-            if kernel[what] > 0:
+            if kernel[what] > old[what]:
                 lines.append(f"{where}: {name}: spills, {what} {old[what]} -> {kernel[what]}")
     return lines
 

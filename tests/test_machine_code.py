@@ -67,9 +67,12 @@ def test_kernels_come_and_go():
 
 
 @pytest.mark.parametrize("where", ["cuda sm_120", "triton sm_90"])
-def test_a_spill_is_never_allowed(where):
-    spilling = {**KERNEL, "local": 2}
-    assert machine_code.compare(where, {"race": spilling}, {"race": spilling})
+def test_a_spill_is_seen_where_the_report_has_none(where):
+    """Which kernels of the report may have one, a test of the report says."""
+    spilling, worse = {**KERNEL, "local": 2}, {**KERNEL, "local": 4}
+    assert machine_code.compare(where, {"race": KERNEL}, {"race": spilling})
+    assert machine_code.compare(where, {"race": spilling}, {"race": worse})
+    assert not machine_code.compare(where, {"race": spilling}, {"race": spilling})
 
 
 def test_blocks_are_counted_by_registers():
