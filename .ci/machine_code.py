@@ -2,9 +2,9 @@
 
 Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it the table in
 ``docs/gpu-notes.md``. ``machine_code.py check`` compiles, compares with that file and says what got worse: a
-kernel that spills (more than there), lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
-that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels, unless
-``--archs 80,100`` names others.
+kernel that spills, or spills more, lost its 128-bit loads or stores or its matrix instructions, or needs so
+many registers that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels,
+unless ``--archs 80,100`` names others.
 ``--only cuda`` or ``--only triton`` looks at one kind. A kind whose sources, flags and compiler are those
 that the report was made from is not compiled again by ``check``, unless ``--anyway`` asks for it.
 """

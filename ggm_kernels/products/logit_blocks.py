@@ -295,16 +295,14 @@ class Walk:
         count = min(self._sizes.partial_sums, tiles) if needs[0] else 0
         return Gradients(self._problem, needs, held, tiles, (count, len(self._buffer)))
 
-    def _partial_sums(self, gradients: Gradients, block: Problem) -> PartialSums | None:
+    def _partial_sums(self, sums: torch.Tensor, block: Problem) -> PartialSums:
         """Of the gradient of a block's hidden states."""
-        if gradients.hidden is None:
-            return None
 
         def factors(index: int) -> tuple[torch.Tensor, torch.Tensor]:
             tokens = self._tiles[index]
             return self._tile(block, tokens).products, self._weight(tokens)
 
-        return PartialSums(gradients.partial_sums[:, : len(block.hidden)], factors)
+        return PartialSums(sums[:, : len(block.hidden)], factors)
 
     def _block(self, rows: slice) -> tuple[Problem, torch.Tensor]:
         """Of some rows, with their hidden states as factors of products."""
@@ -362,7 +360,8 @@ class Walk:
         # Of a row that does not count the gradients are 0, and its hidden states may be NaN.
         counts = (scales.softmax_scale != 0) | (scales.target_scale != 0)
         counted = hidden.masked_fill(~counts[:, None], 0.0)
-        sums = self._partial_sums(gradients, block)
+        out = None if gradients.hidden is None else gradients.hidden[rows]
+        sums = None if out is None else self._partial_sums(gradients.partial_sums, block)
 
         def of_tile(index: int) -> None:
             tokens = self._tiles[index]
@@ -377,5 +376,5 @@ class Walk:
                 sums.ready(index, matters)
 
         self._kernels.run(of_tile, len(self._tiles))
-        if sums is not None:
-            sums.total_to(gradients.hidden[rows])
+        if out is not None and sums is not None:
+            sums.total_to(out)
