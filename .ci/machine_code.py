@@ -2,9 +2,9 @@
 
 Usage: ``machine_code.py write`` makes ``.ci/machine_code.json`` anew, and of it the table in
 ``docs/gpu-notes.md``. ``machine_code.py check`` compiles, compares with that file and says what got worse: a
-kernel that spills, or spills more, lost its 128-bit loads or stores or its matrix instructions, or needs so
-many registers that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels,
-unless ``--archs 80,100`` names others.
+kernel that spills, lost its 128-bit loads or stores or its matrix instructions, or needs so many registers
+that fewer of its blocks fit on a processor; of two architectures, and two of Triton's kernels, unless
+``--archs 80,100`` names others.
 ``--only cuda`` or ``--only triton`` looks at one kind. A kind whose sources, flags and compiler are those
 that the report was made from is not compiled again by ``check``, unless ``--anyway`` asks for it.
 """
@@ -259,6 +259,11 @@ def parse_resources(text: str) -> dict[str, tuple[int, int]]:
     return {name: (int(registers), int(stack) + int(local)) for name, registers, stack, local in found}
 
 
+def may_spill(name: str) -> bool:
+    """Whether a kernel has leave to keep a little in memory: Triton's commit at its largest block alone."""
+    return name.startswith("_commit_kernel ") and "BLOCK=4096" in name
+
+
 def compare(where: str, before: Kernels, now: Kernels) -> list[str]:
     """What got worse, a line each."""
     lines = [f"{where}: {name} is gone" for name in before if name not in now]
@@ -271,7 +276,7 @@ def compare(where: str, before: Kernels, now: Kernels) -> list[str]:
             if kernel[what] < old[what]:
                 lines.append(f"{where}: {name}: {what} {old[what]} -> {kernel[what]}")
         for what in ("stack", "local"):
-            if kernel[what] > old[what]:
+            if kernel[what] > (old[what] if may_spill(name) else 0):
                 lines.append(f"{where}: {name}: spills, {what} {old[what]} -> {kernel[what]}")
     return lines
 
