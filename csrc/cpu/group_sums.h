@@ -30,11 +30,13 @@ class Largest {
     }
   }
 
-  GGM_HD_MEMBER GroupTop total() const {
+  GGM_HD_MEMBER Floats of_lanes() const {
     Floats top = tops_[0];
     for (int chain = 1; chain < kChains; ++chain) top = larger(tops_[chain], top);
-    return {tree_largest(top), kSeesNan && any(nan_)};
+    return top;
   }
+
+  GGM_HD_MEMBER GroupTop total() const { return {tree_largest(of_lanes()), kSeesNan && any(nan_)}; }
 
  private:
   static constexpr int kChains = 4;
@@ -49,7 +51,19 @@ GGM_HD GroupTop largest_of(const T* logits, int64_t count) {
   return largest.total();
 }
 
-// The same of kFew tokens at most.
+// The largest logits of a batch's lanes: the first and the last of them. Not finite where one is not.
+struct BatchTops {
+  float most, least;
+};
+
+template <class T>
+GGM_HD BatchTops tops_of_batch(const T* logits, int64_t count) {
+  Largest<false> largest;
+  largest.take(logits, count);
+  return {tree_largest(largest.of_lanes()), -tree_largest(-largest.of_lanes())};
+}
+
+// The largest of kFew tokens at most.
 template <class T>
 GGM_HD GroupTop largest_of_few(const T* logits, int64_t count) {
   GroupTop largest = {minus_infinity(), false};
@@ -103,20 +117,6 @@ struct Chains {
   }
 };
 
-// Asks for the cache lines of row[begin .. end), into the first level: they are next.
-template <class T>
-GGM_HD void ask_for(const T* row, int64_t begin, int64_t end) {
-  constexpr int64_t step = kLineBytes / sizeof(T);
-  for (int64_t i = begin; i < end; i += step) __builtin_prefetch(row + i, 0, 3);
-}
-
-// What is done on the way for the group that comes next: its largest logit, a NaN passed over.
-template <class T>
-struct Ahead {
-  Span<T> group;  // without tokens where there is none
-  GroupTop largest;
-};
-
 // (g - top) * slope of logits. Where tops are moderate and the instruction set fuses, g * slope - base in one
 // instruction: the top itself then gives not 0 but `at_top`, a rounding error that sums are corrected by.
 template <bool kFused>
@@ -145,34 +145,34 @@ constexpr float kMostFused = 1024.0f;  // of |top * slope|
 constexpr float kMostFused = -1.0f;
 #endif
 
-// On the way it asks for logits further on: they come from memory while these are computed.
+// Nothing is asked of memory beforehand: it brings one row after the other by itself, at the rate of a bare sum.
 template <class T, bool kMoment, bool kFused>
-GGM_HD GroupSums sums_relative(const T* logits, int64_t count, const Exponents<kFused>& exponents, Ahead<T>& ahead) {
+GGM_HD GroupSums sums_relative(const T* logits, int64_t count, const Exponents<kFused>& exponents) {
   Chains chains;
-  Largest<false> next;
-  const T* const later = logits + 2 * kRaceGroup;  // one group ahead comes too late
   for (int64_t i = 0; i < count; i += kBatch) {
     Floats g[8];
     load_batch(logits + i, count - i, g);
-    ask_for(later, i, i + kBatch);
-    if (i < ahead.group.tokens) next.take(ahead.group.logits + i, ahead.group.tokens - i);
     for (int j = 0; j < 8; ++j) {
-      const Floats x = exponents.of(g[j]), y = exp2_for_sum(x);
-      chains.mass[j % 4] += y;
-      if (kMoment) chains.moment[j % 4] = multiply_add(x, y, chains.moment[j % 4]);
+      const Floats x = exponents.of(g[j]);
+      if (kMoment) {
+        const Floats y = exp2_for_sum(x);
+        chains.mass[j % 4] += y;
+        chains.moment[j % 4] = multiply_add(x, y, chains.moment[j % 4]);
+      } else {
+        chains.mass[j % 4] = add_exp2(chains.mass[j % 4], x);
+      }
     }
   }
-  ahead.largest = next.total();
   return exponents.corrected(chains.total());
 }
 
 template <class T, bool kMoment>
-GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature, Ahead<T>& ahead) {
+GGM_HD GroupSums sums_of(const T* logits, int64_t count, float top, float inverse_temperature) {
   const float slope = binary_slope(inverse_temperature);
   if (fabsf(top * slope) <= kMostFused) {
-    return sums_relative<T, kMoment>(logits, count, Exponents<true>(top, slope), ahead);
+    return sums_relative<T, kMoment>(logits, count, Exponents<true>(top, slope));
   }
-  return sums_relative<T, kMoment>(logits, count, Exponents<false>(top, slope), ahead);
+  return sums_relative<T, kMoment>(logits, count, Exponents<false>(top, slope));
 }
 
 // The mass of what a threshold leaves of a group; the threshold is relative to the row's top.

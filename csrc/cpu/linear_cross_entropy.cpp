@@ -66,7 +66,7 @@ float mass_of(const Row<T>& row, float top) {
       if (begin >= row.tokens) break;
       const int many = lanes_for(row.tokens - begin);
       const Floats x = normal_exponent((row.logits(begin, many) - top) * kLog2E);
-      sums[j] += exp2_for_sum(x);
+      sums[j] = add_exp2(sums[j], x);
     }
   }
   return tree_sum(sums[0] + sums[1]);

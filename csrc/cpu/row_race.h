@@ -76,6 +76,8 @@ class GroupWords {
 
 // Of a group whose mass is not relative to its own top. The logarithm of a larger one is too coarse for a score.
 constexpr float kMostWithoutTop = 0x1p20f;
+// Of the tempered tops of a batch's lanes. Normal logits that are so far apart have a standard deviation of 14.
+constexpr float kMostApart = 32.0f;
 
 // A race over part of a row.
 class RowRacer {
@@ -86,8 +88,7 @@ class RowRacer {
         races_groups_(row.vocab_size > kRaceGroup && !row.law.greedy),
         sums_law_(row.wants.law_mass || races_groups_),
         is_plain_(row.law.inverse_temperature == 1.0f),
-        sums_see_nan_(sums_law_ && !row.law.filtered && !row.law.greedy && !row.wants.margin),
-        needs_no_tops_(sums_see_nan_ && races_groups_ && !row.wants.argmax && !row.wants.entropy &&
+        needs_no_tops_(races_groups_ && !row.law.filtered && !row.wants.margin && !row.wants.argmax &&
                        (is_plain_ || !row.wants.raw_mass)),
         seen_(row.law.filtered ? minus_infinity() : state.top) {}
 
@@ -96,29 +97,26 @@ class RowRacer {
     const bool edits = row_.edits.softcap > 0.0f || row_.edits.shifted_token >= 0;
     for (int64_t begin = 0; begin < span.tokens && state_.has_nan == 0u; begin += kRaceGroup) {
       if (edits) {
-        with_edits(group_at(span, begin), row_.edits,
-                   [this](const auto& edited) { enter_group(edited, {edited.logits, 0, 0}); });
+        with_edits(group_at(span, begin), row_.edits, [this](const auto& edited) { enter_group(edited); });
       } else {
-        enter_group(group_at(span, begin), group_at(span, begin + kRaceGroup));
+        enter_group(group_at(span, begin));
       }
     }
     if (leader_ >= 0 && state_.has_nan == 0u) draw_from(span);
   }
 
  private:
-  // Without tokens past the end.
   template <class T>
   GGM_HD_MEMBER static Span<T> group_at(const Span<T>& span, int64_t begin) {
-    const int64_t left = span.tokens - begin, tokens = left < 0 ? 0 : left < kRaceGroup ? left : kRaceGroup;
-    return {span.logits + begin, span.token_begin + begin, tokens};
+    const int64_t left = span.tokens - begin;
+    return {span.logits + begin, span.token_begin + begin, left < kRaceGroup ? left : kRaceGroup};
   }
 
   template <class T>
-  GGM_HD_MEMBER void enter_group(const Span<T>& group, const Span<T>& following) {
+  GGM_HD_MEMBER void enter_group(const Span<T>& group) {
     note(group, row_.present_token, state_.present);
     note(group, row_.noise_token, state_.noise);
-    const Span<T> next = needs_no_tops_ ? first_batch(following) : following;
-    if (needs_no_tops_ && enter_without_top(group, next)) return;
+    if (needs_no_tops_ && enter_without_top(group)) return;
     const GroupTop largest = top_of(group);
     if (largest.has_nan) {
       state_.has_nan = 1u;
@@ -131,7 +129,7 @@ class RowRacer {
       state_.argmax = static_cast<uint32_t>(group.token_begin + index_of(group, largest.top));
     }
     rise_to(state_, largest.top, row_.law.inverse_temperature);
-    const float mass = add_sums(group, largest.top, next);
+    const float mass = add_sums(group, largest.top);
     if (row_.law.greedy) {
       if (rises) take(state_.argmax, largest.top);
     } else {
@@ -140,42 +138,36 @@ class RowRacer {
   }
 
   // Relative to the largest of its first batch, which saves a pass: unless the group's own lies so much higher that
-  // digits are lost, and nothing is done.
+  // digits are lost, and nothing is done. Where logits lie far apart that is to be expected.
   template <class T>
-  GGM_HD_MEMBER bool enter_without_top(const Span<T>& group, const Span<T>& next) {
-    const float near_top = knows_next_ ? next_.top : largest_logit(first_batch(group));
-    knows_next_ = false;
-    if (!(near_top - near_top == 0.0f)) return false;
-    const float mass = sums_at<false>(group, near_top, row_.law.inverse_temperature, next).mass;
-    if (mass != mass) {
+  GGM_HD_MEMBER bool enter_without_top(const Span<T>& group) {
+    const BatchTops first = tops_of_batch(group.logits, group.tokens);
+    if (!((first.most - first.least) * row_.law.inverse_temperature < kMostApart)) return false;
+    const float near_top = first.most;
+    const GroupSums sums = asked_sums(group, near_top);
+    if (sums.mass != sums.mass) {
       state_.has_nan = 1u;
       return true;
     }
-    if (!(mass < kMostWithoutTop)) {
-      knows_next_ = false;
-      return false;
-    }
+    if (!(sums.mass < kMostWithoutTop)) return false;
     rise_to(state_, near_top, row_.law.inverse_temperature);
-    if (row_.wants.law_mass || row_.wants.raw_mass) add_mass(mass, near_top);
-    enter_race(group.token_begin / kRaceGroup, near_top, mass);
+    if (row_.wants.law_mass || row_.wants.raw_mass || row_.wants.entropy) add_to_row(sums, near_top);
+    enter_race(group.token_begin / kRaceGroup, near_top, sums.mass);
     return true;
   }
 
   // Of a group whose law has neither filters nor, where the raw mass is asked for, a temperature.
-  GGM_HD_MEMBER void add_mass(float mass, float top) {
-    const double of_row = product(mass, expf(tempered(top, state_.top, row_.law.inverse_temperature)));
-    if (row_.wants.law_mass) state_.law_mass += of_row;
-    if (row_.wants.raw_mass) state_.raw_mass += of_row;
+  GGM_HD_MEMBER void add_to_row(const GroupSums& sums, float top) {
+    const float z_top = tempered(top, state_.top, row_.law.inverse_temperature), share = expf(z_top);
+    const double mass = product(sums.mass, share);
+    if (row_.wants.law_mass) state_.law_mass += mass;
+    if (row_.wants.raw_mass) state_.raw_mass += mass;
+    if (row_.wants.entropy) add_moment(sums, share, z_top);
   }
 
   template <class T>
   GGM_HD_MEMBER static float largest_logit(const Span<T>& group) {
     return largest_of<T, false>(group.logits, group.tokens).top;
-  }
-
-  template <class T>
-  GGM_HD_MEMBER static Span<T> first_batch(const Span<T>& group) {
-    return {group.logits, group.token_begin, group.tokens < kBatch ? group.tokens : kBatch};
   }
 
   template <class T>
@@ -186,13 +178,8 @@ class RowRacer {
 
   template <class T>
   GGM_HD_MEMBER GroupTop top_of(const Span<T>& group) {
-    const bool is_known = knows_next_;
-    knows_next_ = false;
     if (group.tokens <= kFew) return largest_of_few(group.logits, group.tokens);
-    if (!sums_see_nan_) return largest_of<T, true>(group.logits, group.tokens);
-    const GroupTop largest = is_known ? next_ : largest_of<T, false>(group.logits, group.tokens);
-    const bool is_finite = largest.top - largest.top == 0.0f;  // else sums see nothing
-    return is_finite ? largest : largest_of<T, true>(group.logits, group.tokens);
+    return largest_of<T, true>(group.logits, group.tokens);
   }
 
   template <class T>
@@ -204,27 +191,19 @@ class RowRacer {
 
   // Adds the sums that are asked for; returns the mass of the group in the race.
   template <class T>
-  GGM_HD_MEMBER float add_sums(const Span<T>& group, float top, const Span<T>& next) {
+  GGM_HD_MEMBER float add_sums(const Span<T>& group, float top) {
     const Law& law = row_.law;
     const bool shares_raw = is_plain_ && row_.wants.raw_mass;
     const bool tempers = !law.greedy && (row_.wants.entropy || (sums_law_ && !law.filtered) || shares_raw);
     const float z_top = tempered(top, state_.top, law.inverse_temperature);
     GroupSums sums = {0.0f, 0.0f};
-    if (tempers) {
-      sums = row_.wants.entropy ? sums_at<true>(group, top, law.inverse_temperature, next)
-                                : sums_at<false>(group, top, law.inverse_temperature, next);
-      if (sums.mass != sums.mass) state_.has_nan = 1u;
-    }
+    if (tempers) sums = asked_sums(group, top);
     const bool is_summed = row_.wants.entropy || row_.wants.law_mass || (shares_raw && tempers);
     const float share = is_summed ? expf(z_top) : 0.0f;  // of the group's unit of mass in the row's
-    if (row_.wants.entropy && !law.greedy) {
-      const double of_row = static_cast<double>(share), mass = static_cast<double>(sums.mass);
-      state_.tempered_mass += of_row * mass;
-      if (share > 0.0f) state_.moment += of_row * (static_cast<double>(sums.moment) + static_cast<double>(z_top) * mass);
-    }
+    if (row_.wants.entropy && !law.greedy) add_moment(sums, share, z_top);
     if (row_.wants.raw_mass) {
       state_.raw_mass += shares_raw && tempers ? product(sums.mass, share)
-                                               : product(sums_at<false>(group, top, 1.0f, next).mass,
+                                               : product(sums_at<false>(group, top, 1.0f).mass,
                                                          expf(tempered(top, state_.top, 1.0f)));
     }
     float mass = sums.mass;
@@ -233,20 +212,30 @@ class RowRacer {
     return mass;
   }
 
-  GGM_HD_MEMBER static double product(float mass, float share) {
-    return static_cast<double>(mass) * static_cast<double>(share);
+  // Of sums relative to a logit whose own z and whose share of the row's unit of mass these are.
+  GGM_HD_MEMBER void add_moment(const GroupSums& sums, float share, float z) {
+    state_.tempered_mass += product(sums.mass, share);
+    if (!(share > 0.0f)) return;
+    const double of_group = static_cast<double>(sums.moment) + product(sums.mass, z);
+    state_.moment += static_cast<double>(share) * of_group;
   }
 
-  // On the way it finds the largest logit of the next group.
+  GGM_HD_MEMBER static double product(float a, float b) {
+    return static_cast<double>(a) * static_cast<double>(b);
+  }
+
+  template <class T>
+  GGM_HD_MEMBER GroupSums asked_sums(const Span<T>& group, float top) const {
+    const float inverse_temperature = row_.law.inverse_temperature;
+    return row_.wants.entropy ? sums_at<true>(group, top, inverse_temperature)
+                              : sums_at<false>(group, top, inverse_temperature);
+  }
+
   template <bool kMoment, class T>
-  GGM_HD_MEMBER GroupSums sums_at(const Span<T>& group, float top, float inverse_temperature, const Span<T>& next) {
+  GGM_HD_MEMBER static GroupSums sums_at(const Span<T>& group, float top, float inverse_temperature) {
     if (top == minus_infinity()) return {0.0f, 0.0f};
     if (top == -minus_infinity()) return {count_infinite(group.logits, group.tokens), 0.0f};
-    Ahead<T> ahead = {next, {}};
-    const GroupSums sums = sums_of<T, kMoment>(group.logits, group.tokens, top, inverse_temperature, ahead);
-    knows_next_ = next.tokens > 0;
-    next_ = ahead.largest;
-    return sums;
+    return sums_of<T, kMoment>(group.logits, group.tokens, top, inverse_temperature);
   }
 
   template <class T>
@@ -295,13 +284,10 @@ class RowRacer {
   const Row& row_;
   RowState& state_;
   const bool races_groups_, sums_law_, is_plain_;
-  const bool sums_see_nan_;  // so that the search for a largest logit need not
   const bool needs_no_tops_;  // of groups, but of the one that is drawn from
   GroupWords words_;
   int64_t leader_ = -1;
   float leader_top_ = 0.0f;
-  bool knows_next_ = false;
-  GroupTop next_ = {};  // of the next group, where it is known
   float seen_;  // the largest logit so far, where filters have set the state's top beforehand, too
 };
 

@@ -193,20 +193,40 @@ GGM_HD Floats normal_exponent(Floats x) {
 #endif
 }
 
-// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent. x = n + f; a minimax polynomial in f.
+#if defined(__AVX512DQ__)
+// 2^(i/32), in the two halves that one instruction looks up.
+alignas(64) constexpr float kBinaryRoots[32] = {
+    0x1.000000p+0f, 0x1.059b0ep+0f, 0x1.0b5586p+0f, 0x1.11301ep+0f, 0x1.172b84p+0f, 0x1.1d4874p+0f, 0x1.2387a6p+0f,
+    0x1.29e9e0p+0f, 0x1.306fe0p+0f, 0x1.371a74p+0f, 0x1.3dea64p+0f, 0x1.44e086p+0f, 0x1.4bfdaep+0f, 0x1.5342b6p+0f,
+    0x1.5ab07ep+0f, 0x1.6247ecp+0f, 0x1.6a09e6p+0f, 0x1.71f75ep+0f, 0x1.7a1148p+0f, 0x1.82589ap+0f, 0x1.8ace54p+0f,
+    0x1.93737cp+0f, 0x1.9c4918p+0f, 0x1.a5503cp+0f, 0x1.ae89fap+0f, 0x1.b7f770p+0f, 0x1.c199bep+0f, 0x1.cb720ep+0f,
+    0x1.d5818ep+0f, 0x1.dfc974p+0f, 0x1.ea4afap+0f, 0x1.f50766p+0f};
+
+// 2^x = root * rest, for sums. The root is 2^(floor(32 x) / 32), of which scalef takes the whole part of x by itself;
+// the rest, 2^f with f in [0, 1/32), is a minimax polynomial. Exactly 1 times 1 for 0.
+struct Power {
+  Floats root, rest;
+};
+
+GGM_HD Power power_of_2(Floats x) {
+  constexpr int kAll = 0xFFFF, kDownwards = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC, kLess32nds = 0x59;
+  constexpr float kRound = 0x1.8p18f;  // leaves floor(32 x) in the low bits
+  const __m512i index = (__m512i)_mm512_maskz_add_round_ps(kAll, (__m512)x, (__m512)(Floats{} + kRound), kDownwards);
+  const __m512 root = _mm512_maskz_permutex2var_ps(kAll, _mm512_load_ps(kBinaryRoots), index,
+                                                   _mm512_load_ps(kBinaryRoots + kLanes));
+  const Floats f = (Floats)_mm512_maskz_reduce_ps(kAll, (__m512)x, kLess32nds);
+  const Floats p = multiply_add(f, Floats{} + 0x1.f0dd6cp-3f, Floats{} + 0x1.62e154p-1f);
+  return {(Floats)_mm512_maskz_scalef_ps(kAll, root, (__m512)x), multiply_add(p, f, Floats{} + 1.0f)};
+}
+#endif
+
+// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent.
 GGM_HD Floats exp2_for_sum(Floats x) {
 #if defined(__AVX512DQ__)
-  // n = floor(x), which scalef takes by itself; f is in [0, 1). Exactly 1 for 0.
-  constexpr int kLessFloor = 0x09;
-  const Floats f = (Floats)_mm512_maskz_reduce_ps(0xFFFF, (__m512)x, kLessFloor);
-  Floats p = Floats{} + 0x1.e97512p-10f;
-  p = multiply_add(p, f, Floats{} + 0x1.27784ap-7f);
-  p = multiply_add(p, f, Floats{} + 0x1.c91ceap-5f);
-  p = multiply_add(p, f, Floats{} + 0x1.ebdb56p-3f);
-  p = multiply_add(p, f, Floats{} + 0x1.62e4bap-1f);
-  p = multiply_add(p, f, Floats{} + 1.0f);
-  return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)p, (__m512)x);
+  const Power power = power_of_2(x);
+  return power.root * power.rest;
 #else
+  // x = n + f; a minimax polynomial in f.
   constexpr float kRound = 0x1.8p23f;  // leaves the nearest integer in the low bits
   const Floats shifted = x + kRound;
   const Floats n = shifted - kRound;
@@ -219,6 +239,16 @@ GGM_HD Floats exp2_for_sum(Floats x) {
   p = multiply_add(p, f, Floats{} + 1.0f);
   const Floats scaled = (Floats)((Words)p + (float_bits(shifted) << 23));
   return x == x ? scaled : x;
+#endif
+}
+
+// sum + 2^x, likewise.
+GGM_HD Floats add_exp2(Floats sum, Floats x) {
+#if defined(__AVX512DQ__)
+  const Power power = power_of_2(x);
+  return multiply_add(power.root, power.rest, sum);
+#else
+  return sum + exp2_for_sum(x);
 #endif
 }
 
