@@ -220,7 +220,27 @@ GGM_HD Power power_of_2(Floats x) {
 }
 #endif
 
-// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent.
+// While it lives, this thread takes results below the normal numbers for 0, where powers come straight from scalef: no
+// exponent of a sum needs a bound, which every logit would pay for.
+class FlushingToZero {
+#if defined(__AVX512DQ__)
+ public:
+  static constexpr bool kPowers = true;
+  GGM_HD_MEMBER FlushingToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  GGM_HD_MEMBER ~FlushingToZero() { _mm_setcsr(before_); }
+  FlushingToZero(const FlushingToZero&) = delete;
+  FlushingToZero& operator=(const FlushingToZero&) = delete;
+
+ private:
+  const unsigned before_;
+#else
+ public:
+  static constexpr bool kPowers = false;
+  GGM_HD_MEMBER FlushingToZero() {}
+#endif
+};
+
+// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent, or any where powers are flushed.
 GGM_HD Floats exp2_for_sum(Floats x) {
 #if defined(__AVX512DQ__)
   const Power power = power_of_2(x);

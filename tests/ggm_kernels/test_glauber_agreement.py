@@ -141,11 +141,14 @@ def test_infinite_and_lawless_rows(backend, dtype, filters):
         torch.testing.assert_close(ours[name], theirs[name], equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "asked", [(), ("entropy",), ("log_sum_exp", "log_prob"), ("entropy", "log_sum_exp", "log_prob")], ids=str
+)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.3}, {"softcap": 50.0}], ids=str)
-def test_groups_whose_first_tokens_tell_nothing_of_the_others(backend, options):
+def test_groups_whose_first_tokens_tell_nothing_of_the_others(backend, options, asked):
     """Backends may sum a group relative to what they see first of it."""
     inf, nan = math.inf, math.nan
-    kinds = [60.0, 300.0, 1e30, inf, -inf, nan, "light", "light and infinite", "heavy", "dead"]
+    kinds = [60.0, 300.0, 1e30, inf, -inf, nan, "light", "light and infinite", "heavy", "dead", "apart"]
     arguments = problem(5 * len(kinds), 2 * RACE_GROUP + 77)
     logits = arguments["logits"]
     for i, kind in enumerate(kinds):
@@ -154,6 +157,8 @@ def test_groups_whose_first_tokens_tell_nothing_of_the_others(backend, options):
             rows[..., RACE_GROUP : RACE_GROUP + 128] += 80.0
         elif kind == "dead":
             rows[..., RACE_GROUP:] = -inf
+        elif kind == "apart":
+            rows *= 30.0
         elif isinstance(kind, str):
             # All groups alike: a race in which each has its part.
             for begin in range(0, logits.shape[2], RACE_GROUP):
@@ -162,9 +167,7 @@ def test_groups_whose_first_tokens_tell_nothing_of_the_others(backend, options):
         else:
             rows[..., 700] = kind
             rows[..., RACE_GROUP + 5] = kind
-    ours, theirs = (
-        {name: torch.zeros(2, logits.shape[1]) for name in ("log_sum_exp", "log_prob")} for _ in "ab"
-    )
+    ours, theirs = ({name: torch.zeros(2, logits.shape[1]) for name in asked} for _ in "ab")
     assert_agree(run(arguments, backend, **options, **ours), run(arguments, "reference", **options, **theirs))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], equal_nan=True, rtol=1e-5, atol=1e-5)
