@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 import ggm_kernels
 from benchmarks import problems, rivals
-from benchmarks.timing import peak_extra_bytes, seconds_once, times_faster
+from benchmarks.timing import empty_caches, peak_extra_bytes, seconds_once, times_faster
 from ggm_kernels import NoiseLaw, corrupt
 
 THREADS = 2
@@ -257,15 +257,19 @@ def glauber_step_demands() -> Iterator[Demand]:
     time = lambda: times_faster(rival, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", "softmax, multinomial", 8, time)
     total = lambda: rows.logits.sum()  # noqa: E731
-    floor = "summing the logits once"
-    # In cache the step alone takes longer than the sum from memory; how far both overlap is the machine's.
-    time = lambda: times_faster(total, rows.step, seconds=2)  # noqa: E731
-    yield Demand("glauber_step", "N=256 V=50257", floor, 0.75, time, least=0.55)
-    asked_for = problems.glauber_step.ASKED_FOR
-    asked = asked_for["by-products"](rows)
+    asked = problems.glauber_step.ASKED_FOR["by-products"](rows)
     drawn = lambda: rows.step(**asked)  # noqa: E731
-    time = lambda: times_faster(total, drawn, seconds=2)  # noqa: E731
-    yield Demand("glauber_step, by-products", "N=256 V=50257", floor, 0.6, time, least=0.45)
+    empty = empty_caches(CPU)
+    for name, step, goal, least in (
+        ("glauber_step", rows.step, 0.75, 0.6),
+        ("glauber_step, by-products", drawn, 0.6, 0.5),
+    ):
+        time = lambda step=step: times_faster(total, step, seconds=2, before=empty)  # noqa: E731
+        yield Demand(name, "N=256 V=50257", "summing the logits once", goal, time, least)
+        # Calls in a row find what a cache kept of the logits: a sum of them is as fast as that cache, and there the
+        # step's own arithmetic counts.
+        time = lambda step=step: times_faster(total, step, seconds=2)  # noqa: E731
+        yield Demand(f"{name}, in a row", "N=256 V=50257", "summing the logits once", goal, time, goal / 2)
     # Powers that float32 cannot hold as normal numbers would take many times as long.
     far = replace(rows, logits=rows.logits * 100)
     time = lambda: times_faster(drawn, lambda: far.step(**asked), seconds=2)  # noqa: E731
