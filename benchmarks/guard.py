@@ -257,7 +257,8 @@ def glauber_step_demands() -> Iterator[Demand]:
     time = lambda: times_faster(rival, rows.step, seconds=2)  # noqa: E731
     yield Demand("glauber_step", "N=256 V=50257", "softmax, multinomial", 8, time)
     total = lambda: rows.logits.sum()  # noqa: E731
-    asked = problems.glauber_step.ASKED_FOR["by-products"](rows)
+    asked_for = problems.glauber_step.ASKED_FOR
+    asked = asked_for["by-products"](rows)
     drawn = lambda: rows.step(**asked)  # noqa: E731
     empty = empty_caches(CPU)
     for name, step, goal, least in (
@@ -266,8 +267,8 @@ def glauber_step_demands() -> Iterator[Demand]:
     ):
         time = lambda step=step: times_faster(total, step, seconds=2, before=empty)  # noqa: E731
         yield Demand(name, "N=256 V=50257", "summing the logits once", goal, time, least)
-        # Calls in a row find what a cache kept of the logits: a sum of them is as fast as that cache, and there the
-        # step's own arithmetic counts.
+        # Calls in a row find what a cache kept of the logits: a sum of them is as fast as that cache, and there
+        # the step's own arithmetic counts.
         time = lambda step=step: times_faster(total, step, seconds=2)  # noqa: E731
         yield Demand(f"{name}, in a row", "N=256 V=50257", "summing the logits once", goal, time, goal / 2)
     # Powers that float32 cannot hold as normal numbers would take many times as long.
