@@ -267,8 +267,8 @@ def glauber_step_demands() -> Iterator[Demand]:
     ):
         time = lambda step=step: times_faster(total, step, seconds=2, before=empty)  # noqa: E731
         yield Demand(name, "N=256 V=50257", "summing the logits once", goal, time, least)
-        # Calls in a row find what a cache kept of the logits: a sum of them is as fast as that cache, and there
-        # the step's own arithmetic counts.
+        # Calls in a row find what a cache kept of the logits: a sum of them is as fast as that cache, and so
+        # the own arithmetic of the step counts.
         time = lambda step=step: times_faster(total, step, seconds=2)  # noqa: E731
         yield Demand(f"{name}, in a row", "N=256 V=50257", "summing the logits once", goal, time, goal / 2)
     # Powers that float32 cannot hold as normal numbers would take many times as long.
