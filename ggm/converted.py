@@ -93,15 +93,10 @@ class ConvertedDenoiser(nn.Module, Sampler):
         if vocab_size < 1:
             raise ValueError(f"vocab_size: got {vocab_size}; allowed: 1 or more")
         self.denoiser, self.chain, self.noise, self.time = denoiser, Chain.from_config(chain), noise, time
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         some = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
         device = torch.device("cpu") if some is None else some.device
         self.register_buffer("anchor", torch.zeros((), device=device), persistent=False)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self._vocab_size
 
     @property
     def weights(self) -> torch.Tensor:
