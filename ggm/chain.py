@@ -69,28 +69,16 @@ class ChainConfig:
             raise ValueError(f"order_seed: got {self.order_seed}; allowed: 0 to 2**64 - 1")
 
 
-def _permutation(config: ChainConfig) -> torch.Tensor:
-    return _random_orders(config, 1).expand(config.sweeps, -1)
-
-
-def _reshuffled(config: ChainConfig) -> torch.Tensor:
-    return _random_orders(config, config.sweeps)
-
-
 def _random_orders(config: ChainConfig, count: int) -> torch.Tensor:
     draws = uniforms(torch.arange(count), config.length, stream=Stream.VISIT_ORDER, seed=config.order_seed)
     return draws.argsort(dim=1, stable=True)
 
 
-def _raster(config: ChainConfig) -> torch.Tensor:
-    return torch.arange(config.length).expand(config.sweeps, -1)
-
-
 # Position of every visit, int64 [S, L]: each row is a permutation of the positions.
 ORDERS: dict[str, Callable[[ChainConfig], torch.Tensor]] = {
-    "permutation": _permutation,
-    "reshuffled": _reshuffled,
-    "raster": _raster,
+    "permutation": lambda config: _random_orders(config, 1).expand(config.sweeps, -1),
+    "reshuffled": lambda config: _random_orders(config, config.sweeps),
+    "raster": lambda config: torch.arange(config.length).expand(config.sweeps, -1),
 }
 
 

@@ -93,15 +93,10 @@ class ConvertedDenoiser(nn.Module, Sampler):
         if vocab_size < 1:
             raise ValueError(f"vocab_size: got {vocab_size}; allowed: 1 or more")
         self.denoiser, self.chain, self.noise, self.time = denoiser, Chain.from_config(chain), noise, time
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         some = next(denoiser.parameters(), None) if isinstance(denoiser, nn.Module) else None
         device = torch.device("cpu") if some is None else some.device
         self.register_buffer("anchor", torch.zeros((), device=device), persistent=False)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self._vocab_size
 
     @property
     def weights(self) -> torch.Tensor:
@@ -145,18 +140,19 @@ class ConvertedDenoiser(nn.Module, Sampler):
         drawn = torch.ones_like(seen) if frozen is None else (~frozen).to(seen)
         level = (seen * drawn).sum(dim=1) / drawn.sum(dim=1).clamp_min(1.0)
         given = self.denoiser(tokens, self.time(level).float())
+        logits: torch.Tensor | LinearLogits
         if isinstance(given, torch.Tensor):
             check_logits(given, tokens, self.vocab_size)
+            logits = _at(given, positions)
         else:
             check_factors(*given, tokens, self.vocab_size)
+            hidden, weight = given
+            logits = LinearLogits(_at(hidden, positions), weight, None)
         keep_prob = self.chain.keep_prob(times)
         if positions is not None:
             tokens, keep_prob = tokens.gather(1, positions), keep_prob.gather(1, positions)
         shift = leave_one_out_shift(level[:, None], noise_probs(self.noise, tokens, self.vocab_size))
-        if isinstance(given, torch.Tensor):
-            return DataPrediction(_at(given, positions), keep_prob, shift)
-        hidden, weight = given
-        return DataPrediction(LinearLogits(_at(hidden, positions), weight, None), keep_prob, shift)
+        return DataPrediction(logits, keep_prob, shift)
 
 
 def _at(values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

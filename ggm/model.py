@@ -57,7 +57,7 @@ class GGM(nn.Module, Sampler, HubWeights):
     def __init__(self, config: GGMConfig) -> None:
         super().__init__()
         config.check_noise()
-        self.config = config
+        self.config, self.vocab_size = config, config.vocab_size
         self.chain = Chain.from_config(config.chain)
         self.backbone = make_backbone(config.backbone, config.vocab_size, config.chain.length)
         self.noise = None
@@ -209,11 +209,6 @@ class GGM(nn.Module, Sampler, HubWeights):
         super()._apply(fn, recurse)
         self.training_weights = training
         return self
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
 
     @property
     def weights(self) -> torch.Tensor:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ggm.chain import log_odds
+from ggm.mixture import noise_probs
 from ggm_kernels import (
     NoiseLaw,
     Stream,
@@ -64,23 +66,17 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise ValueError(f"form: got {self.form!r}; allowed: {', '.join(FORMS)}")
-        if self.candidates is not None and self.candidates < 1:
-            raise ValueError(f"candidates: got {self.candidates}; allowed: None or 1 and more")
+        for name in ("candidates", "shared_candidates"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: got {count}; allowed: None or 1 and more")
         if self.noise_ratio is not None and not 0.0 < self.noise_ratio < math.inf:
             raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0, finite")
-        if self.form in ("observed", "cross_entropy") and self.noise_ratio is not None:
-            raise ValueError(f"noise_ratio: got a value for form {self.form!r}; allowed: None")
-        if self.form in ("observed", "cross_entropy") and self.candidates is not None:
-            raise ValueError(f"candidates: got a value for form {self.form!r}; allowed: None")
-        if self.shared_candidates is not None:
-            self._check_shared()
-
-    def _check_shared(self) -> None:
-        if self.shared_candidates is not None and self.shared_candidates < 1:
-            raise ValueError(f"shared_candidates: got {self.shared_candidates}; allowed: None or 1 and more")
         if self.form in ("observed", "cross_entropy"):
-            raise ValueError(f"shared_candidates: got a value for form {self.form!r}; allowed: None")
-        if self.form == "marginal" and self.candidates is None:
+            for name in ("noise_ratio", "candidates", "shared_candidates"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: got a value for form {self.form!r}; allowed: None")
+        if self.form == "marginal" and self.shared_candidates is not None and self.candidates is None:
             raise ValueError(
                 "candidates: got None for form 'marginal' with shared_candidates; allowed: 1 and more"
             )
@@ -178,64 +174,59 @@ def weighted_candidates(
     """
     if config.form not in BINARY_FORMS:
         raise ValueError(f"config.form: got {config.form!r}; allowed: {', '.join(BINARY_FORMS)}")
+    draws: dict[str, Any] = {"seed": seed, "step": step, "noise": noise}
     if config.form == "observed":
-        return _observed(visits, vocab_size, seed, step, noise)
+        return _observed(visits, vocab_size, **draws)
     rate = visits.noise_rate.flatten()
     signal_total, noise_total, offset = 1.0 - rate, rate, log_odds(rate)
     if config.noise_ratio is not None:
         signal_total = torch.ones_like(rate)
         noise_total = torch.full_like(rate, config.noise_ratio)
         offset = -noise_total.log()
-    tokens, share = _noise_candidates(config, visits, vocab_size, seed, step, noise)
+    tokens, share = _noise_candidates(config, visits, vocab_size, **draws)
     if config.form == "summed":
         first, first_share = visits.current.flatten(), torch.ones_like(rate)
     else:
         first, first_share = visits.data.flatten(), visits.keep_prob.flatten()
     signal = [first_share[:, None], (1.0 - first_share)[:, None] * share]
     nothing = torch.zeros_like(rate)[:, None]
-    drawn = tokens.shape[1] + (config.shared_candidates or 0)
-    noise_share = share if config.shared_candidates is None else torch.full_like(share, 1.0 / drawn)
-    shared = _shared_candidates(config, tokens.device, vocab_size, seed, step, noise)
+    noise_share, shared, shared_noise = share, None, None
+    if config.shared_candidates is not None:
+        drawn = tokens.shape[1] + config.shared_candidates
+        noise_share = torch.full_like(share, 1.0 / drawn)
+        # No sequence's own: the same tokens for every batch and on every process of a step.
+        nobody = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        shared = random_tokens(
+            nobody, config.shared_candidates, vocab_size, stream=Stream.SHARED_CANDIDATES, **draws
+        )[0]
+        shared_noise = (noise_total / drawn)[:, None].float()
     return WeightedCandidates(
         tokens=torch.cat([first[:, None], tokens], dim=1),
         signal=(signal_total[:, None] * torch.cat(signal, dim=1)).float(),
         noise=torch.cat([nothing, noise_total[:, None] * noise_share], dim=1).float(),
         offset=offset.float(),
         shared=shared,
-        shared_noise=None if shared is None else (noise_total / drawn)[:, None].float(),
+        shared_noise=shared_noise,
     )
 
 
-def _observed(
-    visits: Visits, vocab_size: int, seed: int, step: int, noise: NoiseLaw | None
-) -> WeightedCandidates:
+def _observed(visits: Visits, vocab_size: int, **draws: Any) -> WeightedCandidates:
     """One forward step at the visited positions: its token and its label, the paper's loss."""
+    keep_prob = (1.0 - visits.noise_rate).float()
     following, is_signal = corrupt(
-        visits.current,
-        (1.0 - visits.noise_rate).float(),
-        vocab_size,
-        seed=seed,
-        step=step,
-        sample_ids=visits.sample_ids,
-        noise=noise,
+        visits.current, keep_prob, vocab_size, sample_ids=visits.sample_ids, **draws
     )
     label = is_signal.flatten()[:, None].float()
-    rate = visits.noise_rate.flatten()
     return WeightedCandidates(
         tokens=following.flatten()[:, None],
         signal=label,
         noise=1.0 - label,
-        offset=log_odds(rate).float(),
+        offset=log_odds(visits.noise_rate.flatten()).float(),
     )
 
 
 def _noise_candidates(
-    config: ObjectiveConfig,
-    visits: Visits,
-    vocab_size: int,
-    seed: int,
-    step: int,
-    noise: NoiseLaw | None,
+    config: ObjectiveConfig, visits: Visits, vocab_size: int, **draws: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise tokens [R, C] and the share of each in the mean over pi, float64 [R, C]."""
     batch, sites = visits.data.shape
@@ -244,44 +235,13 @@ def _noise_candidates(
         none = torch.empty(rows, 0, dtype=torch.int64, device=device)
         return none, none.double()
     if config.candidates is None:
-        tokens = torch.arange(vocab_size, device=device).expand(rows, -1)
-        if noise is None:
-            share = torch.full((vocab_size,), 1.0 / vocab_size, dtype=torch.float64, device=device)
-        else:
-            share = noise.probs_on(device)
-        return tokens, share.expand(rows, -1)
-    tokens = random_tokens(
-        visits.sample_ids,
-        sites * config.candidates,
-        vocab_size,
-        stream=Stream.CANDIDATES,
-        seed=seed,
-        step=step,
-        noise=noise,
-    ).view(rows, config.candidates)
+        every = torch.arange(vocab_size, device=device)
+        share = noise_probs(draws["noise"], every, vocab_size)
+        return every.expand(rows, -1), share.expand(rows, -1)
+    count = sites * config.candidates
+    tokens = random_tokens(visits.sample_ids, count, vocab_size, stream=Stream.CANDIDATES, **draws)
+    tokens = tokens.view(rows, config.candidates)
     return tokens, torch.full_like(tokens, 1.0 / config.candidates, dtype=torch.float64)
-
-
-def _shared_candidates(
-    config: ObjectiveConfig,
-    device: torch.device,
-    vocab_size: int,
-    seed: int,
-    step: int,
-    noise: NoiseLaw | None,
-) -> torch.Tensor | None:
-    """Noise tokens of all rows [S]: the same for every batch and on every process of a step."""
-    if config.shared_candidates is None:
-        return None
-    return random_tokens(
-        torch.zeros(1, dtype=torch.int64, device=device),
-        config.shared_candidates,
-        vocab_size,
-        stream=Stream.SHARED_CANDIDATES,
-        seed=seed,
-        step=step,
-        noise=noise,
-    )[0]
 
 
 def loss_from_hidden(

@@ -10,9 +10,9 @@ from ggm.backbones.layers import (
     KEEP_FEATURES,
     TIME_FEATURES,
     AdaptiveNorm,
-    Block,
     Modulation,
     TransformerConfig,
+    blocks_of,
     cosine_features,
     initialise,
     position_turns,
@@ -45,11 +45,8 @@ class PlainTransformer(nn.Module):
         self.keep = nn.Linear(KEEP_FEATURES, width)
         self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
         self.time = time_network(width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, width, config.attention, causal=causal)
-            for _ in range(config.depth)
-        )
-        self.modulation = Modulation(width, width, 2)
+        self.blocks = blocks_of(config, causal=causal)
+        self.modulation = Modulation(width, 2)
         self.norm = AdaptiveNorm(width)
         self.head = nn.Parameter(torch.empty(outputs, width))
         self.bias = nn.Parameter(torch.empty(outputs))

@@ -182,7 +182,7 @@ class _Stream(nn.Module):
         width = config.width
         self.start = nn.Parameter(0.5 * torch.randn(width))
         self.blocks = blocks_of(config, causal=True)
-        self.modulation = Modulation(width, width, 2)
+        self.modulation = Modulation(width, 2)
         self.norm = AdaptiveNorm(width)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor, turns: torch.Tensor | None) -> torch.Tensor:
@@ -199,7 +199,7 @@ class _Mixer(nn.Module):
     def __init__(self, config: HollowConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
-        self.modulation = Modulation(width, width, 6)
+        self.modulation = Modulation(width, 6)
         self.norm = AdaptiveNorm(width)
         self.query = nn.Linear(width, width)
         self.earlier, self.later = (nn.Linear(width, 2 * width) for _ in range(2))

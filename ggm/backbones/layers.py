@@ -178,15 +178,15 @@ def mlp(width: int, ratio: float) -> nn.Sequential:
 class Modulation(nn.Module):
     """adaLN: shifts, scales and gates from a condition, all 0 at the start."""
 
-    def __init__(self, condition_size: int, width: int, parts: int) -> None:
+    def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.project = nn.Linear(condition_size, parts * width)
+        self.project = nn.Linear(width, parts * width)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Condition [B, C] to `parts` tensors [B, 1, width]."""
+        """Condition [B, width] to `parts` tensors [B, 1, width]."""
         return self.project(condition)[:, None].chunk(self.parts, dim=-1)
 
 
@@ -205,24 +205,17 @@ class AdaptiveNorm(nn.Module):
 class Block(nn.Module):
     """Transformer block with adaLN: attention, then an MLP, each in a gated residual."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_ratio: float,
-        condition_size: int,
-        attention: str,
-        causal: bool = False,
-    ) -> None:
+    def __init__(self, config: TransformerConfig, causal: bool = False) -> None:
         super().__init__()
-        check_installed(attention)
-        self.heads, self.attention, self.causal = heads, attention, causal
-        self.modulation = Modulation(condition_size, width, 6)
+        check_installed(config.attention)
+        width = config.width
+        self.heads, self.attention, self.causal = config.heads, config.attention, causal
+        self.modulation = Modulation(width, 6)
         self.norm = AdaptiveNorm(width)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.mlp = mlp(width, mlp_ratio)
+        self.mlp = mlp(width, config.mlp_ratio)
 
     def forward(
         self,
@@ -238,7 +231,7 @@ class Block(nn.Module):
         x : torch.Tensor
             float [B, L, width].
         condition : torch.Tensor
-            float [B, C].
+            float [B, width].
         turns : torch.Tensor, optional
             Of `rotary_turns`.
         positions : torch.Tensor, optional
@@ -276,8 +269,7 @@ class Block(nn.Module):
 
 def blocks_of(config: TransformerConfig, *, causal: bool = False) -> nn.ModuleList:
     """The blocks of a stack, bottom first."""
-    width, make = config.width, (config.heads, config.mlp_ratio, config.width, config.attention)
-    return nn.ModuleList(Block(width, *make, causal=causal) for _ in range(config.depth))
+    return nn.ModuleList(Block(config, causal) for _ in range(config.depth))
 
 
 def through(

@@ -44,7 +44,7 @@ class Transformer(nn.Module):
         """Build what comes last, and start the weights."""
         vocab_size, width = self.token.weight.shape
         self.position = nn.Parameter(torch.empty(length, width)) if config.positions != "rotary" else None
-        self.modulation = Modulation(width, width, 2)
+        self.modulation = Modulation(width, 2)
         self.norm = AdaptiveNorm(width)
         self.head = None if config.tied else nn.Parameter(torch.empty(vocab_size, width))
         self.bias = nn.Parameter(torch.empty(vocab_size))

@@ -5,11 +5,11 @@ The formula, its derivation and where it is tight stand in docs/mathematics.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ggm_kernels import NoiseLaw
+from ggm_kernels import NoiseLaw, corrupt
 
 
 class Noise:
@@ -32,6 +32,11 @@ class Noise:
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """pi(token), float64."""
         return self.probs.to(tokens.device)[tokens]
+
+    def corrupt(self, tokens: torch.Tensor, keep_prob: torch.Tensor, **coordinates: Any) -> torch.Tensor:
+        """Tokens [B, L], each kept with a probability [B] or [B, L] and drawn from pi otherwise."""
+        noisy, _ = corrupt(tokens, keep_prob.float(), self.vocab_size, noise=self.law, **coordinates)
+        return noisy
 
 
 class Site(NamedTuple):

@@ -22,7 +22,7 @@ from ggm.evaluation.bound import (
 from ggm.evaluation.config import LikelihoodConfig
 from ggm.evaluation.times import EvenTimes
 from ggm.mixture import leave_one_out_shift, log_mixture
-from ggm_kernels import NoiseLaw, corrupt
+from ggm_kernels import NoiseLaw
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -119,19 +119,12 @@ class _PlugIn:
     def _terms(self, tokens: torch.Tensor, ids: torch.Tensor, at: torch.Tensor, number: int) -> torch.Tensor:
         """Sum of the terms of all positions in one step `at` of each sequence, float64 [B]."""
         after, before = self.keep_prob[at], self.keep_prob[at - 1]
-        noisy, _ = corrupt(
-            tokens,
-            after.float(),
-            self.noise.vocab_size,
-            seed=self.config.seed,
-            step=number,
-            sample_ids=ids,
-            noise=self.noise.law,
-        )
+        noisy = self.noise.corrupt(tokens, after, seed=self.config.seed, step=number, sample_ids=ids)
         logits = self.denoiser(noisy, at).double()
         check_logits(logits, tokens, self.vocab_size)
         if self.divides_own_token and self.mask_id is None:
-            logits = self._leave_one_out(logits, noisy, after)
+            shift = leave_one_out_shift(after[:, None], self.noise.of(noisy))
+            logits = logits.scatter_add(2, noisy[..., None], shift[..., None])
         log_model = self._log_model(logits, before)
         rate = torch.where(before > 0.0, 1.0 - after / before, 1.0)
         length = tokens.shape[1]
@@ -143,13 +136,6 @@ class _PlugIn:
         divergence = divergence_from_data(site, LogModel(log_data, mean), self.noise)
         terms = step_bound(site, current, log_model.gather(1, current), divergence, self.noise)
         return terms.view(tokens.shape).sum(dim=1)
-
-    def _leave_one_out(
-        self, logits: torch.Tensor, noisy: torch.Tensor, keep_prob: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits of x0 given the other positions, from those given all; keep_prob [B] is alpha."""
-        shift = leave_one_out_shift(keep_prob[:, None], self.noise.of(noisy))
-        return logits.scatter_add(2, noisy[..., None], shift[..., None])
 
     def _log_model(self, logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         """Logarithm of alpha_s p0 + (1 - alpha_s) pi, the distribution of X_s, float64 [B * L, V]."""

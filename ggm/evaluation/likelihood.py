@@ -26,31 +26,10 @@ from ggm.model import GGM
 from ggm.processes import ALONE, Processes
 from ggm.sampling.steps import Conditionals, DataPrediction
 from ggm.sampling.visits import OwnVisits
-from ggm_kernels import NoiseLaw, Stream, corrupt, random_tokens
+from ggm_kernels import NoiseLaw, Stream, random_tokens
 
 # Draws of the noise that stand for a vocabulary too long to be summed over.
 _DRAWS = 16
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One group of visits of each of B sequences, and what the bound needs of it: K places a sequence."""
-
-    steps: torch.Tensor  # int64 [B, K]; the first one again where a sequence has fewer
-    is_visited: torch.Tensor  # bool [B, K]
-
-    @classmethod
-    def of(cls, own: OwnVisits, rows: int, index: torch.Tensor, sites: int) -> _Group:
-        """Group number `index` [B] of each of `rows` = B sequences, counted from time 0."""
-        of_row = torch.arange(rows) if len(own.counts) > 1 else torch.zeros(rows, dtype=torch.int64)
-        counts = own.counts[of_row]
-        per_sweep = (-(-counts // sites)).clamp_min(1)  # a sequence without visits has no group that counts
-        first = index % per_sweep * sites
-        places = first[:, None] + torch.arange(sites)
-        is_visited = places < counts[:, None]
-        places = torch.where(is_visited, places, first[:, None])
-        steps = own.steps[(index // per_sweep)[:, None], of_row[:, None], places]
-        return cls(steps, is_visited)
 
 
 @torch.inference_mode()
@@ -126,8 +105,10 @@ class _Batch:
         groups = self.chain.sweeps * -(-own.counts.expand(len(self.ids)) // self.config.sites_per_step)
         times = EvenTimes.of(self.ids, groups, self.config.times, seed=self.config.seed)
         for number in range(times.looks):
-            group = _Group.of(own, len(self.ids), times.at(number), self.config.sites_per_step)
-            total += self._terms(group, number).cpu() * times.weights
+            visits = _visits(own, times.at(number), self.config.sites_per_step)
+            steps, is_visited = (part.to(self.tokens.device) for part in visits)
+            terms = self._terms(steps, number).masked_fill(~is_visited, 0.0).sum(dim=1)
+            total += terms.cpu() * times.weights
         last = self._keep_prob(torch.full((len(self.ids),), self.chain.steps, device=self.tokens.device))
         per_site = prior_divergence(last, self.tokens, self.noise)
         if self.frozen is not None:
@@ -138,11 +119,9 @@ class _Batch:
         keep_prob = self.chain.keep_prob(times)
         return keep_prob if self.frozen is None else keep_prob.masked_fill(self.frozen, 1.0)
 
-    def _terms(self, group: _Group, number: int) -> torch.Tensor:
-        """Sum of the bound's terms over the sites of a group, float64 [B]."""
-        device, ids = self.tokens.device, self.ids.to(self.tokens.device)
-        steps = group.steps.to(device)
-        times = steps[:, 0]
+    def _terms(self, steps: torch.Tensor, number: int) -> torch.Tensor:
+        """Terms of the bound of a group of visits, float64 [B, K] as `steps`."""
+        ids, times = self.ids.to(steps.device), steps[:, 0]
         positions, rate = self.chain.visits(steps)
         keep_prob = self._keep_prob(times)
         site = Site(
@@ -152,24 +131,18 @@ class _Batch:
         )
         # The state that the sampler sees: every site of the group has been visited.
         after = keep_prob.scatter(1, positions, keep_prob.gather(1, positions) * (1.0 - rate))
-        noisy, _ = corrupt(
-            self.tokens,
-            after.float(),
-            self.noise.vocab_size,
-            seed=self.config.seed,
-            step=number,
-            sample_ids=ids,
-            noise=self.noise.law,
-        )
+        noisy = self.noise.corrupt(self.tokens, after, seed=self.config.seed, step=number, sample_ids=ids)
         given = self.conditionals(noisy, positions, times)
         current = noisy.gather(1, positions)
         model = log_conditionals(given, current, self.noise)
         draws = self._draws(ids, positions.shape[1], number)
         if isinstance(given, DataPrediction) and given.logit_shift is not None:
-            terms = seen_step_bound(site, model, current.flatten(), draws, self.noise)
+            current = current.view(-1, 1)  # the token of X_{t+1}, which the model has seen
+            divergence = _divergence(site, model, draws, self.noise)
+            terms = step_bound(site, current, model.at(current), divergence, self.noise)
         else:
             terms = expected_step_bound(site, model, draws, self.noise)
-        return terms.view(positions.shape).masked_fill(~group.is_visited.to(device), 0.0).sum(dim=1)
+        return terms.view(positions.shape)
 
     def _draws(self, ids: torch.Tensor, sites: int, number: int) -> Draws:
         """What stands for pi: the whole vocabulary where it is short, else two sets of draws."""
@@ -188,6 +161,23 @@ class _Batch:
         ).view(rows, 2 * _DRAWS)
         replacing, others = tokens.chunk(2, dim=1)
         return Draws(replacing, torch.full_like(replacing, 1.0 / _DRAWS, dtype=torch.float64), others)
+
+
+def _visits(own: OwnVisits, index: torch.Tensor, sites: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group number `index` [B] of each sequence, counted from time 0: steps, and which of them it has.
+
+    Both are [B, sites]; a sequence that has fewer visits has the first one again.
+    """
+    rows = len(index)
+    of_row = torch.arange(rows) if len(own.counts) > 1 else torch.zeros(rows, dtype=torch.int64)
+    counts = own.counts[of_row]
+    per_sweep = (-(-counts // sites)).clamp_min(1)  # a sequence without visits has no group that counts
+    first = index % per_sweep * sites
+    places = first[:, None] + torch.arange(sites)
+    is_visited = places < counts[:, None]
+    places = torch.where(is_visited, places, first[:, None])
+    steps = own.steps[(index // per_sweep)[:, None], of_row[:, None], places]
+    return steps, is_visited
 
 
 class Draws(NamedTuple):
@@ -212,15 +202,6 @@ def _divergence(site: Site, model: LogConditionals, draws: Draws, noise: Noise) 
     if mean is None:
         mean = model.at(draws.others).mean(dim=1)
     return divergence_from_data(site, LogModel(model.at(site.data[:, None])[:, 0], mean), noise)
-
-
-def seen_step_bound(
-    site: Site, model: LogConditionals, current: torch.Tensor, draws: Draws, noise: Noise
-) -> torch.Tensor:
-    """`step_bound` at the token b of X_{t+1} that stands there, int64 [R], for a model that has seen it."""
-    divergence = _divergence(site, model, draws, noise)
-    log_current = model.at(current[:, None])
-    return step_bound(site, current[:, None], log_current, divergence, noise)[:, 0]
 
 
 def expected_step_bound(site: Site, model: LogConditionals, draws: Draws, noise: Noise) -> torch.Tensor:

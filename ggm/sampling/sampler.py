@@ -27,18 +27,16 @@ class Sampler:
         Visit order and noise rates.
     noise : NoiseLaw or None
         pi; None is uniform.
+    vocab_size : int
+        V.
     vocabulary : Vocabulary
         What the tokens mean, if it is known. Samples have texts or pictures with it.
     """
 
     chain: Chain
     noise: NoiseLaw | None
+    vocab_size: int
     vocabulary: Vocabulary = Vocabulary()
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        raise NotImplementedError
 
     @property
     def weights(self) -> torch.Tensor:

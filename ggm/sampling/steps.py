@@ -134,42 +134,20 @@ class Reversal:
         group: VisitGroup,
         number: int,
         rows: torch.Tensor | None = None,
+        *,
+        again: int | None = None,
+        progress: float | torch.Tensor | None = None,
     ) -> None:
         """Undo the visits of a group in place, in pass `number`.
 
-        `rows` tell which sequences prediction and group are of; None is all of them.
+        `rows` tell which sequences prediction and group are of; None is all of them. With `again`, the
+        number of a corrector sweep, the heat bath draws the group anew instead. `progress` is that of the
+        group unless given, a number or float64 [B].
         """
-        self._update_at(group.progress, tokens, given, group, self.coordinate(group, number), rows)
-
-    def correct(
-        self,
-        tokens: torch.Tensor,
-        given: Prediction,
-        group: VisitGroup,
-        number: int,
-        again: int,
-        progress: float | torch.Tensor,
-    ) -> None:
-        """Draw a group anew by the heat bath in place, in corrector sweep `again` of pass `number`.
-
-        `progress` is that of the sweep which led there, a number or float64 [B] as `VisitGroup.progress` is.
-        """
-        coordinate = self.corrector_coordinate(group, number, again)
-        self._update_at(progress, tokens, given, group, coordinate, keep_or_replace=False)
-
-    def _update_at(
-        self,
-        progress: float | torch.Tensor,
-        tokens: torch.Tensor,
-        given: Prediction,
-        group: VisitGroup,
-        coordinate: int,
-        rows: torch.Tensor | None = None,
-        *,
-        keep_or_replace: bool | None = None,
-    ) -> None:
-        """`update` at a share of the way that may be another in each sequence."""
+        progress = group.progress if progress is None else progress
         steps = group.steps.to(tokens.device)
+        coordinate = self.coordinate(group, number, again)
+        keep_or_replace = None if again is None else False
         update = partial(self.update, tokens, coordinate=coordinate, keep_or_replace=keep_or_replace)
         if not isinstance(progress, torch.Tensor):
             update(given, steps, progress=progress, rows=rows)
@@ -181,17 +159,14 @@ class Reversal:
                 of = part if rows is None else rows[part]
                 update(rows_of(given, part), steps[part], progress=share, rows=of)
 
-    def coordinate(self, group: VisitGroup, number: int) -> int:
-        """Noise coordinate of a group in pass `number`; no other draw at its positions has it."""
-        return number * self.chain.steps + group.coordinate
+    def coordinate(self, group: VisitGroup, number: int, again: int | None = None) -> int:
+        """Noise coordinate of a group in pass `number`, or in corrector sweep `again` after its own there.
 
-    def corrector_coordinate(self, group: VisitGroup, number: int, again: int) -> int:
-        """Noise coordinate of a group in corrector sweep `again` after its own in pass `number`.
-
-        Corrector sweeps are numbered after all passes.
+        No other draw at its positions has it: corrector sweeps are numbered after all passes.
         """
-        before = len(self.sweeps) + number * self.config.corrector_sweeps + again
-        return before * self.chain.steps + group.coordinate
+        if again is not None:
+            number = len(self.sweeps) + number * self.config.corrector_sweeps + again
+        return number * self.chain.steps + group.coordinate
 
     def update(
         self,
@@ -215,12 +190,12 @@ class Reversal:
             frozen = None if frozen is None else frozen[rows]
         keeps = self.config.keep_or_replace if keep_or_replace is None else keep_or_replace
         positions, rate = self.chain.visits(steps)
-        self._draw(
+        self.draw(
             changed,
             given,
+            coordinate,
+            progress,
             positions,
-            step=coordinate,
-            progress=progress,
             noise_rate=rate.float().expand(len(changed), -1) if keeps else None,
             normalize=keeps,
             sample_ids=ids,
@@ -233,45 +208,26 @@ class Reversal:
         self,
         tokens: torch.Tensor,
         given: Prediction,
-        coordinate: int,
+        coordinate: int | torch.Tensor,
         progress: float | torch.Tensor,
-        *,
-        frozen: torch.Tensor,
-        raw_log_prob: torch.Tensor | None = None,
-    ) -> None:
-        """Draw all positions that are not frozen, bool [B, L], from a prediction at all, in place.
-
-        `progress` is a number or float64 [B]; `raw_log_prob` is filled as by `ggm_kernels.glauber_step`.
-        """
-        self._draw(
-            tokens,
-            given,
-            None,
-            step=coordinate,
-            progress=progress,
-            sample_ids=self.sample_ids,
-            frozen=frozen,
-            raw_log_prob=raw_log_prob,
-        )
-
-    def _draw(
-        self,
-        tokens: torch.Tensor,
-        given: Prediction,
-        positions: torch.Tensor | None,
-        *,
-        progress: float | torch.Tensor,
+        positions: torch.Tensor | None = None,
         **options: Any,
     ) -> None:
+        """Draw the positions [K] or [B, K] of a prediction, or all, in place, where they are not frozen.
+
+        `progress` is a number or float64 [B]; other options are those of `ggm_kernels.glauber_step`.
+        """
         config = self.config
-        options |= {
+        options = {
             "seed": self.seed,
+            "step": coordinate,
+            "sample_ids": self.sample_ids,
             "temperature": value_at(config.temperature, progress),
             "top_k": config.top_k,
             "top_p": value_at(config.top_p, progress),
             "min_p": config.min_p,
             "noise": self.noise,
-        }
+        } | options
         if isinstance(given, DataPrediction):
             shift = given.logit_shift
             options["mixture"] = given.keep_prob.float()

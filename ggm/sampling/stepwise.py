@@ -205,5 +205,5 @@ def _correct(
     for again in range(run.config.corrector_sweeps):
         for group in groups:
             given = conditionals(tokens, group.positions, time, visited=False)
-            run.correct(tokens, given, group, number, again, reached)
+            run.resample(tokens, given, group, number, again=again, progress=reached)
     return run.config.corrector_sweeps * len(groups)
