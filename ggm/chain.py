@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from ggm.config import allow
 from ggm.draws import uniforms
 from ggm_kernels import Stream
 from ggm_kernels.randomness import MAX_SEED
@@ -59,14 +60,10 @@ class ChainConfig:
     def __post_init__(self) -> None:
         if self.length < 1 or self.sweeps < 1:
             raise ValueError(f"length, sweeps: got {self.length}, {self.sweeps}; allowed: 1 or more")
-        if not 0.0 < self.final_keep < 1.0:
-            raise ValueError(f"final_keep: got {self.final_keep}; allowed: above 0, below 1")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule: got {self.schedule!r}; allowed: {', '.join(sorted(SCHEDULES))}")
-        if self.order not in ORDERS:
-            raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(sorted(ORDERS))}")
-        if not 0 <= self.order_seed < MAX_SEED:
-            raise ValueError(f"order_seed: got {self.order_seed}; allowed: 0 to 2**64 - 1")
+        allow(self, "final_keep", 0.0 < self.final_keep < 1.0, "above 0, below 1")
+        allow(self, "schedule", self.schedule in SCHEDULES, ", ".join(sorted(SCHEDULES)))
+        allow(self, "order", self.order in ORDERS, ", ".join(sorted(ORDERS)))
+        allow(self, "order_seed", 0 <= self.order_seed < MAX_SEED, "0 to 2**64 - 1")
 
 
 def _random_orders(config: ChainConfig, count: int) -> torch.Tensor:

@@ -19,6 +19,14 @@ class ConfigError(ValueError):
     """A configuration cannot be used; the message names the key and what is allowed."""
 
 
+def allow(config: Any, name: str, right: bool, allowed: object) -> None:
+    """Raise ValueError, which names the field and what is allowed, unless its value is right."""
+    if not right:
+        value = getattr(config, name)
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"{name}: got {shown}; allowed: {allowed}")
+
+
 def build(cls: type[T], values: Any, where: str = "") -> T:
     """Make a dataclass, and those in it, from a dictionary.
 

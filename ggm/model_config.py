@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ggm.backbones import BackboneConfig, MaskedConfig
 from ggm.chain import ChainConfig
-from ggm.config import build
+from ggm.config import allow, build
 from ggm.objective import DATA_FORMS, ObjectiveConfig
 
 
@@ -58,16 +58,13 @@ class GGMConfig:
     training_times: Literal["uniform", "kept"] = "uniform"
 
     def __post_init__(self) -> None:
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size: got {self.vocab_size}; allowed: 1 or more")
-        if not self.masked_counts or not all(1 <= k <= self.chain.length for k in self.masked_counts):
-            raise ValueError(f"masked_counts: got {self.masked_counts}; allowed: 1 to {self.chain.length}")
-        if not 0.0 <= self.frozen_share <= 1.0:
-            raise ValueError(f"frozen_share: got {self.frozen_share}; allowed: [0, 1]")
-        if self.predicts not in ("state", "data"):
-            raise ValueError(f"predicts: got {self.predicts!r}; allowed: state, data")
-        if self.training_times not in ("uniform", "kept"):
-            raise ValueError(f"training_times: got {self.training_times!r}; allowed: uniform, kept")
+        allow(self, "vocab_size", self.vocab_size >= 1, "1 or more")
+        length, counts = self.chain.length, self.masked_counts
+        right = bool(counts) and all(1 <= count <= length for count in counts)
+        allow(self, "masked_counts", right, f"1 to {length}")
+        allow(self, "frozen_share", 0.0 <= self.frozen_share <= 1.0, "[0, 1]")
+        allow(self, "predicts", self.predicts in ("state", "data"), "state, data")
+        allow(self, "training_times", self.training_times in ("uniform", "kept"), "uniform, kept")
         try:
             self.backbone.check_length(self.chain.length)
         except ValueError as error:

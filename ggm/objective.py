@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ggm.chain import log_odds
+from ggm.config import allow
 from ggm.mixture import noise_probs
 from ggm_kernels import (
     NoiseLaw,
@@ -64,14 +65,12 @@ class ObjectiveConfig:
     shared_candidates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"form: got {self.form!r}; allowed: {', '.join(FORMS)}")
+        allow(self, "form", self.form in FORMS, ", ".join(FORMS))
         for name in ("candidates", "shared_candidates"):
             count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"{name}: got {count}; allowed: None or 1 and more")
-        if self.noise_ratio is not None and not 0.0 < self.noise_ratio < math.inf:
-            raise ValueError(f"noise_ratio: got {self.noise_ratio}; allowed: None or above 0, finite")
+            allow(self, name, count is None or count >= 1, "None or 1 and more")
+        ratio = self.noise_ratio
+        allow(self, "noise_ratio", ratio is None or 0.0 < ratio < math.inf, "None or above 0, finite")
         if self.form in ("observed", "cross_entropy"):
             for name in ("noise_ratio", "candidates", "shared_candidates"):
                 if getattr(self, name) is not None:

@@ -24,6 +24,7 @@ from ggm.backbones.layers import (
     time_network,
 )
 from ggm.backbones.transformer import Transformer
+from ggm.config import allow
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class HollowConfig(TransformerConfig, _Mixing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mixing < 1:
-            raise ValueError(f"mixing: got {self.mixing}; allowed: 1 or more")
+        allow(self, "mixing", self.mixing >= 1, "1 or more")
 
 
 class HollowTransformer(Transformer):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ggm.backbones.attention import IMPLEMENTATIONS, attend, check_installed
+from ggm.config import allow
 
 TIME_FEATURES = 32
 KEEP_FEATURES = 16
@@ -49,12 +50,9 @@ class TransformerConfig(Size):
             raise ValueError(f"mlp_ratio: got {ratio}; allowed: 1 / width = {1 / width:g} and more, finite")
         if grid is not None and (not grid or min(grid) < 1):
             raise ValueError(f"grid: got {grid}; allowed: extents of 1 or more")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions: got {self.positions!r}; allowed: {POSITIONS}")
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"attention: got {self.attention!r}; allowed: {IMPLEMENTATIONS}")
-        if self.depth < 1:
-            raise ValueError(f"depth: got {self.depth}; allowed: 1 or more")
+        allow(self, "positions", self.positions in POSITIONS, POSITIONS)
+        allow(self, "attention", self.attention in IMPLEMENTATIONS, IMPLEMENTATIONS)
+        allow(self, "depth", self.depth >= 1, "1 or more")
 
     def check_length(self, length: int) -> None:
         """Raise ValueError if the grid has another number of positions, or heads cannot be turned on it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggm.config import allow
+
 HELD_OUT = 360
 
 
@@ -53,12 +55,9 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not 0 < self.seconds < float("inf"):
             raise ValueError(f"seconds: got {self.seconds:g}; allowed: above 0")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**63 - 1")
-        if not 16 <= self.samples <= HELD_OUT:
-            raise ValueError(f"samples: got {self.samples}; allowed: 16 to {HELD_OUT}")
-        if not 0 < self.port < 2**16:
-            raise ValueError(f"port: got {self.port}; allowed: 1 to 65535")
+        allow(self, "seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
+        allow(self, "samples", 16 <= self.samples <= HELD_OUT, f"16 to {HELD_OUT}")
+        allow(self, "port", 0 < self.port < 2**16, "1 to 65535")
         if self.checkpoint is not None and not self.web:
             raise ValueError("checkpoint: got a folder without `web`; allowed: with `web`")
 

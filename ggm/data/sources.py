@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy
 import torch
 
+from ggm.config import allow
 from ggm.data import text
 from ggm.data.batches import Tokens
 from ggm.data.digits import SIDE, load_digits
@@ -91,8 +92,7 @@ class TextData:
     held_out_by: HeldOutBy = "random"
 
     def __post_init__(self) -> None:
-        if self.held_out < 1:
-            raise ValueError(f"held_out: got {self.held_out}; allowed: 1 or more")
+        allow(self, "held_out", self.held_out >= 1, "1 or more")
         if self.streaming and self.tokenizer == "char":
             # The whole stream would have to be read for its characters.
             raise ValueError("tokenizer: got 'char' for a stream; allowed: bpe:N, a file, a name on the Hub")

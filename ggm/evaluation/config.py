@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ggm.config import allow
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,8 +39,7 @@ class HeldOutConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"times: got {self.times}; allowed: 1 or more")
+        allow(self, "times", self.times >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class LikelihoodConfig:
 
     def __post_init__(self) -> None:
         for name in ("times", "sites_per_step", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+            allow(self, name, getattr(self, name) >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,9 @@ class PerplexityConfig:
     start_token: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("precision", self.precision, Precision)
-        if self.batch < 1:
-            raise ValueError(f"batch: got {self.batch}; allowed: 1 or more")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length: got {self.max_length}; allowed: 2 or more")
+        allow(self, "precision", self.precision in get_args(Precision), ", ".join(get_args(Precision)))
+        allow(self, "batch", self.batch >= 1, "1 or more")
+        allow(self, "max_length", self.max_length is None or self.max_length >= 2, "2 or more")
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,7 @@ class ImageShape:
         if min(self.height, self.width) < 1 or self.channels not in (1, 3):
             got = (self.height, self.width, self.channels)
             raise ValueError(f"grid: got {got}; allowed: height and width of 1 or more, 1 or 3 channels")
-        if not 2 <= self.levels <= 256:
-            raise ValueError(f"levels: got {self.levels}; allowed: 2 to 256")
+        allow(self, "levels", 2 <= self.levels <= 256, "2 to 256")
 
     @property
     def length(self) -> int:
@@ -196,7 +193,7 @@ class ReadConfig:
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("cut", self.cut, Cut)
+        allow(self, "cut", self.cut in get_args(Cut), ", ".join(get_args(Cut)))
 
 
 @dataclass(frozen=True)
@@ -232,19 +229,12 @@ class ScoreConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch: got {self.batch}; allowed: 1 or more")
+        allow(self, "batch", self.batch >= 1, "1 or more")
         if self.unit is not None:
-            _check_choice("unit", self.unit, Unit)
+            allow(self, "unit", self.unit in get_args(Unit), ", ".join(get_args(Unit)))
         if self.unit == "scorer" and self.perplexity is None:
             raise ValueError("unit: got 'scorer' without `perplexity`; allowed: with it")
         if self.perplexity is not None and self.image is not None:
             raise ValueError("perplexity: got a language model for images; allowed: for text")
         if self.fid_network is not None and self.image is None:
             raise ValueError("fid_network: got a file without `image` or a folder; allowed: for images")
-
-
-def _check_choice(name: str, value: str, choices: object) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ggm.config import allow
+
 if TYPE_CHECKING:
     import torch
 
@@ -119,14 +121,11 @@ class SamplingConfig:
         from ggm_kernels import checks  # brings torch, which the help of commands does without
 
         _check_integers(self, "sites_per_step", "horizon", "corrector_sweeps")
-        if self.sites_per_step < 1:
-            raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 or more")
-        if self.event_driven and self.sites_per_step != 1:
-            raise ValueError(f"sites_per_step: got {self.sites_per_step}; allowed: 1 if event_driven")
+        allow(self, "sites_per_step", self.sites_per_step >= 1, "1 or more")
+        allow(self, "sites_per_step", not self.event_driven or self.sites_per_step == 1, "1 if event_driven")
         if self.horizon is not None and not (self.event_driven and self.horizon >= 1):
             raise ValueError(f"horizon: got {self.horizon}; allowed: None or, if event_driven, 1 or more")
-        if self.corrector_sweeps < 0:
-            raise ValueError(f"corrector_sweeps: got {self.corrector_sweeps}; allowed: 0 or more")
+        allow(self, "corrector_sweeps", self.corrector_sweeps >= 0, "0 or more")
         if self.corrector_sweeps and (self.event_driven or self.cuda_graph):
             raise ValueError(
                 f"corrector_sweeps: got {self.corrector_sweeps} with event_driven or cuda_graph; allowed: 0"
@@ -151,8 +150,7 @@ class SamplingConfig:
     def _check_order(self) -> None:
         from ggm_kernels import checks
 
-        if self.order not in get_args(Order):
-            raise ValueError(f"order: got {self.order!r}; allowed: {', '.join(get_args(Order))}")
+        allow(self, "order", self.order in get_args(Order), ", ".join(get_args(Order)))
         others = ("event_driven", "corrector_sweeps", "cuda_graph")
         given = [name for name in others if getattr(self, name)]
         if self.order != "chain" and given:

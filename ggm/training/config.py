@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggm.chain import ChainConfig
-from ggm.config import ConfigError, build, read_yaml
+from ggm.config import ConfigError, allow, build, read_yaml
 from ggm.data.sources import DataConfig, PydocData
 from ggm.digests import FileState
 from ggm.extras import require
@@ -71,25 +71,17 @@ class TrainingConfig:
         if self.steps is None and math.isinf(self.seconds):
             raise ValueError("seconds, steps: got no budget; allowed: at least one of them finite")
         for name in ("seconds", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:  # NaN, too
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: above 0")
-        if math.isinf(self.learning_rate):
-            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay: got {self.weight_decay}; allowed: 0 or more, finite")
+            allow(self, name, getattr(self, name) > 0, "above 0")  # NaN is not
+        allow(self, "learning_rate", self.learning_rate < math.inf, "above 0, finite")
+        allow(self, "weight_decay", 0.0 <= self.weight_decay < math.inf, "0 or more, finite")
         for name in ("final_share", "warmup"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 0 to 1")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay: got {self.ema_decay}; allowed: 0 or more, below 1")
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas: got {self.betas}; allowed: 0 or more, below 1")
-        if not 0 <= self.seed < MAX_SEED:
-            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
+            allow(self, name, 0.0 <= getattr(self, name) <= 1.0, "0 to 1")
+        allow(self, "ema_decay", 0.0 <= self.ema_decay < 1.0, "0 or more, below 1")
+        allow(self, "betas", all(0.0 <= beta < 1.0 for beta in self.betas), "0 or more, below 1")
+        allow(self, "seed", 0 <= self.seed < MAX_SEED, "0 to 2**64 - 1")
         for name in ("steps", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; allowed: 1 or more")
+            allow(self, name, value is None or value >= 1, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -150,10 +142,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
-        if self.samples < 0:
-            raise ValueError(f"samples: got {self.samples}; allowed: 0 or more")
+            allow(self, name, getattr(self, name) >= 1, "1 or more")
+        allow(self, "samples", self.samples >= 0, "0 or more")
         if self.noise == "unigram" and self.model.noise_probs is not None:
             raise ValueError("noise: got 'unigram' with model.noise_probs; allowed: one of them")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ggm.config import allow
+
 GROUPS = 8  # of its group norms
 
 
@@ -49,15 +51,10 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         for name in ("size", "vocab_size", "latent_channels", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}; allowed: above 0, finite")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed: got {self.seed}; allowed: 0 to 2**64 - 1")
-        if self.downsampling < 1 or self.downsampling & (self.downsampling - 1):
-            raise ValueError(f"downsampling: got {self.downsampling}; allowed: powers of 2")
-        if self.size % self.downsampling:
-            raise ValueError(f"size: got {self.size}; allowed: multiples of downsampling {self.downsampling}")
-        if self.width < 1 or self.width % GROUPS:
-            raise ValueError(f"width: got {self.width}; allowed: multiples of {GROUPS}")
+            allow(self, name, getattr(self, name) >= 1, "1 or more")
+        allow(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0, finite")
+        allow(self, "seed", 0 <= self.seed < 2**64, "0 to 2**64 - 1")
+        by = self.downsampling
+        allow(self, "downsampling", by >= 1 and by & (by - 1) == 0, "powers of 2")
+        allow(self, "size", self.size % by == 0, f"multiples of downsampling {by}")
+        allow(self, "width", self.width >= 1 and self.width % GROUPS == 0, f"multiples of {GROUPS}")
