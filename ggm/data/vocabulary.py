@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,19 @@ class Vocabulary:
             )
 
     def save(self, folder: Path) -> None:
-        """Write it beside the weights of a model; what is there stays if this is none."""
+        """Write it beside the weights of a model, in place of that of another model.
+
+        What is there goes when all is written anew: the tokenizer may have come from there.
+        """
+        if self._folder is not None and self._folder.is_dir() and self._folder.samefile(folder):
+            return
+        with tempfile.TemporaryDirectory(prefix=".vocabulary-", dir=folder) as made:
+            self._write(Path(made))
+            (folder / TOKENIZER).unlink(missing_ok=True)
+            image_tokenizers.remove_tokenizer(folder)
+            _move(Path(made), folder)
+
+    def _write(self, folder: Path) -> None:
         if self._folder is not None:
             for name in (TOKENIZER, IMAGES, *_network(self._folder)):
                 copy(self._folder / name, folder / name)
@@ -120,6 +133,14 @@ def copy(file: Path, to: Path) -> None:
     if file.is_file() and not (to.exists() and to.samefile(file)):
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, to)
+
+
+def _move(source: Path, folder: Path) -> None:
+    """Move the files of a vocabulary; images.json last: if it is there, so are the others."""
+    for name in (TOKENIZER, *_network(source), IMAGES):
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).replace(folder / name)
 
 
 def _network(folder: Path) -> list[str]:
