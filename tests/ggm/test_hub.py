@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,6 +196,26 @@ def test_both_are_fetched_from_the_hub_if_they_are_there(with_training, tmp_path
     loaded = GGM.from_pretrained("someone/digits")
     assert_same(weights_of(loaded), weights_of(averaged))
     assert (loaded.training_weights is not None) == with_training
+
+
+def test_weights_without_averaging_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    averaged = train(model(), DATA, FIRST).model
+    averaged.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()  # as the package of the Hub does before it saves
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    save = safetensors.torch.save_file
+
+    def full(weights, path, **options):
+        save(weights, path, **options)
+        if "training" in Path(path).name:
+            raise safetensors.SafetensorError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(safetensors.SafetensorError):
+        averaged.save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_later_save_replaces_the_configuration(tmp_path):
