@@ -241,7 +241,8 @@ def complete(folder: Path) -> list[Path]:
     """Checkpoints in a folder, in the order of their steps: those that were written to their end."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name))
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))  # some have more digits
 
 
 def write_weights(model: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
-from ggm.hub import AVERAGED, TRAINING, write_weights
+from ggm.hub import AVERAGED, TRAINING, complete, find, write_weights
 
 CONFIG = GGMConfig(
     vocab_size=5,
@@ -216,6 +216,14 @@ def test_weights_without_averaging_that_cannot_be_written_leave_nothing(tmp_path
     with pytest.raises(safetensors.SafetensorError):
         averaged.save_pretrained(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    names = ["step-000000005", "step-999999999", "step-1000000000", "step-2147483647"]
+    for name in (*names, ".step-3", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in complete(tmp_path / "checkpoints")] == names
+    assert find(tmp_path).name == names[-1]
 
 
 def test_a_later_save_replaces_the_configuration(tmp_path):
