@@ -37,8 +37,7 @@ class HeldOutConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"times: got {self.times}; allowed: 1 or more")
+        _check_counts(self)
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,7 @@ class LikelihoodConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("times", "sites_per_step", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; allowed: 1 or more")
+        _check_counts(self)
 
 
 @dataclass(frozen=True)
@@ -242,6 +239,12 @@ class ScoreConfig:
             raise ValueError("perplexity: got a language model for images; allowed: for text")
         if self.fid_network is not None and self.image is None:
             raise ValueError("fid_network: got a file without `image` or a folder; allowed: for images")
+
+
+def _check_counts(config: HeldOutConfig | LikelihoodConfig) -> None:
+    for name in ("times", "sites_per_step", "batch"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: got {getattr(config, name)}; allowed: 1 or more")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
