@@ -66,6 +66,13 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
 
+    @property
+    def average(self) -> GGM:
+        """Model of the averaged weights."""
+        model = self.averaged.module
+        assert isinstance(model, GGM)
+        return model
+
 
 class Checkpoints:
     """The checkpoints of a run: folders ``step-N``, each of them a folder of `GGM.from_pretrained`.
@@ -269,7 +276,7 @@ def restore(state: TrainingState, folder: Path) -> None:
     )
     _same_model(saved, wanted, folder)
     read_weights(state.model, folder / TRAINING)
-    read_weights(state.averaged.module, folder / AVERAGED)
+    read_weights(state.average, folder / AVERAGED)
     try:
         moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
         with options_kept(state.optimizer):
@@ -288,10 +295,8 @@ def _write(
     held_out_loss: float | None,
     trained: Training | None,
 ) -> None:
-    averaged = state.averaged.module
-    assert isinstance(averaged, GGM)
-    averaged.vocabulary, averaged.trained = vocabulary, trained
-    averaged.save_pretrained(folder)
+    state.average.vocabulary, state.average.trained = vocabulary, trained
+    state.average.save_pretrained(folder)
     write_weights(state.model, folder / TRAINING)
     torch.save(state.optimizer.state_dict(), folder / _OPTIMIZER)
     progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
