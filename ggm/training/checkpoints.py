@@ -146,7 +146,14 @@ class Checkpoints:
         aside = self._folder / f".{final.name}-{os.getpid()}"
         try:
             aside.mkdir(parents=True)
-            _write(aside, state, vocabulary or Vocabulary(), held_out_loss, trained)
+            state.average.vocabulary, state.average.trained = vocabulary or Vocabulary(), trained
+            state.average.save_pretrained(aside)
+            write_weights(state.model, aside / TRAINING)
+            torch.save(state.optimizer.state_dict(), aside / _OPTIMIZER)
+            progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
+            if held_out_loss is not None:
+                progress["held_out_loss"] = held_out_loss
+            (aside / PROGRESS).write_text(json.dumps(progress))
             if picture is not None:
                 write_picture(aside / PICTURE, picture)
             write_digests(aside)
@@ -286,23 +293,6 @@ def restore(state: TrainingState, folder: Path) -> None:
     state.step, state.seconds = read_progress(folder)
     # 0 would make the average start anew.
     state.averaged.n_averaged.fill_(state.step)
-
-
-def _write(
-    folder: Path,
-    state: TrainingState,
-    vocabulary: Vocabulary,
-    held_out_loss: float | None,
-    trained: Training | None,
-) -> None:
-    state.average.vocabulary, state.average.trained = vocabulary, trained
-    state.average.save_pretrained(folder)
-    write_weights(state.model, folder / TRAINING)
-    torch.save(state.optimizer.state_dict(), folder / _OPTIMIZER)
-    progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
-    if held_out_loss is not None:
-        progress["held_out_loss"] = held_out_loss
-    (folder / PROGRESS).write_text(json.dumps(progress))
 
 
 def _flush(path: Path) -> None:
