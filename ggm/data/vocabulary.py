@@ -13,7 +13,7 @@ import torch
 from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.images.tokenizers import IMAGES, WEIGHTS, ImageTokenizer
 from ggm.data.text import TOKENIZER, decode, read_tokenizer
-from ggm.digests import check_digests
+from ggm.digests import check_digests, file_names
 from ggm.files import write_text
 
 
@@ -65,7 +65,7 @@ class Vocabulary:
     def images(self) -> ImageTokenizer | None:
         """Tokenizer of images, or None."""
         assert self._folder is not None
-        check_digests(self._folder, (IMAGES, *_network(self._folder)))
+        check_digests(self._folder, (IMAGES, *file_names(self._folder, WEIGHTS)))
         return image_tokenizers.read_tokenizer(self._folder, self._device)
 
     @property
@@ -119,7 +119,7 @@ class Vocabulary:
 
     def _write(self, folder: Path) -> None:
         if self._folder is not None:
-            for name in (TOKENIZER, IMAGES, *_network(self._folder)):
+            for name in (TOKENIZER, IMAGES, *file_names(self._folder, WEIGHTS)):
                 copy(self._folder / name, folder / name)
             return
         if self.tokenizer is not None:
@@ -137,13 +137,7 @@ def copy(file: Path, to: Path) -> None:
 
 def _move(source: Path, folder: Path) -> None:
     """Move the files of a vocabulary; images.json last: if it is there, so are the others."""
-    for name in (TOKENIZER, *_network(source), IMAGES):
+    for name in (TOKENIZER, *file_names(source, WEIGHTS), IMAGES):
         if (source / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).replace(folder / name)
-
-
-def _network(folder: Path) -> list[str]:
-    """Names of the files of a network that draws pictures."""
-    found = (path for path in (folder / WEIGHTS).rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in found]

@@ -21,7 +21,7 @@ from ggm.data.images.pictures import write_picture
 from ggm.data.images.tokenizers import IMAGES, WEIGHTS
 from ggm.data.text import TOKENIZER as TOKENIZER
 from ggm.data.vocabulary import Vocabulary
-from ggm.digests import check_digests, write_digests
+from ggm.digests import check_digests, file_names, write_digests
 from ggm.extras import require
 from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, complete, read_weights, write_weights
@@ -261,10 +261,8 @@ def check_files(folder: Path, *, weights: bool = True) -> bool:
     OSError, ValueError
         If a file is missing, or another one.
     """
-    network = (path for path in (folder / WEIGHTS).rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in network]
     large = (AVERAGED, TRAINING, _OPTIMIZER) if weights else ()
-    return check_digests(folder, (CONFIG, PROGRESS, TOKENIZER, IMAGES, *large, *names))
+    return check_digests(folder, (CONFIG, PROGRESS, TOKENIZER, IMAGES, *large, *file_names(folder, WEIGHTS)))
 
 
 def restore(state: TrainingState, folder: Path) -> None:
