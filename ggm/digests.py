@@ -97,6 +97,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_names(folder: Path, under: str = "") -> list[str]:
+    """Sorted names, from a folder on, of all files at any depth in it, or `under` a folder of it."""
+    paths = sorted(path for path in (folder / under).rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
 def write_digests(folder: Path) -> None:
     """Write the digests of all files at any depth into a folder: digests.json.
 
@@ -105,9 +111,7 @@ def write_digests(folder: Path) -> None:
     OSError
         If a file cannot be read, or digests.json not be written.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    digests = {name: sha256(path) for name, path in names.items() if name not in _LEFT_OUT}
+    digests = {name: sha256(folder / name) for name in file_names(folder) if name not in _LEFT_OUT}
     (folder / DIGESTS).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 

@@ -64,8 +64,6 @@ def write_text(path: Path, text: str) -> None:
     OSError
         If it cannot be written.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
@@ -74,8 +72,8 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Name beside a file to write to: it takes the file's place at the end, or is removed if writing fails.
 
-    It ends as the file does, for what is written by the ending of a name. A link stays one: what it leads
-    to is replaced. What is no file, as a pipe or /dev/stdout, is written to as it is.
+    It ends as the file does, for what is written by the ending of a name; the folder is made. A link stays
+    one: what it leads to is replaced. What is no file, as a pipe or /dev/stdout, is written to as it is.
 
     Raises
     ------
@@ -86,6 +84,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with writing(path):
             yield path
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     final = path.resolve()
     aside = final.with_name(f".{final.stem}-{os.getpid()}{final.suffix}")
     try:

@@ -18,7 +18,7 @@ from ggm.data.text import TOKENIZER
 from ggm.data.vocabulary import Vocabulary, copy
 from ggm.digests import DIGESTS, check_digests
 from ggm.extras import require
-from ggm.files import read_json, write_text
+from ggm.files import read_json, replacing, write_text
 from ggm.model_card import CARD, PICTURE, Training, model_card
 
 try:
@@ -241,7 +241,8 @@ def complete(folder: Path) -> list[Path]:
     """Checkpoints in a folder, in the order of their steps: those that were written to their end."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _STEP.fullmatch(path.name))
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))  # some have more digits
 
 
 def write_weights(model: Any, path: Path) -> None:
@@ -331,7 +332,6 @@ def _read_beside(model: Any, model_id: str, options: dict[str, Any]) -> dict[str
 
 def _write_named(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write weights by their names, aside first: they may be mapped from the very file that is replaced."""
-    aside = path.with_name(f".{path.name}")
     values = {name: value.contiguous() for name, value in weights.items()}
-    require("safetensors.torch", extra="hub").save_file(values, aside, metadata={"format": "pt"})
-    aside.replace(path)
+    with replacing(path) as aside:
+        require("safetensors.torch", extra="hub").save_file(values, aside, metadata={"format": "pt"})

@@ -118,7 +118,8 @@ class _Lines(_Silent):
     def _tell(self) -> None:
         self._told = time.perf_counter()
         elapsed, made = self._told - self._started, self._done - self._initial
-        parts = [f"{self._done / self._total:.0%}", f"{_clock(elapsed)} gone"]
+        share = self._done / self._total if self._total else 1.0  # there may be nothing to do
+        parts = [f"{share:.0%}", f"{_clock(elapsed)} gone"]
         if made > 0:
             parts.append(f"{_clock(max(0.0, self._total - self._done) * elapsed / made)} left")
         if self._postfix:

@@ -117,7 +117,6 @@ void find_threshold(const Filters& filters, const Span<T>& span, Depths& depths,
 template <class T>
 void race_tile(const GlauberArgs& args, const LogitsTile& tile, RowState* states, int threads) {
   on_threads(threads, worth_threads(tile), [&](const Member& member) {
-    const FlushingToZero flushing;
     Keys keys(args);
     member.in_parts(tile.rows, [&](int64_t i) {
       const Place place = place_of(args, row_id(tile, i));
@@ -190,7 +189,6 @@ int64_t step_rows(const GlauberArgs& args, const LogitsTile& tile, int threads) 
   if (rest.first == tile.rows) return 0;
   int64_t lawless = 0;
   on_threads(threads, rest.is_much, [&](const Member& member) {
-    const FlushingToZero flushing;
     Keys keys(args);
     int64_t of_member = 0;
     FilterSpace space(may_be_filtered ? args.vocab_size : 0, may_be_filtered && edits);

@@ -129,7 +129,7 @@ struct Exponents {
     at_top = kFused ? multiply_add(tops, slope, -bases)[0] : 0.0f;
   }
   GGM_HD_MEMBER Floats of(Floats g) const {
-    return kFused ? multiply_add(g, slope, -bases) : (g - tops) * slope;
+    return normal_exponent(kFused ? multiply_add(g, slope, -bases) : (g - tops) * slope);
   }
   // at_top is below 2^-14: its square counts for nothing.
   GGM_HD_MEMBER GroupSums corrected(GroupSums sums) const {
@@ -153,8 +153,7 @@ GGM_HD GroupSums sums_relative(const T* logits, int64_t count, const Exponents<k
     Floats g[8];
     load_batch(logits + i, count - i, g);
     for (int j = 0; j < 8; ++j) {
-      const bool is_bounded = kMoment || !FlushingToZero::kPowers;  // -inf times 0 is no moment
-      const Floats x = is_bounded ? normal_exponent(exponents.of(g[j])) : exponents.of(g[j]);
+      const Floats x = exponents.of(g[j]);
       if (kMoment) {
         const Floats y = exp2_for_sum(x);
         chains.mass[j % 4] += y;

@@ -82,13 +82,10 @@ void sums_of_row(const CrossEntropyTile& tile, const CrossEntropySums& sums, int
     nan |= logits != logits;
     largest = larger(logits, largest);
   }
-  const float top = tree_largest(largest);
+  // NaN from one NaN on: beside it nothing is the largest.
+  const float top = any(nan) ? float_of(0x7FC00000u) : tree_largest(largest);
   sums.top[index] = top;
-  if (any(nan)) {
-    sums.mass[index] = float_of(0x7FC00000u);
-  } else {
-    sums.mass[index] = top == minus_infinity() ? 0.0f : mass_of(row, top);
-  }
+  sums.mass[index] = top == minus_infinity() ? 0.0f : mass_of(row, top);
   if (row.target < 0 || row.target >= row.tokens) return;
   const int64_t begin = row.target / kLanes * kLanes;
   sums.target_logit[index] = row.logits(begin, lanes_for(row.tokens - begin))[row.target - begin];

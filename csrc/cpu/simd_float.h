@@ -220,27 +220,7 @@ GGM_HD Power power_of_2(Floats x) {
 }
 #endif
 
-// While it lives, this thread takes results below the normal numbers for 0, where powers come straight from scalef: no
-// exponent of a sum needs a bound, which every logit would pay for.
-class FlushingToZero {
-#if defined(__AVX512DQ__)
- public:
-  static constexpr bool kPowers = true;
-  GGM_HD_MEMBER FlushingToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
-  GGM_HD_MEMBER ~FlushingToZero() { _mm_setcsr(before_); }
-  FlushingToZero(const FlushingToZero&) = delete;
-  FlushingToZero& operator=(const FlushingToZero&) = delete;
-
- private:
-  const unsigned before_;
-#else
- public:
-  static constexpr bool kPowers = false;
-  GGM_HD_MEMBER FlushingToZero() {}
-#endif
-};
-
-// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent, or any where powers are flushed.
+// 2^x for sums, its share of error 2^-22 at most; x is a normal exponent.
 GGM_HD Floats exp2_for_sum(Floats x) {
 #if defined(__AVX512DQ__)
   const Power power = power_of_2(x);
@@ -285,7 +265,7 @@ GGM_HD Floats tanh_of(Floats x) {
   const Mask is_near = size < 0.65f;
   if (!any(~is_near)) return near;  // logits under a cap, as a rule
   const Floats e = exp_nonpositive(size * -2.0f);
-  const Floats far = (1.0f - e) / (1.0f + e);
+  const Floats far = 1.0f - (e + e) / (1.0f + e);  // rounded once: below 1 as long as tanh is
   const Floats value = is_near ? near : (x < 0.0f ? -far : far);
   return x == x ? value : x;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from ggm.data.images import tokenizers as image_tokenizers
 from ggm.data.images.tokenizers import IMAGES, WEIGHTS, ImageTokenizer
 from ggm.data.text import TOKENIZER, decode, read_tokenizer
-from ggm.digests import check_digests
+from ggm.digests import check_digests, file_names
 from ggm.files import write_text
 
 
@@ -64,7 +65,7 @@ class Vocabulary:
     def images(self) -> ImageTokenizer | None:
         """Tokenizer of images, or None."""
         assert self._folder is not None
-        check_digests(self._folder, (IMAGES, *_network(self._folder)))
+        check_digests(self._folder, (IMAGES, *file_names(self._folder, WEIGHTS)))
         return image_tokenizers.read_tokenizer(self._folder, self._device)
 
     @property
@@ -104,9 +105,21 @@ class Vocabulary:
             )
 
     def save(self, folder: Path) -> None:
-        """Write it beside the weights of a model; what is there stays if this is none."""
+        """Write it beside the weights of a model, in place of that of another model.
+
+        What is there goes when all is written anew: the tokenizer may have come from there.
+        """
+        if self._folder is not None and self._folder.is_dir() and self._folder.samefile(folder):
+            return
+        with tempfile.TemporaryDirectory(prefix=".vocabulary-", dir=folder) as made:
+            self._write(Path(made))
+            (folder / TOKENIZER).unlink(missing_ok=True)
+            image_tokenizers.remove_tokenizer(folder)
+            _move(Path(made), folder)
+
+    def _write(self, folder: Path) -> None:
         if self._folder is not None:
-            for name in (TOKENIZER, IMAGES, *_network(self._folder)):
+            for name in (TOKENIZER, IMAGES, *file_names(self._folder, WEIGHTS)):
                 copy(self._folder / name, folder / name)
             return
         if self.tokenizer is not None:
@@ -122,7 +135,9 @@ def copy(file: Path, to: Path) -> None:
         shutil.copyfile(file, to)
 
 
-def _network(folder: Path) -> list[str]:
-    """Names of the files of a network that draws pictures."""
-    found = (path for path in (folder / WEIGHTS).rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in found]
+def _move(source: Path, folder: Path) -> None:
+    """Move the files of a vocabulary; images.json last: if it is there, so are the others."""
+    for name in (TOKENIZER, *file_names(source, WEIGHTS), IMAGES):
+        if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).replace(folder / name)

@@ -39,7 +39,7 @@ class HeldOutConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        allow(self, "times", self.times >= 1, "1 or more")
+        _check_counts(self)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class LikelihoodConfig:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("times", "sites_per_step", "batch"):
-            allow(self, name, getattr(self, name) >= 1, "1 or more")
+        _check_counts(self)
 
 
 @dataclass(frozen=True)
@@ -238,3 +237,8 @@ class ScoreConfig:
             raise ValueError("perplexity: got a language model for images; allowed: for text")
         if self.fid_network is not None and self.image is None:
             raise ValueError("fid_network: got a file without `image` or a folder; allowed: for images")
+
+
+def _check_counts(config: HeldOutConfig | LikelihoodConfig) -> None:
+    for name in ("times", "sites_per_step", "batch"):
+        allow(config, name, getattr(config, name) >= 1, "1 or more")

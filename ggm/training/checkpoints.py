@@ -21,7 +21,7 @@ from ggm.data.images.pictures import write_picture
 from ggm.data.images.tokenizers import IMAGES, WEIGHTS
 from ggm.data.text import TOKENIZER as TOKENIZER
 from ggm.data.vocabulary import Vocabulary
-from ggm.digests import check_digests, write_digests
+from ggm.digests import check_digests, file_names, write_digests
 from ggm.extras import require
 from ggm.files import read_json
 from ggm.hub import AVERAGED, CONFIG, TRAINING, complete, read_weights, write_weights
@@ -65,6 +65,13 @@ class TrainingState:
     optimizer: Any
     step: int = 0
     seconds: float = 0.0
+
+    @property
+    def average(self) -> GGM:
+        """Model of the averaged weights."""
+        model = self.averaged.module
+        assert isinstance(model, GGM)
+        return model
 
 
 class Checkpoints:
@@ -139,7 +146,14 @@ class Checkpoints:
         aside = self._folder / f".{final.name}-{os.getpid()}"
         try:
             aside.mkdir(parents=True)
-            _write(aside, state, vocabulary or Vocabulary(), held_out_loss, trained)
+            state.average.vocabulary, state.average.trained = vocabulary or Vocabulary(), trained
+            state.average.save_pretrained(aside)
+            write_weights(state.model, aside / TRAINING)
+            torch.save(state.optimizer.state_dict(), aside / _OPTIMIZER)
+            progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
+            if held_out_loss is not None:
+                progress["held_out_loss"] = held_out_loss
+            (aside / PROGRESS).write_text(json.dumps(progress))
             if picture is not None:
                 write_picture(aside / PICTURE, picture)
             write_digests(aside)
@@ -247,10 +261,8 @@ def check_files(folder: Path, *, weights: bool = True) -> bool:
     OSError, ValueError
         If a file is missing, or another one.
     """
-    network = (path for path in (folder / WEIGHTS).rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in network]
     large = (AVERAGED, TRAINING, _OPTIMIZER) if weights else ()
-    return check_digests(folder, (CONFIG, PROGRESS, TOKENIZER, IMAGES, *large, *names))
+    return check_digests(folder, (CONFIG, PROGRESS, TOKENIZER, IMAGES, *large, *file_names(folder, WEIGHTS)))
 
 
 def restore(state: TrainingState, folder: Path) -> None:
@@ -269,7 +281,7 @@ def restore(state: TrainingState, folder: Path) -> None:
     )
     _same_model(saved, wanted, folder)
     read_weights(state.model, folder / TRAINING)
-    read_weights(state.averaged.module, folder / AVERAGED)
+    read_weights(state.average, folder / AVERAGED)
     try:
         moments = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
         with options_kept(state.optimizer):
@@ -279,25 +291,6 @@ def restore(state: TrainingState, folder: Path) -> None:
     state.step, state.seconds = read_progress(folder)
     # 0 would make the average start anew.
     state.averaged.n_averaged.fill_(state.step)
-
-
-def _write(
-    folder: Path,
-    state: TrainingState,
-    vocabulary: Vocabulary,
-    held_out_loss: float | None,
-    trained: Training | None,
-) -> None:
-    averaged = state.averaged.module
-    assert isinstance(averaged, GGM)
-    averaged.vocabulary, averaged.trained = vocabulary, trained
-    averaged.save_pretrained(folder)
-    write_weights(state.model, folder / TRAINING)
-    torch.save(state.optimizer.state_dict(), folder / _OPTIMIZER)
-    progress: dict[str, float] = {"step": state.step, "seconds": state.seconds}
-    if held_out_loss is not None:
-        progress["held_out_loss"] = held_out_loss
-    (folder / PROGRESS).write_text(json.dumps(progress))
 
 
 def _flush(path: Path) -> None:

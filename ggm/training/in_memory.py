@@ -69,8 +69,7 @@ def train(
         the step before left it.
     """
     _check(model, data)
-    averaged = averaged_model(model, config.ema_decay)
-    state = TrainingState(model, averaged, make_optimizer(model, config))
+    state = TrainingState(model, averaged_model(model, config.ema_decay), make_optimizer(model, config))
     state.optimizer.zero_grad()  # of an earlier backward pass
     batch_size = min(config.batch_size, len(data))
     batches = index_batches(len(data), batch_size, seed=config.seed)
@@ -96,8 +95,7 @@ def train(
             if state.step == 1:
                 bar.refresh()
     recent = losses[-max(1, len(losses) // 10) :]
-    result = averaged.module
-    assert isinstance(result, GGM)
+    result = state.average
     if not all_finite(result):
         raise FloatingPointError(f"step {state.step}: got averaged weights that are not finite")
     result.training_weights = {name: value.clone() for name, value in model.state_dict().items()}

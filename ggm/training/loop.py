@@ -125,7 +125,7 @@ class Loop:
         lines[-1] |= {"seconds": self.state.seconds, "tokens_per_second": rate, **self.held_out}
         # Nobody else needs samples, but who holds a part of the model has to help.
         drawing = saving and (self.sharded or self.metrics is not None)
-        self.preview = draw(self._averaged(), self.data, self.config.samples) if drawing else None
+        self.preview = draw(self.state.average, self.data, self.config.samples) if drawing else None
         status = self._report(lines) if self.metrics is not None else ""
         self.clock.rest(self.state)
         return status
@@ -187,14 +187,9 @@ class Loop:
             raise OSError(f"{error}; {self._last()}") from error
         return self._status(recent["loss"], recent["tokens_per_second"])
 
-    def _averaged(self) -> GGM:
-        model = self.state.averaged.module
-        assert isinstance(model, GGM)
-        return model
-
     def _evaluate(self) -> dict[str, float]:
         """Numbers of held-out data under the averaged weights, on all processes: each may hold a part."""
-        model = self._averaged()
+        model = self.state.average
         tokens = self.data.held_out[:_EVALUATED].to(self.accelerator.device)
         with self.accelerator.autocast():
             return evaluate(model, tokens, self.micro_batch)

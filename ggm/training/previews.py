@@ -13,7 +13,7 @@ import torch
 from ggm.data.images import pictures
 from ggm.data.sources import Data
 from ggm.data.text import decode
-from ggm.files import replacing, writing
+from ggm.files import replacing
 from ggm.model import GGM
 from ggm.sampling.config import SamplingConfig
 
@@ -43,8 +43,6 @@ class Preview:
         if self.picture is None:
             return {"samples": self.lines}
         path = out / SAMPLES / f"step-{step:09d}.png"
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as aside:
             pictures.write_picture(aside, self.picture)
         return {"samples": f"{SAMPLES}/{path.name}"}

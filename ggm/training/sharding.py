@@ -42,13 +42,11 @@ def shard(state: TrainingState, config: TrainingConfig, device: torch.device) ->
     device : torch.device
         Of this process.
     """
-    averaged = state.averaged.module
-    assert isinstance(averaged, GGM)
     moments = get_optimizer_state_dict(state.model, state.optimizer) if state.optimizer.state else None
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
     _shard_model(state.model, mesh)
     # No backward pass shards these weights again: their forward must.
-    _shard_model(averaged, mesh, reshard_after_forward=True)
+    _shard_model(state.average, mesh, reshard_after_forward=True)
     state.optimizer = make_optimizer(state.model, config)
     if moments is not None:
         options = StateDictOptions(full_state_dict=True)
@@ -68,10 +66,8 @@ def _shard_model(model: GGM, mesh: dist.DeviceMesh, **options: Any) -> None:
 
 def gather(state: TrainingState, config: TrainingConfig) -> TrainingState | None:
     """Plain state on the CPU of the first process, None on the others, which must call this, too."""
-    averaged = state.averaged.module
-    assert isinstance(averaged, GGM)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, average = (get_model_state_dict(model, options=whole) for model in (state.model, averaged))
+    weights, average = (get_model_state_dict(model, options=whole) for model in (state.model, state.average))
     moments = get_optimizer_state_dict(state.model, state.optimizer, options=whole)
     if dist.get_rank() != 0:
         return None

@@ -4,12 +4,13 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from ggm import GGM, ChainConfig, GGMConfig, MaskedConfig, ObjectiveConfig, TrainingConfig, train
-from ggm.hub import AVERAGED, TRAINING, write_weights
+from ggm.hub import AVERAGED, TRAINING, complete, find, write_weights
 
 CONFIG = GGMConfig(
     vocab_size=5,
@@ -195,6 +196,34 @@ def test_both_are_fetched_from_the_hub_if_they_are_there(with_training, tmp_path
     loaded = GGM.from_pretrained("someone/digits")
     assert_same(weights_of(loaded), weights_of(averaged))
     assert (loaded.training_weights is not None) == with_training
+
+
+def test_weights_without_averaging_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    averaged = train(model(), DATA, FIRST).model
+    averaged.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()  # as the package of the Hub does before it saves
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    save = safetensors.torch.save_file
+
+    def full(weights, path, **options):
+        save(weights, path, **options)
+        if "training" in Path(path).name:
+            raise safetensors.SafetensorError("no space left")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(safetensors.SafetensorError):
+        averaged.save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    names = ["step-000000005", "step-999999999", "step-1000000000", "step-2147483647"]
+    for name in (*names, ".step-3", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in complete(tmp_path / "checkpoints")] == names
+    assert find(tmp_path).name == names[-1]
 
 
 def test_a_later_save_replaces_the_configuration(tmp_path):

@@ -134,6 +134,15 @@ def test_a_given_token_is_shown_whatever_is_drawn_in_other_rows(backbone):
     assert len(torch.stack(hidden).unique(dim=0)) == VOCAB
 
 
+@pytest.mark.parametrize("settings", ["one site", "random order", "events"])
+def test_progress_is_told_where_all_is_given(settings, capsys):
+    frozen = torch.ones_like(TOKENS, dtype=torch.bool)
+    config = SamplingConfig(**SETTINGS[settings])
+    found = model_of("hollow, data").infill(TOKENS, frozen, config, seed=0, progress=True)
+    assert torch.equal(found.tokens, TOKENS)
+    assert capsys.readouterr().err.startswith("sampling: 100%, ")
+
+
 def test_observed_times_are_those_that_every_row_has_been_led_back_to():
     frozen = torch.zeros(2, LENGTH, dtype=torch.bool)
     frozen[0, 1:] = True

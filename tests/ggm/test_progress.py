@@ -27,6 +27,18 @@ def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch, ca
     assert lines[-1].startswith("work: 50%") and lines[-1].endswith("step 49")
 
 
+@pytest.mark.parametrize(
+    ("terminal", "told"), [(False, r"work: 100%, 0:00:00 gone\n"), (True, r"\rwork: .*\n")]
+)
+def test_where_there_is_nothing_to_do_nothing_fails(terminal, told, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_bar(True, 0, "work"):
+        pass
+    assert re.fullmatch(told, stream.getvalue(), re.DOTALL)
+
+
 def test_work_that_fails_or_is_not_shown_tells_nothing(capsys):
     for show in (True, False):
         with pytest.raises(ValueError), progress_bar(show, 10, "work") as bar:

@@ -90,6 +90,82 @@ def test_levels_and_networks_travel_with_the_weights(tmp_path, vq):
         assert samples.images.shape[0] == 2 and samples.images.dtype == torch.uint8
 
 
+def vocabulary_files(folder):
+    paths = [folder / "tokenizer.json", folder / "images.json", *(folder / "vq").rglob("*")]
+    return {path.relative_to(folder): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture
+def models(vq):
+    """Models, by the kinds of their vocabularies."""
+    pytest.importorskip("diffusers")
+    network = open_vq(str(vq), SIZE)
+    return {
+        "text": text_model(),
+        "grey": model(4, 64, Vocabulary(images=GreyLevels(8, 4))),
+        "vq": model(network.vocab_size, network.grid[0] ** 2, Vocabulary(images=network)),
+        "none": model(3, 4, Vocabulary()),
+    }
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["made", "read"])
+def test_the_vocabulary_of_another_model_goes(read, models, tmp_path):
+    for name, ours in models.items():
+        ours.save_pretrained(tmp_path / name)
+    for name, ours in models.items():
+        written = vocabulary_files(tmp_path / name)
+        for other in models:
+            folder = tmp_path / "over"
+            shutil.copytree(tmp_path / other, folder)
+            (GGM.from_pretrained(tmp_path / name) if read else ours).save_pretrained(folder)
+            assert vocabulary_files(folder) == written
+            assert {path.name.startswith(".") for path in folder.iterdir()} == {False}
+            assert (folder / "vq").exists() == (name == "vq")
+            shutil.rmtree(folder)
+
+
+def test_a_vocabulary_stays_until_the_next_is_whole(models, tmp_path, monkeypatch):
+    """Saved over the folder that its network came from, it would be lost."""
+    folder = tmp_path / "vq"
+    models["vq"].save_pretrained(folder)
+    before = vocabulary_files(folder)
+    models["vq"].vocabulary = Vocabulary(images=GGM.from_pretrained(folder).vocabulary.images)
+
+    def half(self, to):
+        (to / "config.json").parent.mkdir(parents=True, exist_ok=True)
+        (to / "config.json").write_text("{")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(models["vq"].vocabulary.images.model), "save_pretrained", half)
+        with pytest.raises(OSError, match="no space left"):
+            models["vq"].save_pretrained(folder)
+    assert vocabulary_files(folder) == before and not list(folder.glob(".*"))
+    models["vq"].save_pretrained(folder)
+    assert vocabulary_files(folder).keys() == before.keys() and not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize(("source", "over"), [("links", "whole"), ("whole", "links"), ("grey", "links")])
+def test_a_network_that_folders_share_is_not_lost(source, over, models, tmp_path):
+    models["grey"].save_pretrained(tmp_path / "grey")
+    models["vq"].save_pretrained(tmp_path / "whole")
+    network = vocabulary_files(tmp_path / "whole")
+    models["vq"].save_pretrained(tmp_path / "links")
+    shutil.rmtree(tmp_path / "links" / "vq")
+    (tmp_path / "links" / "vq").symlink_to(tmp_path / "whole" / "vq")
+    GGM.from_pretrained(tmp_path / source).save_pretrained(tmp_path / over)
+    assert vocabulary_files(tmp_path / "whole") == network
+    assert source == "grey" or vocabulary_files(tmp_path / "links") == network
+
+
+def test_a_network_that_no_save_put_there_stays(models, vq, tmp_path):
+    shutil.copytree(vq, tmp_path / "vq")
+    for name in ("text", "none", "grey"):
+        models[name].save_pretrained(tmp_path)
+        (tmp_path / "images.json").unlink(missing_ok=True)
+    assert {path.name for path in (tmp_path / "vq").iterdir()} == {path.name for path in vq.iterdir()}
+
+
 def test_notebooks_show_texts_and_pictures():
     samples = text_model().sample(2, seed=0)
     shown = samples._repr_html_()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from ggm.data.images.files import Images, read_batches
 from ggm.data.images.tokenizers import VQTokenizer
 from ggm.draws import uniforms
-from ggm.files import writing
+from ggm.files import replacing
 from ggm.progress import progress_bar
 from ggm_kernels import Stream
 
@@ -66,13 +65,8 @@ def cached_tokens(
         return final
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _tokens(images, tokenizer, device, progress)
-    aside = folder / f".{final.stem}-{os.getpid()}.npy"
-    try:
-        with writing(final):
-            numpy.save(aside, tokens)
-            aside.replace(final)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(final) as aside:
+        numpy.save(aside, tokens)
     return final
 
 

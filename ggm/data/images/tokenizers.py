@@ -242,9 +242,15 @@ def read_tokenizer(folder: Path, device: str | torch.device = "cpu") -> ImageTok
 
 
 def remove_tokenizer(folder: Path) -> None:
-    """Remove from a folder what `ImageTokenizer.save` wrote."""
-    (folder / IMAGES).unlink(missing_ok=True)
-    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
+    """Remove from a folder what `ImageTokenizer.save` wrote: a network without images.json is another's."""
+    if not (folder / IMAGES).is_file():
+        return
+    (folder / IMAGES).unlink()
+    network = folder / WEIGHTS
+    if network.is_symlink():  # what it leads to may serve others
+        network.unlink()
+    else:
+        shutil.rmtree(network, ignore_errors=True)
 
 
 def _write(folder: Path, **values: Any) -> None:

@@ -128,3 +128,9 @@ def test_all_times_at_most():
     assert found["chain_steps"] == 12 and found["sequences"] == 40
     with pytest.raises(ValueError, match="times: got 0"):
         dataclasses.replace(HeldOutConfig(1), times=0)
+
+
+@pytest.mark.parametrize("name", ["times", "sites_per_step", "batch"])
+def test_config_names_its_fields(name):
+    with pytest.raises(ValueError, match=f"^{name}: got 0; allowed: 1 or more$"):
+        dataclasses.replace(HeldOutConfig(1), **{name: 0})

@@ -78,6 +78,12 @@ def test_the_two_averages_differ_where_they_should():
     assert averages([torch.ones(2).double()])["standard_error"] is None
 
 
+def test_samples_without_a_token_to_score_are_refused_with_progress_too(models):
+    language_model = LanguageModel(PerplexityConfig(str(models["gpt2"])))
+    with pytest.raises(ValueError, match="no sample has two tokens"):
+        language_model.score([[1], []], progress=True)
+
+
 def test_the_last_batch_counts_though_it_is_not_full(models):
     language_model = LanguageModel(PerplexityConfig(str(models["gpt2"]), batch=2))
     tokens = language_model.encode([TEXTS[i] for i in (0, 2, 4, 5, 6)])
