@@ -95,6 +95,21 @@ def test_a_row_with_nan_makes_its_own_loss_nan_alone(backend):
     assert loss.isnan().tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize("kept", [3, 40])
+def test_the_log_sum_exp_of_nan_beside_infinity_is_nan(kept):
+    """And infinite without; said of the CPU's backends, GPUs' take infinity."""
+    bias = torch.zeros(kept)
+    bias[0], bias[-1] = torch.inf, torch.nan
+    for backend in ("reference", "cpu"):
+        for last, expected in ((torch.nan, torch.nan), (0.0, torch.inf)):
+            bias[-1] = last
+            _, found = linear_cross_entropy(
+                torch.zeros(1, 3), torch.zeros(kept, 3), torch.tensor([1]), bias=bias, return_log_sum_exp=True,
+                backend=backend,
+            )  # fmt: skip
+            torch.testing.assert_close(found, torch.tensor([expected]), equal_nan=True)
+
+
 def test_a_token_that_has_no_probability(backend):
     """Bias -inf: no gradient, an infinite loss where it is the target."""
     inputs = {name: problem()[name] for name in ("hidden", "weight", "bias")}
