@@ -95,11 +95,11 @@ def test_a_row_with_nan_makes_its_own_loss_nan_alone(backend):
     assert loss.isnan().tolist() == [False, False, True, False, False]
 
 
-@pytest.mark.parametrize("kept", [3, 40])
+@pytest.mark.parametrize("kept", [3, 40, 70_000])  # the last in several tiles
 def test_the_log_sum_exp_of_nan_beside_infinity_is_nan(kept):
     """And infinite without; said of the CPU's backends, GPUs' take infinity."""
     bias = torch.zeros(kept)
-    bias[0], bias[-1] = torch.inf, torch.nan
+    bias[0] = torch.inf
     for backend in ("reference", "cpu"):
         for last, expected in ((torch.nan, torch.nan), (0.0, torch.inf)):
             bias[-1] = last
